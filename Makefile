@@ -1,0 +1,57 @@
+# Every target installs what it needs by itself on a fresh Debian 12, as root.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+DEBIAN_PACKAGES := nftables iproute2 conntrack procps util-linux
+
+.PHONY: help install debian drill test test-all check format requirements bench-failover clean
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+debian:
+	@missing=""; for p in $(DEBIAN_PACKAGES); do \
+	  dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing Debian packages:$$missing"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("hafw needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+install: debian $(VENV)/.installed ## Debian packages and the .venv
+
+drill: install ## all drills once, default timers, IPv4 and IPv6
+	$(BIN)/hafwctl drill run all
+
+test: install ## what CI runs
+	$(BIN)/pytest -m "not long"
+
+test-all: install ## everything, long simulations and fuzzing included
+	$(BIN)/pytest
+
+check: install ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install ## format and fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-failover: install ## 50 power cuts per timer profile
+	$(BIN)/hafwctl drill bench-failover --cuts 50
+
+requirements: ## export the pinned requirements again (needs uv)
+	uv pip compile --generate-hashes --no-header --no-annotate --no-emit-index-url \
+	  --all-extras pyproject.toml -o requirements.txt
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,244 @@
+"""cluster.yaml: declared once, here. The reference page and the JSON Schema come from this.
+
+Types, defaults, units, ranges and relations live on the models; `hafw.config.load` turns a file
+into a `ClusterConfig` or a `ConfigError` with file, line, path, value and what would be right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv6Address,
+    IPv6Interface,
+)
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "LEASE_MS_MAX",
+    "RESTART_WAIT_MS",
+    "ClusterConfig",
+    "CpuConfig",
+    "GroupConfig",
+    "LeaseConfig",
+    "LinkConfig",
+    "NodeConfig",
+    "SegmentPort",
+    "SyncConfig",
+    "VoterSet",
+]
+
+RESTART_WAIT_MS = 2000
+"""M: a voter that has (re)started votes for nobody for M(1+ε). A constant of the release: longer
+leases are refused (DESIGN §5)."""
+LEASE_MS_MAX = 1000
+DRIFT = 0.01
+"""ε: the bound on the relative drift of two nodes' CLOCK_BOOTTIME."""
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+SegmentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]{0,7}$")]
+Device = Annotated[str, Field(pattern=r"^[^\s/:]{1,15}$")]
+Port = Annotated[int, Field(ge=1024, le=65535)]
+Vip = IPv4Address | IPv6Address
+Interface = IPv4Interface | IPv6Interface
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SegmentPort(Model):
+    """How a gateway sits on a segment: its device and its own addresses (required: packets leave
+    with the node's own MAC and resolve neighbours with its own address)."""
+
+    device: Device
+    addresses: list[Interface] = Field(min_length=1, max_length=8)
+
+    @property
+    def ipv4(self) -> IPv4Interface | None:
+        return next((a for a in self.addresses if isinstance(a, IPv4Interface)), None)
+
+
+class LinkConfig(Model):
+    """A path between nodes that hafw itself talks over."""
+
+    device: Device
+    address: IPv4Interface
+
+
+class NodeConfig(Model):
+    """A member of the cluster. A gateway forwards; a witness only votes."""
+
+    id: int = Field(ge=1, le=62, description="Node id in marks and on the wire.")
+    role: Literal["gateway", "witness"] = "gateway"
+    segments: dict[SegmentName, SegmentPort] = Field(default_factory=dict)
+    links: dict[Name, LinkConfig] = Field(min_length=1, max_length=8)
+
+
+class GroupConfig(Model):
+    """A virtual gateway: one VRID, one virtual MAC, its VIPs on each segment, one ACTIVE node."""
+
+    index: int = Field(ge=1, le=15, description="Group index in the ct mark.")
+    vrid: int = Field(ge=1, le=255, description="Last byte of the virtual MAC 00:00:5e:00:01:xx.")
+    order: list[Name] = Field(min_length=1, max_length=62, description="Candidates, best first.")
+    vips: dict[SegmentName, list[Vip]] = Field(min_length=1)
+
+    @property
+    def virtual_mac(self) -> str:
+        return f"00:00:5e:00:01:{self.vrid:02x}"
+
+    def device(self, segment: str) -> str:
+        """Name of the virtual MAC device (macvlan) on a segment; at most 15 characters."""
+        return f"hv{self.vrid}-{segment}"
+
+
+class LeaseConfig(Model):
+    """Heartbeats and leases. 20/100 ms by default; 10/40 is the fast profile; 5/20 is an
+    experiment."""
+
+    heartbeat_ms: int = Field(20, ge=1, le=300)
+    lease_ms: int = Field(100, ge=5, le=LEASE_MS_MAX)
+    port: Port = 7410
+    multicast: IPv4Address = IPv4Address("224.0.0.141")
+    announce_interval_s: float = Field(
+        10.0, ge=0.1, le=60, description="Slow announcement of the virtual MAC, for ever."
+    )
+
+    @model_validator(mode="after")
+    def _relations(self) -> Self:
+        if self.heartbeat_ms * 3 > self.lease_ms:
+            raise ValueError(
+                f"heartbeat_ms * 3 must be <= lease_ms ({self.heartbeat_ms} * 3 > {self.lease_ms})"
+            )
+        if not self.multicast.is_link_local and not str(self.multicast).startswith("224.0.0."):
+            raise ValueError("multicast must be in 224.0.0.0/24, which switches always flood")
+        return self
+
+
+class SyncConfig(Model):
+    """ct_sync: replication of conntrack entries."""
+
+    port: Port = 7411
+    snapshot_port: Port = 7412
+    multicast: IPv4Address = IPv4Address("239.192.74.11")
+    beacon_ms: int = Field(20, ge=5, le=1000)
+    ring_datagrams: int = Field(8192, ge=64, le=1 << 20, description="Kept for repair by NACK.")
+    hold_s: int = Field(
+        900, ge=60, le=86400, description="Least timeout of a replica; it dies by DESTROY."
+    )
+    refresh_s: int = Field(
+        300, ge=10, le=43200, description="Every published flow is re-announced this often."
+    )
+    enabled: bool = Field(True, description="false only in drills that must fail.")
+
+    @model_validator(mode="after")
+    def _relations(self) -> Self:
+        if self.refresh_s * 2 > self.hold_s:
+            raise ValueError(
+                f"refresh_s * 2 must be <= hold_s ({self.refresh_s} * 2 > {self.hold_s}), "
+                "or replicas expire between two announcements"
+            )
+        if not self.multicast.is_multicast:
+            raise ValueError("multicast must be a multicast address (239.0.0.0/8)")
+        return self
+
+
+class CpuConfig(Model):
+    """Which CPU the lease loop has and which the policy worker must keep to. An nft load is not
+    preemptible and would hold a lease loop on the same CPU for tens of milliseconds."""
+
+    lease: int | None = Field(None, ge=0, description="Default: the last CPU online.")
+    policy: int | None = Field(None, ge=0, description="Default: the first CPU online.")
+
+    @model_validator(mode="after")
+    def _relations(self) -> Self:
+        if self.lease is not None and self.lease == self.policy:
+            raise ValueError("lease and policy must be different CPUs")
+        return self
+
+
+class VoterSet(Model):
+    """Who votes. Named in every lease message by id and hash; voters refuse any other set."""
+
+    id: int
+    members: tuple[int, ...]
+
+    @property
+    def majority(self) -> int:
+        return len(self.members) // 2 + 1
+
+    @property
+    def hash(self) -> str:
+        """First 16 hex digits of SHA-256 over the id and the sorted member ids."""
+        text = f"{self.id}:" + ",".join(str(member) for member in sorted(self.members))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class ClusterConfig(Model):
+    """The whole file, the same on every node."""
+
+    name: Name = Field(description="Cluster name; datagrams of other clusters are refused.")
+    nodes: dict[Name, NodeConfig] = Field(min_length=1, max_length=62)
+    groups: dict[Name, GroupConfig] = Field(min_length=1, max_length=15)
+    lease: LeaseConfig = LeaseConfig()
+    sync: SyncConfig = SyncConfig()
+    cpus: CpuConfig = CpuConfig()
+    policy: str = Field("policy.yaml", description="Policy file, relative to this one.")
+
+    @property
+    def cluster_id(self) -> int:
+        """32 bits of SHA-256 of the name; in every datagram's header."""
+        return int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:4], "big")
+
+    @property
+    def voters(self) -> VoterSet:
+        """The nodes of the file, until Raft holds the set."""
+        return VoterSet(id=1, members=tuple(sorted(node.id for node in self.nodes.values())))
+
+    def node_name(self, node_id: int) -> str:
+        """Name of a node id; ``-`` for 0, ``node<id>`` for an id that is not in the file."""
+        if node_id == 0:
+            return "-"
+        for name, node in self.nodes.items():
+            if node.id == node_id:
+                return name
+        return f"node{node_id}"
+
+    @model_validator(mode="after")
+    def _relations(self) -> Self:
+        # Messages begin with the dotted path they are about; the loader splits it off.
+        seen_ids: dict[int, str] = {}
+        for name, node in self.nodes.items():
+            if node.id in seen_ids:
+                raise ValueError(
+                    f"nodes.{name}.id: {node.id} is already the id of {seen_ids[node.id]}"
+                )
+            seen_ids[node.id] = name
+            if node.role == "witness" and node.segments:
+                raise ValueError(f"nodes.{name}.segments: a witness has no segments")
+            if node.role == "gateway" and not node.segments:
+                raise ValueError(f"nodes.{name}.segments: a gateway needs at least one segment")
+        seen: dict[tuple[str, int], str] = {}
+        for name, group in self.groups.items():
+            for key, number in (("index", group.index), ("vrid", group.vrid)):
+                if (key, number) in seen:
+                    raise ValueError(
+                        f"groups.{name}.{key}: {number} is already used by {seen[key, number]}"
+                    )
+                seen[key, number] = name
+            for candidate in group.order:
+                if candidate not in self.nodes:
+                    raise ValueError(f"groups.{name}.order: no node is named {candidate}")
+                if self.nodes[candidate].role != "gateway":
+                    raise ValueError(f"groups.{name}.order: {candidate} is not a gateway")
+                for segment in group.vips:
+                    if segment not in self.nodes[candidate].segments:
+                        raise ValueError(
+                            f"groups.{name}.vips.{segment}: {candidate} has no segment {segment}"
+                        )
+            if len(set(group.order)) != len(group.order):
+                raise ValueError(f"groups.{name}.order: a node is listed twice")
+        return self

@@ -1,0 +1,160 @@
+"""Flow types shared by everything that handles conntrack entries, and the ct mark's layout.
+
+A `Tuple` is the kernel's `struct nf_conntrack_tuple` seen from user space; a `FlowEntry` is one
+conntrack entry as ctnetlink reports it (linux/netfilter/nfnetlink_conntrack.h). `reply` is always
+the tuple of the event or dump, that is *after* NAT; the codec derives the creation form from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+__all__ = [
+    "AF_INET",
+    "AF_INET6",
+    "CHOSEN_SHIFT",
+    "GROUP_SHIFT",
+    "IPPROTO_ICMP",
+    "IPPROTO_ICMPV6",
+    "IPPROTO_TCP",
+    "IPPROTO_UDP",
+    "IPS_ASSURED",
+    "IPS_CONFIRMED",
+    "IPS_DST_NAT",
+    "IPS_EXPECTED",
+    "IPS_SEEN_REPLY",
+    "IPS_SEQ_ADJUST",
+    "IPS_SRC_NAT",
+    "MARK_MASK",
+    "OWNER_SHIFT",
+    "TCP_FLAG_BE_LIBERAL",
+    "TCP_FLAG_MAXACK_SET",
+    "TCP_STATES",
+    "USER_MARK_MASK",
+    "FlowEntry",
+    "FlowKey",
+    "TcpState",
+    "Tuple",
+    "hafw_mark",
+    "mark_group",
+    "mark_owner",
+]
+
+AF_INET = 2
+AF_INET6 = 10
+IPPROTO_ICMP = 1
+IPPROTO_TCP = 6
+IPPROTO_UDP = 17
+IPPROTO_ICMPV6 = 58
+
+# linux/netfilter/nf_conntrack_common.h, enum ip_conntrack_status.
+IPS_EXPECTED = 1 << 0
+IPS_SEEN_REPLY = 1 << 1
+IPS_ASSURED = 1 << 2
+IPS_CONFIRMED = 1 << 3
+IPS_SRC_NAT = 1 << 4
+IPS_DST_NAT = 1 << 5
+IPS_SEQ_ADJUST = 1 << 6
+
+# linux/netfilter/nf_conntrack_tcp.h
+TCP_FLAG_BE_LIBERAL = 0x08
+TCP_FLAG_MAXACK_SET = 0x20
+TCP_STATES = (
+    "NONE",
+    "SYN_SENT",
+    "SYN_RECV",
+    "ESTABLISHED",
+    "FIN_WAIT",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "TIME_WAIT",
+    "CLOSE",
+    "SYN_SENT2",
+)
+
+# DESIGN §4, marks: [31:28] group, [27:22] owner in force, [21:16] owner chosen; the rest is the
+# user's. 0 = a flow of the node itself, never replicated.
+MARK_MASK = 0xFFFF0000
+USER_MARK_MASK = 0x0000FFFF
+GROUP_SHIFT = 28
+OWNER_SHIFT = 22
+CHOSEN_SHIFT = 16
+
+
+def hafw_mark(group: int, owner: int, chosen: int) -> int:
+    """The top 16 bits of a ct mark: group index 1 to 15, node ids 1 to 62."""
+    assert 1 <= group <= 15, group
+    assert 1 <= owner <= 62, owner
+    assert 1 <= chosen <= 62, chosen
+    return group << GROUP_SHIFT | owner << OWNER_SHIFT | chosen << CHOSEN_SHIFT
+
+
+def mark_group(mark: int) -> int:
+    """Group index of a ct mark; 0 means a flow of the node itself."""
+    return mark >> GROUP_SHIFT & 0xF
+
+
+def mark_owner(mark: int) -> int:
+    """Node id of the owner in force in a ct mark."""
+    return mark >> OWNER_SHIFT & 0x3F
+
+
+@dataclass(frozen=True, slots=True)
+class Tuple:
+    """One direction of a flow.
+
+    `src` and `dst` are packed network-order addresses (4 or 16 bytes by `family`). `sport` and
+    `dport` are host-order ports; for ICMP and ICMPv6 `sport` is the query id and `dport` is
+    ``type << 8 | code``; for protocols without ports both are 0.
+    """
+
+    family: int
+    proto: int
+    src: bytes
+    dst: bytes
+    sport: int
+    dport: int
+
+    def __str__(self) -> str:
+        kind = IPv4Address if self.family == AF_INET else IPv6Address
+        return f"{self.proto} {kind(self.src)}:{self.sport} -> {kind(self.dst)}:{self.dport}"
+
+
+@dataclass(frozen=True, slots=True)
+class FlowKey:
+    """What names a flow on every node: its zone and original tuple."""
+
+    zone: int
+    orig: Tuple
+
+    def __str__(self) -> str:
+        return f"{self.orig} zone {self.zone}" if self.zone else str(self.orig)
+
+
+@dataclass(frozen=True, slots=True)
+class TcpState:
+    """CTA_PROTOINFO_TCP. `flags_*` are the IP_CT_TCP_FLAG_* bits of each direction; the window
+    scales are only meaningful where flag 0x01 (WINDOW_SCALE) is set in both directions."""
+
+    state: int
+    flags_orig: int
+    flags_reply: int
+    wscale_orig: int
+    wscale_reply: int
+
+
+@dataclass(frozen=True, slots=True)
+class FlowEntry:
+    """One conntrack entry. `None` means that the message did not carry the attribute."""
+
+    key: FlowKey
+    reply: Tuple
+    status: int
+    timeout_s: int | None = None
+    mark: int = 0
+    tcp: TcpState | None = None
+    helper: str | None = None
+    labels: bytes | None = None
+    kernel_id: int | None = None
+    """CTA_ID: ties events to the registry on one node; meaningless elsewhere."""

@@ -1,0 +1,286 @@
+"""What the daemons of one node say to each other, and the status they give. Pure types.
+
+Transport: one Unix datagram socket each (`hafw.paths.NodePaths`), msgpack of one tagged struct a
+datagram, at most `DATAGRAM_BYTES_MAX`. A request is answered to the sender's bound address; a
+sender without an address gets no answer. Times are CLOCK_BOOTTIME nanoseconds (`*_ns`), which all
+network namespaces of a machine share, unless a name says `_s` (seconds) or `_ms`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = [
+    "DATAGRAM_BYTES_MAX",
+    "GroupLeaseStatus",
+    "LeasedMessage",
+    "LeasedStatus",
+    "LinkStatus",
+    "LoopDelay",
+    "MoveReply",
+    "MoveRequest",
+    "NewEpochRequest",
+    "PeerStatus",
+    "Position",
+    "PositionReply",
+    "PositionRequest",
+    "RoleChange",
+    "StatusRequest",
+    "SyncBeacon",
+    "SyncGroupStatus",
+    "SyncPeerStatus",
+    "SyncdMessage",
+    "SyncdStatus",
+    "decode_leased",
+    "decode_syncd",
+    "encode",
+]
+
+DATAGRAM_BYTES_MAX = 65536
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Base: tagged by class name."""
+
+
+class Position(msgspec.Struct, frozen=True):
+    """A place in one sender's replication stream: everything up to `seq` of `session`."""
+
+    sender_id: int
+    session: int
+    seq: int
+
+
+# ---- syncd -> leased ------------------------------------------------------------------------
+
+
+class SyncBeacon(Message, frozen=True):
+    """Every `sync.beacon_ms`, and at once on a change. Stale after 3 beacons = unsynced.
+
+    `synced` is syncd's answer to "could this node carry this group without losing flows?", per
+    group index; `reasons` says why not. `applied` is the position applied of each peer's stream.
+    `stale_entries` counts entries that still await their pristine replacement.
+    """
+
+    synced: dict[int, bool]
+    reasons: dict[int, str]
+    applied: list[Position]
+    stale_entries: int
+
+
+class PositionReply(Message, frozen=True):
+    """Answer to `PositionRequest`: every event of the group read so far is at or before it."""
+
+    group: int
+    epoch: int
+    position: Position
+
+
+class NewEpochRequest(Message, frozen=True):
+    """A restarted syncd on the ACTIVE node has no registry: leased claims a higher epoch for the
+    group this node already holds (DESIGN §6, identity and order)."""
+
+    group: int
+    held_epoch: int
+    reason: str
+
+
+# ---- leased -> syncd ------------------------------------------------------------------------
+
+
+class RoleChange(Message, frozen=True):
+    """The role of this node in a group. Sent at each change and repeated every 100 ms.
+
+    `epoch` is the newest epoch known for the group and `holder_id` its node (0 = nobody).
+    `contiguous`: this node held the immediately preceding epoch too, so nobody else can have
+    carried the group's packets since (its windows are not stale). For role ACTIVE `holder_id` is
+    this node.
+    """
+
+    group: int
+    active: bool
+    epoch: int
+    holder_id: int
+    contiguous: bool
+
+
+class PositionRequest(Message, frozen=True):
+    """In a planned hand-over: drain the event socket, publish, and say the stream position."""
+
+    group: int
+    epoch: int
+
+
+# ---- hafwd or hafwctl -> leased, syncd ---------------------------------------------------------
+
+
+class StatusRequest(Message, frozen=True):
+    """Answered with `LeasedStatus` or `SyncdStatus`."""
+
+
+class MoveRequest(Message, frozen=True):
+    """Planned hand-over of a group this node holds (or forwarded refusal). `wait_s` bounds how
+    long an unsynced target is waited for; 0 refuses at once."""
+
+    group: int
+    target_id: int
+    wait_s: float
+
+
+class MoveReply(Message, frozen=True):
+    """The outcome: `moved` once the target holds a newer epoch, else why not. Nothing changed if
+    `moved` is false and `released` is false; `released` without `moved` means the lease was given
+    up and the target did not take it in time (somebody claims it by rank then)."""
+
+    moved: bool
+    released: bool
+    epoch: int
+    reason: str
+
+
+# ---- status ------------------------------------------------------------------------------------
+
+
+class LoopDelay(msgspec.Struct, frozen=True):
+    """How late the daemon's own loop woke, over the last minute, in milliseconds."""
+
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+class LinkStatus(msgspec.Struct, frozen=True):
+    """One path to one peer. `alive`: an authenticated heartbeat came within one lease."""
+
+    name: str
+    alive: bool
+    age_ms: float | None
+    received: int
+
+
+class PeerStatus(msgspec.Struct, frozen=True):
+    """A peer as heard over authenticated heartbeats. `synced` by group index, as it reports."""
+
+    node_id: int
+    alive: bool
+    proven: bool
+    age_ms: float | None
+    era: int
+    synced: dict[int, bool]
+    reasons: dict[int, str]
+    rtt_ms: float | None
+    links: list[LinkStatus]
+
+
+class GroupLeaseStatus(msgspec.Struct, frozen=True):
+    """One group as leased sees it. Deadlines are read back from the kernel map (0 = shut)."""
+
+    group: int
+    active: bool
+    epoch: int
+    holder_id: int
+    lease_left_ms: float
+    announce_deadline_ns: int
+    accept_deadline_ns: int
+    dropped_in: int
+    dropped_out: int
+    moves: int
+    renewals: int
+
+
+class LeasedStatus(Message, frozen=True):
+    """hafw-leased's answer to `StatusRequest`. `counters` are refusals and events by name."""
+
+    node_id: int
+    pid: int
+    session: int
+    era: int
+    now_ns: int
+    may_vote: bool
+    votes_from_ns: int
+    voters_id: int
+    voters_hash: str
+    realtime: bool
+    groups: list[GroupLeaseStatus]
+    peers: list[PeerStatus]
+    loop_delay: LoopDelay
+    counters: dict[str, int]
+    alarms: list[str]
+
+
+class SyncGroupStatus(msgspec.Struct, frozen=True):
+    """One group as syncd sees it. `liberal` counts adopted TCP entries whose windows are still
+    to be learnt; `stale` those that await a pristine replacement."""
+
+    group: int
+    active: bool
+    epoch: int
+    holder_id: int
+    synced: bool
+    reason: str
+    owned: int
+    replicas: int
+    liberal: int
+    stale: int
+
+
+class SyncPeerStatus(msgspec.Struct, frozen=True):
+    """A peer's stream as received. `lag_deltas`: its high-water mark minus what is applied, in
+    datagrams; `delay_*_ms`: send to applied, over the last minute."""
+
+    node_id: int
+    session: int
+    accepted: bool
+    applied_seq: int
+    high_water_seq: int
+    lag_deltas: int
+    beacon_age_ms: float | None
+    delay_p50_ms: float | None
+    delay_p99_ms: float | None
+
+
+class SyncdStatus(Message, frozen=True):
+    """hafw-syncd's answer to `StatusRequest`."""
+
+    node_id: int
+    pid: int
+    session: int
+    seq: int
+    codec: str
+    groups: list[SyncGroupStatus]
+    peers: list[SyncPeerStatus]
+    counters: dict[str, int]
+    alarms: list[str]
+
+
+LeasedMessage = (
+    SyncBeacon
+    | PositionReply
+    | NewEpochRequest
+    | StatusRequest
+    | MoveRequest
+    | MoveReply
+    | LeasedStatus
+)
+SyncdMessage = RoleChange | PositionRequest | StatusRequest | SyncdStatus
+
+_encoder = msgspec.msgpack.Encoder()
+_leased_decoder = msgspec.msgpack.Decoder(LeasedMessage)
+_syncd_decoder = msgspec.msgpack.Decoder(SyncdMessage)
+
+
+def encode(message: LeasedMessage | SyncdMessage) -> bytes:
+    """One datagram."""
+    return _encoder.encode(message)
+
+
+def decode_leased(datagram: bytes) -> LeasedMessage:
+    """What comes to leased, or its answers. Raises msgspec.DecodeError on anything else."""
+    message: LeasedMessage = _leased_decoder.decode(datagram)
+    return message
+
+
+def decode_syncd(datagram: bytes) -> SyncdMessage:
+    """What comes to syncd, or its answers. Raises msgspec.DecodeError on anything else."""
+    message: SyncdMessage = _syncd_decoder.decode(datagram)
+    return message

@@ -1,0 +1,73 @@
+"""Where a node keeps its files. The roots can be moved by environment for tests only.
+
+====================== ======================================================================
+/run/hafw/NODE          hafwd.sock leased.sock syncd.sock, *.pid and *.lock, *.log (lab)
+/var/lib/hafw/NODE      era
+/etc/hafw/NODE          lease.key sync.key (mode 0600)
+/sys/fs/bpf/hafw/NODE   gate, prog-*, link-*
+====================== ======================================================================
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["NodePaths"]
+
+
+@dataclass(frozen=True, slots=True)
+class NodePaths:
+    """The folders of one node."""
+
+    node: str
+
+    @property
+    def run(self) -> Path:
+        return Path(os.environ.get("HAFW_RUN_ROOT", "/run/hafw")) / self.node
+
+    @property
+    def lib(self) -> Path:
+        return Path(os.environ.get("HAFW_LIB_ROOT", "/var/lib/hafw")) / self.node
+
+    @property
+    def etc(self) -> Path:
+        return Path(os.environ.get("HAFW_ETC_ROOT", "/etc/hafw")) / self.node
+
+    @property
+    def bpf(self) -> Path:
+        return Path(os.environ.get("HAFW_BPF_ROOT", "/sys/fs/bpf/hafw")) / self.node
+
+    @property
+    def hafwd_socket(self) -> Path:
+        """ZeroMQ ipc ROUTER of hafwd (the API)."""
+        return self.run / "hafwd.sock"
+
+    @property
+    def leased_socket(self) -> Path:
+        """Unix datagram socket of hafw-leased; messages of `hafw.messages`."""
+        return self.run / "leased.sock"
+
+    @property
+    def syncd_socket(self) -> Path:
+        """Unix datagram socket of hafw-syncd; messages of `hafw.messages`."""
+        return self.run / "syncd.sock"
+
+    @property
+    def era(self) -> Path:
+        return self.lib / "era"
+
+    @property
+    def lease_key(self) -> Path:
+        return self.etc / "lease.key"
+
+    @property
+    def sync_key(self) -> Path:
+        return self.etc / "sync.key"
+
+    def pid(self, daemon: str) -> Path:
+        return self.run / f"{daemon}.pid"
+
+    def lock(self, daemon: str) -> Path:
+        return self.run / f"{daemon}.lock"
