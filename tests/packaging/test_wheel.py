@@ -1,0 +1,75 @@
+"""The wheel, not the tree: built, installed into a fresh environment, console scripts run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ("hafwctl", "hafwd", "hafw-leased", "hafw-syncd")
+
+
+def run(*argv: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in argv], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    # A copy of what git tracks: a stale build folder in the tree must not leak into the wheel.
+    tree = tmp_path_factory.mktemp("tree")
+    files = run("git", "-C", ROOT, "ls-files", "-z").stdout.split("\0")
+    for name in filter(None, files):
+        source = ROOT / name
+        if source.exists():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_bytes(source.read_bytes())
+    done = run(
+        sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation",
+        "-w", out, tree,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (built,) = out.glob("hafw-*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("fresh") / "env"
+    assert run(sys.executable, "-m", "venv", place).returncode == 0
+    for arguments in (("--require-hashes", "-r", ROOT / "requirements.txt"), ("--no-deps", wheel)):
+        done = run(place / "bin/pip", "install", "-q", *arguments)
+        assert done.returncode == 0, done.stderr
+    return place
+
+
+def test_the_wheel_holds_three_packages_and_their_data(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert tops == {"hafw", "cluster", "sync"}
+    for data in ("hafw/py.typed", "hafw/lab/cluster.yaml", "hafw/lab/policy.yaml"):
+        assert data in names
+    tracked = run("git", "-C", ROOT, "ls-files", "hafw", "cluster", "sync").stdout.split()
+    assert {name for name in tracked if name.endswith(".py")} <= set(names)
+
+
+def test_the_three_packages_come_from_one_folder(environment: Path, tmp_path: Path) -> None:
+    code = (
+        "import hafw, cluster, sync, pathlib;"
+        "print(len({pathlib.Path(m.__file__).parent.parent for m in (hafw, cluster, sync)}))"
+    )
+    done = run(environment / "bin/python", "-c", code, cwd=tmp_path)
+    assert done.stdout.strip() == "1", done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_console_script_answers_help(script: str, environment: Path, tmp_path: Path) -> None:
+    done = run(environment / "bin" / script, "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower()
