@@ -1,0 +1,215 @@
+"""One instance of a daemon per node, by an exclusive flock; and the keys a daemon reads.
+
+The lock is the truth: the kernel drops it when the process dies, however it dies. The pid file
+beside it only names the holder, and is believed only if that process has the lock file open. So a
+stale pid file, a recycled pid or a half-written file never passes for a running daemon.
+
+A foundation: `cluster` and `sync` use it too. Shell: touches files, /proc and locks.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from hafw.errors import StateError
+from hafw.paths import NodePaths
+
+__all__ = [
+    "KEY_BYTES",
+    "Instance",
+    "claim_instance",
+    "ensure_run_folder",
+    "read_key",
+    "running_pid",
+    "write_atomically",
+]
+
+KEY_BYTES = 32
+_CLAIM_S_MAX = 0.2
+"""A probe (`running_pid`) may hold the lock for microseconds: a claim tries again this long."""
+
+
+class Instance:
+    """The right to be `daemon` of this node; held until `release` or the end of the process."""
+
+    def __init__(self, paths: NodePaths, daemon: str, lock_fd: int) -> None:
+        self.daemon = daemon
+        self._pid_file = paths.pid(daemon)
+        self._lock_fd: int | None = lock_fd
+
+    def release(self) -> None:
+        """Remove the pid file, then drop the lock. Idempotent."""
+        if self._lock_fd is None:
+            return
+        self._pid_file.unlink(missing_ok=True)
+        os.close(self._lock_fd)
+        self._lock_fd = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+def claim_instance(paths: NodePaths, daemon: str) -> Instance:
+    """Lock `paths.lock(daemon)` for the life of this process and write its pid file.
+
+    Raises StateError if another process holds the lock, or the folder cannot be used.
+    """
+    ensure_run_folder(paths)
+    try:
+        fd = os.open(paths.lock(daemon), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateError(f"cannot open {paths.lock(daemon)}: {error.strerror}") from None
+    deadline = time.monotonic() + _CLAIM_S_MAX
+    while not _try_lock(fd):
+        if time.monotonic() > deadline:
+            os.close(fd)
+            pid = running_pid(paths, daemon)
+            holder = f" (pid {pid})" if pid is not None else ""
+            raise StateError(f"{_full_name(daemon)} is already running for {paths.node}{holder}")
+        time.sleep(0.005)
+    try:
+        write_atomically(paths.pid(daemon), f"{os.getpid()}\n".encode(), mode=0o644)
+    except BaseException:
+        os.close(fd)
+        raise
+    return Instance(paths, daemon, fd)
+
+
+def running_pid(paths: NodePaths, daemon: str) -> int | None:
+    """Pid of the process that holds the daemon's lock; None if nobody does."""
+    try:
+        fd = os.open(paths.lock(daemon), os.O_RDWR | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StateError(f"cannot open {paths.lock(daemon)}: {error.strerror}") from None
+    try:
+        lock_stat = os.fstat(fd)
+        for _ in range(3):
+            pid = _read_pid(paths.pid(daemon))
+            if pid is not None and _has_open(pid, lock_stat):
+                return pid
+            if _try_lock(fd):
+                return None  # Nobody held it; closing the descriptor gives it back.
+            time.sleep(0.005)  # Held, but the pid file is not there yet: it is starting.
+        return next(
+            (pid for pid in _all_pids() if pid != os.getpid() and _has_open(pid, lock_stat)), None
+        )
+    finally:
+        os.close(fd)
+
+
+def ensure_run_folder(paths: NodePaths) -> None:
+    """Create /run/hafw/NODE, open to its owner only: its sockets take commands. The folder
+    above it may be listed by anybody. Raises StateError."""
+    try:
+        paths.run.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        paths.run.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StateError(
+            f"cannot create {paths.run}: {error.strerror}; hafw's daemons run as root"
+        ) from None
+
+
+def read_key(path: Path) -> bytes:
+    """The 32 bytes of a key file. Raises StateError if it is missing, has another length, or
+    could be read or replaced by others; the text says how to mend it."""
+    make = f"make one with: hafwctl key init --node {path.parent.name}"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise StateError(f"key {path} does not exist; {make}") from None
+    except OSError as error:
+        raise StateError(f"cannot read key {path}: {error.strerror}") from None
+    with os.fdopen(fd, "rb") as file:
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise StateError(f"key {path} is not a regular file; {make}")
+        if info.st_uid != os.geteuid():
+            raise StateError(
+                f"key {path} belongs to uid {info.st_uid}, not to uid {os.geteuid()}; "
+                f"after making sure who wrote it: chown {os.geteuid()} {path}"
+            )
+        if info.st_mode & 0o077:
+            raise StateError(
+                f"key {path} has mode {stat.S_IMODE(info.st_mode):04o}, others may read it; "
+                f"chmod 0600 {path}"
+            )
+        key = file.read(KEY_BYTES + 1)
+    if len(key) != KEY_BYTES:
+        size = f"{info.st_size} bytes"
+        raise StateError(
+            f"key {path} has {size}, a key is {KEY_BYTES} random bytes; copy it from another "
+            "node, or replace the keys of all nodes with: hafwctl key init --force"
+        )
+    return key
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int) -> None:
+    """Replace `path` so that a reader sees the old content or the new, never a part.
+    Raises StateError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StateError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _full_name(daemon: str) -> str:
+    return daemon if daemon == "hafwd" else f"hafw-{daemon}"
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read_pid(path: Path) -> int | None:
+    try:
+        pid = int(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return pid if pid > 0 else None
+
+
+def _has_open(pid: int, target: os.stat_result) -> bool:
+    folder = f"/proc/{pid}/fd"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return False
+    for name in names:
+        # A descriptor may be closed between the listing and the look.
+        with suppress(OSError):
+            if os.path.samestat(os.stat(f"{folder}/{name}"), target):
+                return True
+    return False
+
+
+def _all_pids() -> list[int]:
+    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())

@@ -1,0 +1,207 @@
+"""Asking hafw-leased and hafw-syncd over their Unix datagram sockets.
+
+Every question has a socket of its own, bound to a temporary path in the node's run folder, so
+that an answer that comes too late can never be taken for the answer to a later question.
+"Down" (nobody has the socket) and "silent" (it is there, but no answer came in time: hung or
+stopped) are different answers, and neither is an exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, Literal, Self, TypeVar
+
+import msgspec
+
+from hafw.errors import StateError
+from hafw.messages import (
+    DATAGRAM_BYTES_MAX,
+    LeasedStatus,
+    MoveReply,
+    MoveRequest,
+    StatusRequest,
+    SyncdStatus,
+    decode_leased,
+    decode_syncd,
+    encode,
+)
+from hafw.paths import NodePaths
+
+__all__ = ["ASK_S", "MOVE_MARGIN_S", "LocalClient", "Unavailable"]
+
+ASK_S = 0.5
+"""How long a status answer is waited for."""
+MOVE_MARGIN_S = 5.0
+"""Beyond `MoveRequest.wait_s`: the hand-over itself."""
+
+Answer = TypeVar("Answer")
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """No answer. `down`: no process has the socket. `silent`: it did not answer in time."""
+
+    state: Literal["down", "silent"]
+    reason: str
+
+
+class LocalClient:
+    """Questions to the daemons of one node, blocking and for asyncio alike."""
+
+    def __init__(self, paths: NodePaths) -> None:
+        self._paths = paths
+
+    def ask_leased(self, timeout_s: float = ASK_S) -> LeasedStatus | Unavailable:
+        return self._ask(self._leased_question(), timeout_s)
+
+    def ask_syncd(self, timeout_s: float = ASK_S) -> SyncdStatus | Unavailable:
+        return self._ask(self._syncd_question(), timeout_s)
+
+    def move(self, request: MoveRequest) -> MoveReply | Unavailable:
+        """Ask leased for a planned hand-over; returns when it is done or refused."""
+        return self._ask(self._move_question(request), request.wait_s + MOVE_MARGIN_S)
+
+    async def ask_leased_async(self, timeout_s: float = ASK_S) -> LeasedStatus | Unavailable:
+        return await self._ask_async(self._leased_question(), timeout_s)
+
+    async def ask_syncd_async(self, timeout_s: float = ASK_S) -> SyncdStatus | Unavailable:
+        return await self._ask_async(self._syncd_question(), timeout_s)
+
+    async def move_async(self, request: MoveRequest) -> MoveReply | Unavailable:
+        return await self._ask_async(self._move_question(request), request.wait_s + MOVE_MARGIN_S)
+
+    def _leased_question(self) -> _Question[LeasedStatus]:
+        return _Question(
+            "hafw-leased",
+            self._paths.leased_socket,
+            encode(StatusRequest()),
+            decode_leased,
+            LeasedStatus,
+        )
+
+    def _syncd_question(self) -> _Question[SyncdStatus]:
+        return _Question(
+            "hafw-syncd",
+            self._paths.syncd_socket,
+            encode(StatusRequest()),
+            decode_syncd,
+            SyncdStatus,
+        )
+
+    def _move_question(self, request: MoveRequest) -> _Question[MoveReply]:
+        return _Question(
+            "hafw-leased", self._paths.leased_socket, encode(request), decode_leased, MoveReply
+        )
+
+    def _ask(self, question: _Question[Answer], timeout_s: float) -> Answer | Unavailable:
+        deadline = time.monotonic() + timeout_s
+        if not question.address.exists():
+            return question.down()
+        with _Asking(self._paths) as asking:
+            unavailable = asking.send(question)
+            if unavailable is not None:
+                return unavailable
+            poll = select.poll()
+            poll.register(asking.socket, select.POLLIN)
+            while (left_s := deadline - time.monotonic()) > 0:
+                if poll.poll(left_s * 1e3):
+                    answer = question.decode(asking.socket.recv(DATAGRAM_BYTES_MAX))
+                    if answer is not None:
+                        return answer
+        return question.silent(timeout_s)
+
+    async def _ask_async(
+        self, question: _Question[Answer], timeout_s: float
+    ) -> Answer | Unavailable:
+        loop = asyncio.get_running_loop()
+        if not question.address.exists():
+            return question.down()
+        with _Asking(self._paths) as asking:
+            unavailable = asking.send(question)
+            if unavailable is not None:
+                return unavailable
+            try:
+                async with asyncio.timeout(timeout_s):
+                    while True:
+                        datagram = await loop.sock_recv(asking.socket, DATAGRAM_BYTES_MAX)
+                        answer = question.decode(datagram)
+                        if answer is not None:
+                            return answer
+            except TimeoutError:
+                return question.silent(timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question(Generic[Answer]):
+    """One datagram to one daemon, and how its answer is known."""
+
+    daemon: str
+    address: Path
+    datagram: bytes
+    decoder: Callable[[bytes], object]
+    kind: type[Answer]
+
+    def decode(self, datagram: bytes) -> Answer | None:
+        """None for what is not the answer; it is then waited for until the time is up."""
+        try:
+            message = self.decoder(datagram)
+        except msgspec.DecodeError:
+            return None
+        return message if isinstance(message, self.kind) else None
+
+    def down(self) -> Unavailable:
+        return Unavailable("down", f"{self.daemon} is not running: nobody has {self.address}")
+
+    def silent(self, timeout_s: float) -> Unavailable:
+        return Unavailable(
+            "silent", f"{self.daemon} has its socket open but did not answer in {timeout_s:g} s"
+        )
+
+
+class _Asking:
+    """A datagram socket with an address to answer to, gone afterwards."""
+
+    def __init__(self, paths: NodePaths) -> None:
+        self._path = paths.run / f".ask-{os.getpid()}-{next(_numbers)}"
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.setblocking(False)
+
+    def send(self, question: _Question[Answer]) -> Unavailable | None:
+        try:
+            self.socket.sendto(question.datagram, str(question.address))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return question.down()
+        except BlockingIOError:
+            return Unavailable(
+                "silent", f"{question.daemon} does not read its socket: the queue is full"
+            )
+        except OSError as error:
+            return Unavailable("silent", f"{question.daemon}: {error.strerror}")
+        return None
+
+    def __enter__(self) -> Self:
+        try:
+            self.socket.bind(str(self._path))
+        except OSError as error:
+            self.socket.close()
+            raise StateError(f"cannot bind {self._path}: {error.strerror}") from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.socket.close()
+        self._path.unlink(missing_ok=True)
