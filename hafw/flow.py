@@ -34,9 +34,11 @@ __all__ = [
     "USER_MARK_MASK",
     "FlowEntry",
     "FlowKey",
+    "SeqAdj",
     "TcpState",
     "Tuple",
     "hafw_mark",
+    "inverse",
     "mark_group",
     "mark_owner",
 ]
@@ -121,6 +123,25 @@ class Tuple:
         return f"{self.proto} {kind(self.src)}:{self.sport} -> {kind(self.dst)}:{self.dport}"
 
 
+# nf_conntrack_proto_icmp.c and nf_conntrack_proto_icmpv6.c, invmap: query types and their answers.
+_ICMP_INVERSE = {8: 0, 0: 8, 13: 14, 14: 13, 15: 16, 16: 15, 17: 18, 18: 17}
+_ICMPV6_INVERSE = {128: 129, 129: 128, 139: 140, 140: 139}
+
+
+def inverse(orig: Tuple) -> Tuple:
+    """The tuple of the other direction of a flow without NAT (`nf_ct_invert_tuple`).
+
+    An ICMP type that has no answer is kept: the kernel tracks no such flow.
+    """
+    proto = orig.proto
+    if proto in (IPPROTO_ICMP, IPPROTO_ICMPV6):
+        types = _ICMP_INVERSE if proto == IPPROTO_ICMP else _ICMPV6_INVERSE
+        kind = orig.dport >> 8
+        answer = types.get(kind, kind) << 8 | (orig.dport & 0xFF)
+        return Tuple(orig.family, proto, orig.dst, orig.src, orig.sport, answer)
+    return Tuple(orig.family, proto, orig.dst, orig.src, orig.dport, orig.sport)
+
+
 @dataclass(frozen=True, slots=True)
 class FlowKey:
     """What names a flow on every node: its zone and original tuple."""
@@ -145,6 +166,16 @@ class TcpState:
 
 
 @dataclass(frozen=True, slots=True)
+class SeqAdj:
+    """CTA_SEQ_ADJ of one direction: from sequence number `position` on, packets are shifted by
+    `after` (before it by `before`) bytes. Offsets are signed 32 bits."""
+
+    position: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
 class FlowEntry:
     """One conntrack entry. `None` means that the message did not carry the attribute."""
 
@@ -158,3 +189,7 @@ class FlowEntry:
     labels: bytes | None = None
     kernel_id: int | None = None
     """CTA_ID: ties events to the registry on one node; meaningless elsewhere."""
+    seqadj: tuple[SeqAdj, SeqAdj] | None = None
+    """Original and reply direction. In dumps and GETs only: no event carries it."""
+    master: Tuple | None = None
+    """CTA_TUPLE_MASTER, the original tuple of the flow whose expectation made this one."""

@@ -1,0 +1,48 @@
+"""The ctnetlink codec, both ways: what the kernel says of flows, and what we ask of it. Pure.
+
+`sync.ctnetlink_parse` reads events, dumps and errors; `sync.ctnetlink_build` writes requests.
+`sync.ctsocket` is the shell that carries the bytes. The traps behind the choices here are written
+where they bite: creation form of NAT, XORed marks, the DELETE that flushes a table.
+"""
+
+from __future__ import annotations
+
+from .ctnetlink_build import (
+    TCP_FLAGS_UPDATE_MASK,
+    build_create,
+    build_delete,
+    build_dump,
+    build_get,
+    build_update,
+    clear_liberal,
+    is_delete_of_one,
+    tcp_is_learnt,
+)
+from .ctnetlink_parse import (
+    CtEvent,
+    DumpPart,
+    EventKind,
+    MalformedMessageError,
+    parse_dump,
+    parse_errors,
+    parse_events,
+)
+
+__all__ = [
+    "TCP_FLAGS_UPDATE_MASK",
+    "CtEvent",
+    "DumpPart",
+    "EventKind",
+    "MalformedMessageError",
+    "build_create",
+    "build_delete",
+    "build_dump",
+    "build_get",
+    "build_update",
+    "clear_liberal",
+    "is_delete_of_one",
+    "parse_dump",
+    "parse_errors",
+    "parse_events",
+    "tcp_is_learnt",
+]

@@ -1,0 +1,333 @@
+"""ctnetlink messages -> flow entries. Pure: bytes in, values out.
+
+The kernel writes a tuple in one of four shapes; those are read with one precompiled struct and a
+comparison of the constant pieces. Anything else (another protocol, another order, a zone inside a
+tuple) takes the general walk. Both give the same answer; a test holds them equal.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from hafw.flow import AF_INET, AF_INET6, FlowEntry, FlowKey, SeqAdj, TcpState, Tuple
+
+from . import ctnetlink_layout as nl
+
+__all__ = [
+    "Buffer",
+    "CtEvent",
+    "DumpPart",
+    "EventKind",
+    "MalformedMessageError",
+    "parse_dump",
+    "parse_errors",
+    "parse_events",
+]
+
+Buffer = bytes | bytearray | memoryview
+
+
+class MalformedMessageError(ValueError):
+    """A message is not what the kernel writes: truncated, or without a tuple. Never expected."""
+
+
+class EventKind(IntEnum):
+    """What happened to the entry."""
+
+    NEW = 1
+    UPDATE = 2
+    DESTROY = 3
+
+
+@dataclass(frozen=True, slots=True)
+class CtEvent:
+    """One event. `pid` is the port id of the socket that asked, 0 for packets and timers."""
+
+    kind: EventKind
+    entry: FlowEntry
+    pid: int
+    time_ns: int | None = None
+    """CLOCK_REALTIME of the event, with nf_conntrack_timestamp=1."""
+
+
+@dataclass(frozen=True, slots=True)
+class DumpPart:
+    """What one receive of a dump held. `errno` is None until the dump is over, then 0 if whole."""
+
+    entries: list[FlowEntry]
+    errno: int | None
+
+
+_NEW, _UPDATE, _DESTROY = EventKind.NEW, EventKind.UPDATE, EventKind.DESTROY
+_nla = nl.NLA.unpack_from
+_nlmsg = nl.NLMSG.unpack_from
+_u16 = nl.VALUE_U16.unpack_from
+_u32 = nl.VALUE_U32.unpack_from
+_v4_ports = nl.V4_PORTS.unpack_from
+_v6_ports = nl.V6_PORTS.unpack_from
+_v4_icmp = nl.V4_ICMP.unpack_from
+_v6_icmp = nl.V6_ICMP.unpack_from
+_tcp_info = nl.TCP_INFO.unpack_from
+_V4_PORTS_CONST = (nl.V4_A, nl.V4_B, nl.PORTS_C, nl.PORTS_D, nl.PORTS_E)
+_V6_PORTS_CONST = (nl.V6_A, nl.V6_B, nl.PORTS_C, nl.PORTS_D, nl.PORTS_E)
+_V4_ICMP_CONST = (nl.V4_A, nl.V4_B, nl.ICMP_C, nl.ICMP_D, nl.ICMP_E, nl.ICMP_F)
+_V6_ICMP_CONST = (nl.V6_A, nl.V6_B, nl.ICMP_C, nl.ICMPV6_D, nl.ICMPV6_E, nl.ICMPV6_F)
+_TCP_CONST = (nl.TCP_A, nl.TCP_B, nl.TCP_C, nl.TCP_D, nl.TCP_E)
+
+
+def parse_events(buffer: Buffer) -> list[CtEvent]:
+    """The conntrack events in what was received, in order; messages of other kinds are skipped.
+
+    Raises MalformedMessageError.
+    """
+    events: list[CtEvent] = []
+    for kind, flags, pid, start, end in _messages(buffer):
+        if kind == nl.CT_NEW:
+            # ctnetlink_conntrack_event: IPCT_NEW alone sets CREATE|EXCL.
+            what = _NEW if flags & nl.NLM_F_CREATE else _UPDATE
+        elif kind == nl.CT_DELETE:
+            what = _DESTROY
+        else:
+            continue
+        entry, time_ns = _entry(buffer, start, end)
+        events.append(CtEvent(what, entry, pid, time_ns))
+    return events
+
+
+def parse_dump(buffer: Buffer) -> DumpPart:
+    """The entries of one receive of a dump or a GET. Raises MalformedMessageError."""
+    entries: list[FlowEntry] = []
+    errno: int | None = None
+    for kind, _flags, _pid, start, end in _messages(buffer):
+        if kind == nl.CT_NEW:
+            entries.append(_entry(buffer, start, end)[0])
+        elif kind in (nl.NLMSG_DONE, nl.NLMSG_ERROR):
+            errno = _errno(buffer, start - 4, end)
+    return DumpPart(entries, errno)
+
+
+def parse_errors(buffer: Buffer) -> list[tuple[int, int]]:
+    """(sequence, errno) of each NLMSG_ERROR in what was received; errno 0 is an acknowledgement.
+
+    Raises MalformedMessageError.
+    """
+    errors: list[tuple[int, int]] = []
+    for kind, _flags, _pid, start, end in _messages(buffer):
+        if kind == nl.NLMSG_ERROR:
+            sequence = _nlmsg(buffer, start - nl.HEADER_BYTES)[3]
+            errors.append((sequence, _errno(buffer, start - 4, end)))
+    return errors
+
+
+def _errno(buffer: Buffer, offset: int, end: int) -> int:
+    # struct nlmsgerr begins with the negative errno; NLMSG_DONE of a dump carries one too.
+    if end - offset < 4:
+        raise MalformedMessageError(f"netlink error of {end - offset} bytes; expected at least 4")
+    return -int(struct.unpack_from("=i", buffer, offset)[0])
+
+
+def _messages(buffer: Buffer) -> Iterator[tuple[int, int, int, int, int]]:
+    """(type, flags, port id, start of the attributes, end) of each message."""
+    offset, total = 0, len(buffer)
+    while offset < total:
+        if total - offset < nl.NLMSG_BYTES:
+            raise MalformedMessageError(f"{total - offset} bytes left; a netlink header has 16")
+        length, kind, flags, _sequence, pid = _nlmsg(buffer, offset)
+        if length < nl.NLMSG_BYTES or length > total - offset:
+            raise MalformedMessageError(
+                f"netlink length {length} with {total - offset} bytes left"
+            )
+        yield kind, flags, pid, offset + nl.HEADER_BYTES, offset + length
+        offset += (length + 3) & ~3
+
+
+def _attributes(buffer: Buffer, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(type, start of the payload, end of the payload) of each attribute."""
+    while offset + 4 <= end:
+        length, kind = _nla(buffer, offset)
+        if length < 4 or offset + length > end:
+            raise MalformedMessageError(
+                f"attribute length {length} with {end - offset} bytes left"
+            )
+        yield kind & nl.NLA_TYPE_MASK, offset + 4, offset + length
+        offset += (length + 3) & ~3
+
+
+def _value(fmt: struct.Struct, buffer: Buffer, start: int, end: int) -> int:
+    if end - start < fmt.size:
+        raise MalformedMessageError(f"attribute of {end - start} bytes; expected {fmt.size}")
+    return int(fmt.unpack_from(buffer, start)[0])
+
+
+def _entry(buffer: Buffer, offset: int, end: int) -> tuple[FlowEntry, int | None]:
+    """One loop without a generator or a dict: this is the hot path."""
+    orig: Tuple | None = None
+    reply: Tuple | None = None
+    master: Tuple | None = None
+    tcp: TcpState | None = None
+    helper: str | None = None
+    labels: bytes | None = None
+    adj_orig: SeqAdj | None = None
+    adj_reply: SeqAdj | None = None
+    timeout_s: int | None = None
+    kernel_id: int | None = None
+    time_ns: int | None = None
+    status = mark = zone = 0
+    while offset + 4 <= end:
+        length, kind = _nla(buffer, offset)
+        start, stop = offset + 4, offset + length
+        if length < 4 or stop > end:
+            raise MalformedMessageError(
+                f"attribute length {length} with {end - offset} bytes left"
+            )
+        kind &= nl.NLA_TYPE_MASK
+        if kind == nl.CTA_TUPLE_ORIG:
+            orig, tuple_zone = _tuple(buffer, start, stop)
+            zone = zone or tuple_zone
+        elif kind == nl.CTA_TUPLE_REPLY:
+            reply, _ = _tuple(buffer, start, stop)
+        elif kind == nl.CTA_ID:
+            kernel_id = _value(nl.VALUE_U32, buffer, start, stop)
+        elif kind == nl.CTA_STATUS:
+            status = _value(nl.VALUE_U32, buffer, start, stop)
+        elif kind == nl.CTA_TIMEOUT:
+            timeout_s = _value(nl.VALUE_U32, buffer, start, stop)
+        elif kind == nl.CTA_MARK:
+            mark = _value(nl.VALUE_U32, buffer, start, stop)
+        elif kind == nl.CTA_PROTOINFO:
+            tcp = _protoinfo(buffer, start, stop)
+        elif kind == nl.CTA_TIMESTAMP_EVENT:
+            time_ns = _value(nl.VALUE_U64, buffer, start, stop)
+        elif kind == nl.CTA_ZONE:
+            zone = _value(nl.VALUE_U16, buffer, start, stop)
+        elif kind == nl.CTA_HELP:
+            helper = _helper(buffer, start, stop)
+        elif kind == nl.CTA_LABELS:
+            labels = bytes(buffer[start:stop])
+        elif kind == nl.CTA_TUPLE_MASTER:
+            master, _ = _tuple(buffer, start, stop)
+        elif kind == nl.CTA_SEQ_ADJ_ORIG:
+            adj_orig = _seqadj(buffer, start, stop)
+        elif kind == nl.CTA_SEQ_ADJ_REPLY:
+            adj_reply = _seqadj(buffer, start, stop)
+        offset += (length + 3) & ~3
+    if orig is None or reply is None:
+        raise MalformedMessageError("conntrack message without both tuples")
+    seqadj = (adj_orig, adj_reply) if adj_orig is not None and adj_reply is not None else None
+    entry = FlowEntry(
+        FlowKey(zone, orig),
+        reply,
+        status,
+        timeout_s,
+        mark,
+        tcp,
+        helper,
+        labels,
+        kernel_id,
+        seqadj,
+        master,
+    )
+    return entry, time_ns
+
+
+def _tuple(buffer: Buffer, start: int, end: int) -> tuple[Tuple, int]:
+    """A tuple and the zone inside it (0 but for zones of one direction)."""
+    length = end - start
+    if length == 48:
+        a, src, b, dst, c, proto, d, sport, e, dport = _v4_ports(buffer, start)
+        if (a, b, c, d, e) == _V4_PORTS_CONST:
+            return Tuple(AF_INET, proto, src, dst, sport, dport), 0
+    elif length == 72:
+        a, src, b, dst, c, proto, d, sport, e, dport = _v6_ports(buffer, start)
+        if (a, b, c, d, e) == _V6_PORTS_CONST:
+            return Tuple(AF_INET6, proto, src, dst, sport, dport), 0
+    elif length == 56:
+        a, src, b, dst, c, proto, d, icmp_id, e, kind, f, code = _v4_icmp(buffer, start)
+        if (a, b, c, d, e, f) == _V4_ICMP_CONST:
+            return Tuple(AF_INET, proto, src, dst, icmp_id, kind << 8 | code), 0
+    elif length == 80:
+        a, src, b, dst, c, proto, d, icmp_id, e, kind, f, code = _v6_icmp(buffer, start)
+        if (a, b, c, d, e, f) == _V6_ICMP_CONST:
+            return Tuple(AF_INET6, proto, src, dst, icmp_id, kind << 8 | code), 0
+    return _tuple_general(buffer, start, end)
+
+
+def _tuple_general(buffer: Buffer, start: int, end: int) -> tuple[Tuple, int]:
+    src = dst = b""
+    keys: dict[int, int] = {}
+    zone = 0
+    for kind, at, stop in _attributes(buffer, start, end):
+        if kind == nl.CTA_TUPLE_IP:
+            for ip, ip_at, ip_stop in _attributes(buffer, at, stop):
+                if ip in (nl.CTA_IP_V4_SRC, nl.CTA_IP_V6_SRC):
+                    src = bytes(buffer[ip_at:ip_stop])
+                elif ip in (nl.CTA_IP_V4_DST, nl.CTA_IP_V6_DST):
+                    dst = bytes(buffer[ip_at:ip_stop])
+        elif kind == nl.CTA_TUPLE_PROTO:
+            for key, key_at, key_stop in _attributes(buffer, at, stop):
+                keys[key] = int.from_bytes(buffer[key_at:key_stop], "big")
+        elif kind == nl.CTA_TUPLE_ZONE:
+            zone = _value(nl.VALUE_U16, buffer, at, stop)
+    family = {4: AF_INET, 16: AF_INET6}.get(len(src))
+    if family is None or len(dst) != len(src) or nl.CTA_PROTO_NUM not in keys:
+        raise MalformedMessageError("tuple without addresses of one family and a protocol")
+    sport = keys.get(nl.CTA_PROTO_SRC_PORT, 0)
+    dport = keys.get(nl.CTA_PROTO_DST_PORT, 0)
+    for key_id, key_type, key_code in (
+        (nl.CTA_PROTO_ICMP_ID, nl.CTA_PROTO_ICMP_TYPE, nl.CTA_PROTO_ICMP_CODE),
+        (nl.CTA_PROTO_ICMPV6_ID, nl.CTA_PROTO_ICMPV6_TYPE, nl.CTA_PROTO_ICMPV6_CODE),
+    ):
+        if key_type in keys:
+            sport = keys.get(key_id, 0)
+            dport = keys[key_type] << 8 | keys.get(key_code, 0)
+    proto = keys[nl.CTA_PROTO_NUM]
+    if proto > 255 or sport > 0xFFFF or dport > 0xFFFF:
+        raise MalformedMessageError("tuple with a key wider than 16 bits")
+    return Tuple(family, proto, src, dst, sport, dport), zone
+
+
+def _protoinfo(buffer: Buffer, start: int, end: int) -> TcpState | None:
+    if end - start == 44:
+        a, state, b, scale, c, scale_reply, d, flags, _, e, flags_reply, _ = _tcp_info(
+            buffer, start
+        )
+        if (a, b, c, d, e) == _TCP_CONST:
+            return TcpState(state, flags, flags_reply, scale, scale_reply)
+    values: dict[int, int] = {}
+    for kind, at, stop in _attributes(buffer, start, end):
+        if kind != nl.CTA_PROTOINFO_TCP:
+            return None
+        for field, field_at, field_stop in _attributes(buffer, at, stop):
+            if field_stop > field_at:
+                values[field] = buffer[field_at]
+    if nl.CTA_PROTOINFO_TCP_STATE not in values:
+        return None
+    return TcpState(
+        values[nl.CTA_PROTOINFO_TCP_STATE],
+        values.get(nl.CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, 0),
+        values.get(nl.CTA_PROTOINFO_TCP_FLAGS_REPLY, 0),
+        values.get(nl.CTA_PROTOINFO_TCP_WSCALE_ORIGINAL, 0),
+        values.get(nl.CTA_PROTOINFO_TCP_WSCALE_REPLY, 0),
+    )
+
+
+def _helper(buffer: Buffer, start: int, end: int) -> str | None:
+    for kind, at, stop in _attributes(buffer, start, end):
+        if kind == nl.CTA_HELP_NAME:
+            return bytes(buffer[at:stop]).rstrip(b"\0").decode("ascii", "replace")
+    return None
+
+
+def _seqadj(buffer: Buffer, start: int, end: int) -> SeqAdj:
+    position = before = after = 0
+    for kind, at, stop in _attributes(buffer, start, end):
+        if kind == nl.CTA_SEQADJ_CORRECTION_POS:
+            position = _value(nl.VALUE_U32, buffer, at, stop)
+        elif kind == nl.CTA_SEQADJ_OFFSET_BEFORE:
+            before = _value(nl.VALUE_S32, buffer, at, stop)
+        elif kind == nl.CTA_SEQADJ_OFFSET_AFTER:
+            after = _value(nl.VALUE_S32, buffer, at, stop)
+    return SeqAdj(position, before, after)

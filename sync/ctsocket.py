@@ -1,0 +1,264 @@
+"""The shell around ctnetlink: one socket to hear events, one to make requests.
+
+Both live in the network namespace of the process that opens them. The kernel works through a
+request inside the sending system call, so all errors of a batch are in the receive queue when the
+call returns: no acknowledgements are asked for, and silence is success.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+from hafw.errors import KernelError
+from hafw.flow import FlowEntry, FlowKey
+
+from .ctnetlink import (
+    CtEvent,
+    build_dump,
+    build_get,
+    is_delete_of_one,
+    parse_dump,
+    parse_errors,
+    parse_events,
+)
+
+__all__ = [
+    "BATCH_MESSAGES_MAX",
+    "CONNTRACK_GROUPS",
+    "EXPECTATION_GROUPS",
+    "RCVBUF_BYTES",
+    "EventSocket",
+    "Overrun",
+    "RequestSocket",
+]
+
+RCVBUF_BYTES = 16 << 20
+BATCH_MESSAGES_MAX = 128
+"""Messages in one system call; a longer list is sent in several. Their errors fit the buffer."""
+CONNTRACK_GROUPS = (1, 2, 3)
+"""NFNLGRP_CONNTRACK_NEW, _UPDATE, _DESTROY."""
+EXPECTATION_GROUPS = (4, 5, 6)
+"""NFNLGRP_CONNTRACK_EXP_NEW, _UPDATE, _DESTROY."""
+
+_NETLINK_NETFILTER = 12
+_SO_RCVBUFFORCE = 33
+_SOL_NETLINK = 270
+_NETLINK_CAP_ACK = 10
+_MESSAGE_BYTES_MAX = 16 << 10  # No event is nearly as long; recv() would cut a longer one.
+_EVENT_BUFFER_BYTES = 256 << 10
+_DUMP_BUFFER_BYTES = 64 << 10  # The kernel fills at most 32 kB a receive.
+_DUMP_TIMEOUT_S = 5.0
+_CT_DELETE = 0x0102
+
+
+class Overrun(KernelError):  # noqa: N818 - the kernel's word for it, and not a failure
+    """Events were lost: the receive buffer was full. What is known of the table is not whole."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        super().__init__(
+            errno.ENOBUFS,
+            "delivery of events",
+            "the conntrack event socket",
+            f"overrun number {count}; the table must be dumped again",
+        )
+
+
+def _open(groups: Sequence[int], rcvbuf_bytes: int) -> socket.socket:
+    try:
+        sock = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+        )
+    except OSError as error:
+        raise KernelError(error.errno or 0, "a socket", "NETLINK_NETFILTER") from error
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, rcvbuf_bytes)
+        sock.bind((0, sum(1 << (group - 1) for group in groups)))
+    except OSError as error:
+        sock.close()
+        raise KernelError(
+            error.errno or 0, "a conntrack socket", "NETLINK_NETFILTER", "it needs CAP_NET_ADMIN"
+        ) from error
+    return sock
+
+
+class _Socket:
+    """What both sockets share."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.port_id: int = sock.getsockname()[0]
+        """Our netlink port id: `CtEvent.pid` of what we asked for."""
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class EventSocket(_Socket):
+    """Hears the conntrack events of this network namespace. Non-blocking."""
+
+    def __init__(
+        self, *, rcvbuf_bytes: int = RCVBUF_BYTES, groups: Sequence[int] = CONNTRACK_GROUPS
+    ) -> None:
+        super().__init__(_open(groups, rcvbuf_bytes))
+        self._sock.setblocking(False)
+        self._view = memoryview(bytearray(_EVENT_BUFFER_BYTES))
+        self.overruns = 0
+        self._overrun_pending = False
+
+    def drain(self, limit: int) -> list[CtEvent]:
+        """Up to `limit` waiting events, oldest first; empty if none wait.
+
+        Raises Overrun, after the events that were read before it have been returned.
+        """
+        if self._overrun_pending:
+            self._overrun_pending = False
+            raise Overrun(self.overruns)
+        view, recv_into = self._view, self._sock.recv_into
+        filled, room = 0, len(view) - _MESSAGE_BYTES_MAX
+        events: list[CtEvent] = []
+        for _ in range(limit):  # One message a datagram: events are not batched.
+            if filled > room:
+                events += parse_events(view[:filled])
+                filled = 0
+            try:
+                filled += recv_into(view[filled:])
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise KernelError(
+                        error.errno or 0, "reading events", "the conntrack event socket"
+                    ) from error
+                self.overruns += 1
+                if not (filled or events):
+                    raise Overrun(self.overruns) from error
+                self._overrun_pending = True
+                break
+        if filled:
+            events += parse_events(view[:filled])
+        return events
+
+
+class RequestSocket(_Socket):
+    """Makes requests. Not safe for two threads; a dump runs on a socket of its own."""
+
+    def __init__(self, *, rcvbuf_bytes: int = 1 << 20) -> None:
+        super().__init__(_open((), rcvbuf_bytes))
+        # Errors then carry the header of the request, not all of it.
+        self._sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+        self._sock.setblocking(False)
+        self._buffer = bytearray(_DUMP_BUFFER_BYTES)
+        self._seq = 1
+
+    def execute(self, messages: Sequence[bytes]) -> list[int]:
+        """One errno a message, 0 for success; later messages are tried whatever became of earlier
+        ones. The sequence numbers in `messages` are replaced. Raises KernelError only if the
+        socket itself fails: then it is not known which requests were done."""
+        results: list[int] = []
+        for start in range(0, len(messages), BATCH_MESSAGES_MAX):
+            results += self._batch(messages[start : start + BATCH_MESSAGES_MAX])
+        return results
+
+    def get(self, key: FlowKey) -> FlowEntry | None:
+        """The entry of `key` as it is now. Raises KernelError for any refusal but ENOENT."""
+        self._send(build_get(key, seq=self._next(1)))
+        entry: FlowEntry | None = None
+        for received in self._replies():
+            part = parse_dump(received)
+            if part.errno not in (None, 0, errno.ENOENT):
+                raise KernelError(part.errno or 0, "a lookup", f"flow {key}")
+            entry = part.entries[0] if part.entries else entry
+        return entry
+
+    def dump(self, mark: int | None = None, mask: int | None = None) -> Iterator[list[FlowEntry]]:
+        """All entries, or those whose ``mark & mask`` equals `mark`, in chunks of one receive.
+
+        Runs on a socket of its own, so anything may be done between two chunks. Entries that
+        change during the dump may be seen before or after; one that lives throughout is not
+        missed, and may come twice. Raises KernelError if the dump breaks off.
+        """
+        sock = _open((), RCVBUF_BYTES)
+        try:
+            sock.settimeout(_DUMP_TIMEOUT_S)
+            buffer = bytearray(_DUMP_BUFFER_BYTES)
+            view = memoryview(buffer)
+            sock.send(build_dump(seq=1, mark=mark, mask=mask))
+            while True:
+                part = parse_dump(view[: sock.recv_into(buffer)])
+                if part.entries:
+                    yield part.entries
+                if part.errno is not None:
+                    break
+        except OSError as error:
+            raise KernelError(
+                error.errno or errno.ETIMEDOUT, "a dump", "the conntrack table"
+            ) from error
+        finally:
+            sock.close()
+        if part.errno:
+            raise KernelError(part.errno, "a dump", "the conntrack table")
+
+    def _next(self, count: int) -> int:
+        first = self._seq
+        self._seq = (self._seq + count) & 0x7FFFFFFF
+        return first
+
+    def _batch(self, messages: Sequence[bytes]) -> list[int]:
+        first = self._next(len(messages))
+        joined = bytearray()
+        for index, message in enumerate(messages):
+            length, kind = struct.unpack_from("=IH", message)
+            assert length == len(message) and length % 4 == 0, message  # noqa: PT018
+            # The last barrier: such a message would flush the whole table.
+            assert kind != _CT_DELETE or is_delete_of_one(message), message
+            at = len(joined)
+            joined += message
+            struct.pack_into("=I", joined, at + 8, first + index)
+        self._send(joined)
+        results = [0] * len(messages)
+        for received in self._replies():
+            for sequence, code in parse_errors(received):
+                if 0 <= sequence - first < len(results):
+                    results[sequence - first] = code
+        return results
+
+    def _send(self, message: bytes | bytearray) -> None:
+        try:
+            self._sock.send(message)
+        except OSError as error:
+            raise KernelError(
+                error.errno or 0, "a batch of requests", "the conntrack socket"
+            ) from error
+
+    def _replies(self) -> Iterator[memoryview]:
+        view = memoryview(self._buffer)
+        while True:
+            try:
+                received = self._sock.recv_into(self._buffer)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                raise KernelError(
+                    error.errno or 0, "the answers to a batch", "the conntrack socket"
+                ) from error
+            yield view[:received]
