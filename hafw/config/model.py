@@ -7,15 +7,23 @@ into a `ClusterConfig` or a `ConfigError` with file, line, path, value and what 
 from __future__ import annotations
 
 import hashlib
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv6Address,
-    IPv6Interface,
-)
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from hafw.config.fields import (
+    Address,
+    Device,
+    Interface,
+    LinkInterface,
+    Model,
+    Name,
+    Port,
+    SegmentName,
+    refuse,
+)
+from hafw.config.relations import cluster_problems
 
 __all__ = [
     "LEASE_MS_MAX",
@@ -38,16 +46,7 @@ LEASE_MS_MAX = 1000
 DRIFT = 0.01
 """ε: the bound on the relative drift of two nodes' CLOCK_BOOTTIME."""
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
-SegmentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]{0,7}$")]
-Device = Annotated[str, Field(pattern=r"^[^\s/:]{1,15}$")]
-Port = Annotated[int, Field(ge=1024, le=65535)]
-Vip = IPv4Address | IPv6Address
-Interface = IPv4Interface | IPv6Interface
-
-
-class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+Vip = Address
 
 
 class SegmentPort(Model):
@@ -66,7 +65,7 @@ class LinkConfig(Model):
     """A path between nodes that hafw itself talks over."""
 
     device: Device
-    address: IPv4Interface
+    address: LinkInterface
 
 
 class NodeConfig(Model):
@@ -84,7 +83,9 @@ class GroupConfig(Model):
     index: int = Field(ge=1, le=15, description="Group index in the ct mark.")
     vrid: int = Field(ge=1, le=255, description="Last byte of the virtual MAC 00:00:5e:00:01:xx.")
     order: list[Name] = Field(min_length=1, max_length=62, description="Candidates, best first.")
-    vips: dict[SegmentName, list[Vip]] = Field(min_length=1)
+    vips: dict[SegmentName, Annotated[list[Vip], Field(min_length=1, max_length=16)]] = Field(
+        min_length=1
+    )
 
     @property
     def virtual_mac(self) -> str:
@@ -111,10 +112,11 @@ class LeaseConfig(Model):
     def _relations(self) -> Self:
         if self.heartbeat_ms * 3 > self.lease_ms:
             raise ValueError(
-                f"heartbeat_ms * 3 must be <= lease_ms ({self.heartbeat_ms} * 3 > {self.lease_ms})"
+                "heartbeat_ms: heartbeat_ms * 3 must be <= lease_ms "
+                f"({self.heartbeat_ms} * 3 > {self.lease_ms})"
             )
         if not self.multicast.is_link_local and not str(self.multicast).startswith("224.0.0."):
-            raise ValueError("multicast must be in 224.0.0.0/24, which switches always flood")
+            raise ValueError("multicast: must be in 224.0.0.0/24, which switches always flood")
         return self
 
 
@@ -138,11 +140,11 @@ class SyncConfig(Model):
     def _relations(self) -> Self:
         if self.refresh_s * 2 > self.hold_s:
             raise ValueError(
-                f"refresh_s * 2 must be <= hold_s ({self.refresh_s} * 2 > {self.hold_s}), "
-                "or replicas expire between two announcements"
+                "refresh_s: refresh_s * 2 must be <= hold_s "
+                f"({self.refresh_s} * 2 > {self.hold_s}), or replicas expire between two announcements"
             )
         if not self.multicast.is_multicast:
-            raise ValueError("multicast must be a multicast address (239.0.0.0/8)")
+            raise ValueError("multicast: must be a multicast address (239.0.0.0/8)")
         return self
 
 
@@ -156,7 +158,7 @@ class CpuConfig(Model):
     @model_validator(mode="after")
     def _relations(self) -> Self:
         if self.lease is not None and self.lease == self.policy:
-            raise ValueError("lease and policy must be different CPUs")
+            raise ValueError("policy: lease and policy must be different CPUs")
         return self
 
 
@@ -210,35 +212,5 @@ class ClusterConfig(Model):
     @model_validator(mode="after")
     def _relations(self) -> Self:
         # Messages begin with the dotted path they are about; the loader splits it off.
-        seen_ids: dict[int, str] = {}
-        for name, node in self.nodes.items():
-            if node.id in seen_ids:
-                raise ValueError(
-                    f"nodes.{name}.id: {node.id} is already the id of {seen_ids[node.id]}"
-                )
-            seen_ids[node.id] = name
-            if node.role == "witness" and node.segments:
-                raise ValueError(f"nodes.{name}.segments: a witness has no segments")
-            if node.role == "gateway" and not node.segments:
-                raise ValueError(f"nodes.{name}.segments: a gateway needs at least one segment")
-        seen: dict[tuple[str, int], str] = {}
-        for name, group in self.groups.items():
-            for key, number in (("index", group.index), ("vrid", group.vrid)):
-                if (key, number) in seen:
-                    raise ValueError(
-                        f"groups.{name}.{key}: {number} is already used by {seen[key, number]}"
-                    )
-                seen[key, number] = name
-            for candidate in group.order:
-                if candidate not in self.nodes:
-                    raise ValueError(f"groups.{name}.order: no node is named {candidate}")
-                if self.nodes[candidate].role != "gateway":
-                    raise ValueError(f"groups.{name}.order: {candidate} is not a gateway")
-                for segment in group.vips:
-                    if segment not in self.nodes[candidate].segments:
-                        raise ValueError(
-                            f"groups.{name}.vips.{segment}: {candidate} has no segment {segment}"
-                        )
-            if len(set(group.order)) != len(group.order):
-                raise ValueError(f"groups.{name}.order: a node is listed twice")
+        refuse(cluster_problems(self))
         return self
