@@ -1,0 +1,271 @@
+"""Sealed datagrams of ct_sync: header, keys, nonces, replay. Pure.
+
+====== ===== ===================================================================================
+offset bytes field (big-endian)
+====== ===== ===================================================================================
+0      4     magic ``hCTS``
+4      1     version, 1
+5      1     type: 1 DELTAS, 2 BEACON, 3 NACK, 4 CHALLENGE, 5 CHALLENGE_REPLY
+6      2     length of the payload, without header and tag
+8      4     cluster id
+12     1     sender: node id, 1 to 62
+13     3     zero
+16     8     session: random, drawn at each start of the sender's syncd
+24     8     epoch
+32     8     seq
+40     n     payload, AES-256-GCM
+40 + n 16    tag; the header is the associated data
+====== ===== ===================================================================================
+
+*Keys.* HKDF-SHA256 over the cluster's 32-byte sync key gives one key for each (cluster, sender,
+session). A restart draws a new session and so a new key: no counter need survive a restart.
+
+*Nonces.* 4 bytes of type, 8 bytes of seq. Each type counts for itself, from 1 and never back, so
+under one key no nonce is used for two plaintexts, although the types share the key: a beacon may
+go out between two deltas without a common counter. `Sealer` asserts it. A repair resends the
+sealed bytes of its ring and seals nothing again.
+
+*Trust.* Nothing of the payload is parsed before the tag holds. Header fields are read before that
+only to find the key; a stranger's datagram costs one derivation at most, and no memory: a key is
+remembered only once it has opened something.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import IntEnum
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from hafw.errors import PeerError
+
+__all__ = [
+    "CACHED_KEYS_MAX",
+    "DATAGRAM_BYTES_MAX",
+    "HEADER_BYTES",
+    "KEY_BYTES",
+    "PAYLOAD_BYTES_MAX",
+    "REPLAY_WINDOW",
+    "TAG_BYTES",
+    "Header",
+    "MessageType",
+    "Opener",
+    "ReplayWindow",
+    "Sealer",
+    "WireError",
+    "derive_key",
+    "parse_header",
+]
+
+MAGIC = b"hCTS"
+VERSION = 1
+_HEADER = struct.Struct(">4sBBHIB3xQQQ")
+_NONCE = struct.Struct(">IQ")
+HEADER_BYTES = _HEADER.size
+TAG_BYTES = 16
+KEY_BYTES = 32
+DATAGRAM_BYTES_MAX = 1400
+"""Default bound of what UDP carries: fits an MTU of 1,500 with room for a tunnel."""
+PAYLOAD_BYTES_MAX = DATAGRAM_BYTES_MAX - HEADER_BYTES - TAG_BYTES
+CACHED_KEYS_MAX = 64
+REPLAY_WINDOW = 4096
+_SEQ_MAX = (1 << 64) - 1
+
+
+class MessageType(IntEnum):
+    """What a datagram carries; also its counter space (see *Nonces*)."""
+
+    DELTAS = 1
+    BEACON = 2
+    NACK = 3
+    CHALLENGE = 4
+    CHALLENGE_REPLY = 5
+
+
+class WireError(PeerError):
+    """A datagram to drop. `reason` names the counter:
+
+    ``truncated`` ``bad_magic`` ``wrong_version`` ``unknown_type`` ``wrong_cluster``
+    ``foreign_sender`` ``lying_length`` ``bad_tag`` ``bad_payload``.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason = reason
+        super().__init__(f"datagram refused ({reason}): {detail}")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What stands before the payload. Not to be believed until the tag holds."""
+
+    type: MessageType
+    payload_bytes: int
+    cluster_id: int
+    sender_id: int
+    session: int
+    epoch: int
+    seq: int
+
+
+def parse_header(
+    datagram: bytes, *, cluster_id: int, senders: Collection[int] | None = None
+) -> Header:
+    """The header of a datagram that is for us, by everything that can be seen without a key.
+
+    `senders` are the node ids to listen to; None for any. Raises WireError.
+    """
+    size = len(datagram)
+    if size < HEADER_BYTES + TAG_BYTES:
+        raise WireError("truncated", f"{size} bytes; at least {HEADER_BYTES + TAG_BYTES}")
+    magic, version, kind, length, cluster, sender, session, epoch, seq = _HEADER.unpack_from(
+        datagram
+    )
+    if magic != MAGIC:
+        raise WireError("bad_magic", magic.hex())
+    if version != VERSION:
+        raise WireError("wrong_version", f"version {version}; this node speaks {VERSION}")
+    if cluster != cluster_id:
+        raise WireError("wrong_cluster", f"cluster {cluster:#010x}; ours is {cluster_id:#010x}")
+    if senders is not None and sender not in senders:
+        raise WireError("foreign_sender", f"node {sender} is not a peer of this node")
+    if HEADER_BYTES + length + TAG_BYTES != size:
+        raise WireError("lying_length", f"states {length} bytes of payload in {size} bytes")
+    try:
+        kind = _TYPES[kind]
+    except KeyError:
+        raise WireError("unknown_type", f"type {kind}") from None
+    return Header(kind, length, cluster, sender, session, epoch, seq)
+
+
+_TYPES = {kind.value: kind for kind in MessageType}
+
+
+def derive_key(master: bytes, *, cluster_id: int, sender_id: int, session: int) -> bytes:
+    """The key under which one process of one node seals: HKDF-SHA256, 32 bytes."""
+    assert len(master) == KEY_BYTES, len(master)
+    info = b"hafw ct_sync 1" + struct.pack(">IBQ", cluster_id, sender_id, session)
+    return HKDF(SHA256(), KEY_BYTES, salt=None, info=info).derive(master)
+
+
+class Sealer:
+    """Seals the datagrams of this process. `session` must be drawn afresh at each start."""
+
+    def __init__(self, master: bytes, *, cluster_id: int, sender_id: int, session: int) -> None:
+        self._cluster_id = cluster_id
+        self._sender_id = sender_id
+        self.session = session
+        key = derive_key(master, cluster_id=cluster_id, sender_id=sender_id, session=session)
+        self._aead = AESGCM(key)
+        self._last = dict.fromkeys(MessageType, 0)
+
+    def seal(self, type: MessageType, seq: int, epoch: int, payload: bytes) -> bytes:  # noqa: A002
+        """A whole datagram. `seq` must be above every earlier one of the same type: a nonce that
+        came twice would give the key away, so that is an assertion and not an error."""
+        assert self._last[type] < seq <= _SEQ_MAX, (type, seq, self._last[type])
+        self._last[type] = seq
+        header = _HEADER.pack(
+            MAGIC,
+            VERSION,
+            type,
+            len(payload),
+            self._cluster_id,
+            self._sender_id,
+            self.session,
+            epoch,
+            seq,
+        )
+        return header + self._aead.encrypt(_NONCE.pack(type, seq), payload, header)
+
+
+class Opener:
+    """Opens what peers sealed. Stateless but for a bounded cache of derived keys: replay is the
+    caller's to judge, with a `ReplayWindow` for each sender, session and type it accepts."""
+
+    def __init__(
+        self, master: bytes, *, cluster_id: int, senders: Collection[int] | None = None
+    ) -> None:
+        assert len(master) == KEY_BYTES, len(master)
+        self._master = master
+        self._cluster_id = cluster_id
+        self._senders = None if senders is None else frozenset(senders)
+        self._keys: OrderedDict[tuple[int, int], AESGCM] = OrderedDict()
+
+    def open(self, datagram: bytes) -> tuple[Header, bytes]:
+        """Header and payload, both authentic. Raises WireError."""
+        header = parse_header(datagram, cluster_id=self._cluster_id, senders=self._senders)
+        return header, self.open_payload(header, datagram)
+
+    def open_payload(self, header: Header, datagram: bytes) -> bytes:
+        """The payload of a datagram whose header is parsed already (to drop duplicates first).
+        Raises WireError."""
+        who = (header.sender_id, header.session)
+        aead = self._keys.get(who)
+        known = aead is not None
+        if aead is None:
+            aead = AESGCM(
+                derive_key(
+                    self._master,
+                    cluster_id=self._cluster_id,
+                    sender_id=header.sender_id,
+                    session=header.session,
+                )
+            )
+        try:
+            payload = aead.decrypt(
+                _NONCE.pack(header.type, header.seq),
+                datagram[HEADER_BYTES:],
+                datagram[:HEADER_BYTES],
+            )
+        except InvalidTag:
+            raise WireError("bad_tag", f"from node {header.sender_id}") from None
+        if known:
+            self._keys.move_to_end(who)
+        else:
+            # Only now: a stranger with random sessions must not push the peers' keys out.
+            self._keys[who] = aead
+            if len(self._keys) > CACHED_KEYS_MAX:
+                self._keys.popitem(last=False)
+        return payload
+
+    @property
+    def cached_keys(self) -> int:
+        return len(self._keys)
+
+
+class ReplayWindow:
+    """Which of the last `size` sequence numbers have come (RFC 4303 section 3.4.3, on one int).
+
+    Bit i of the bitmap is ``highest - i``. What is older than the window counts as seen.
+    """
+
+    __slots__ = ("_bitmap", "_mask", "highest", "size")
+
+    def __init__(self, size: int = REPLAY_WINDOW, *, highest: int = 0) -> None:
+        assert size >= 1, size
+        self.size = size
+        self.highest = highest
+        self._mask = (1 << size) - 1
+        self._bitmap = self._mask  # Everything up to the start counts as seen.
+
+    def seen(self, seq: int) -> bool:
+        """Has it come before, or is it too old to tell?"""
+        age = self.highest - seq
+        return age >= 0 and (age >= self.size or bool(self._bitmap >> age & 1))
+
+    def accept(self, seq: int) -> bool:
+        """Record it; False if it was seen. Only for datagrams whose tag holds."""
+        ahead = seq - self.highest
+        if ahead > 0:
+            self._bitmap = (self._bitmap << ahead | 1) & self._mask if ahead < self.size else 1
+            self.highest = seq
+            return True
+        if self.seen(seq):
+            return False
+        self._bitmap |= 1 << -ahead
+        return True
