@@ -86,7 +86,7 @@ class _Call(threading.Thread, Generic[T]):
         try:
             enter(self._namespace)
             self.result = self._function()
-        except BaseException as error:  # handed to the caller's thread, which raises it
+        except BaseException as error:  # noqa: BLE001  # the caller's thread raises it
             self.error = error
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import time
 from dataclasses import dataclass, field
 from ipaddress import (
@@ -67,6 +68,9 @@ PORT_INDEX_FIRST = 100
 PORT_NAME_BYTES_MAX = 15
 CARRIER_WAIT_S = 5.0
 MNT_DETACH = 2
+IFA_F_NODAD = 0x02
+IFA_F_TENTATIVE = 0x40
+FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 # Quiet and deterministic hosts. Forwarding starts off: turning it on is hafw's work.
 HOST_SYSCTLS = {
@@ -257,8 +261,13 @@ def _build_host(host: Host) -> None:
             ipr.link("set", index=index, address=port.mac)
             ipr.link("set", index=index, state="up")
             for address in port.addresses:
-                ipr.addr("add", index=index, address=str(address.ip),
-                         prefixlen=address.network.prefixlen)  # fmt: skip
+                # Without IFA_F_NODAD an IPv6 address is tentative until a kernel worker has run,
+                # whatever accept_dad says, and until then is refused as a route's source.
+                ipr.addr(
+                    "add", index=index, address=str(address.ip), family=FAMILY[address.version],
+                    prefixlen=address.network.prefixlen,
+                    flags=IFA_F_NODAD if address.version == 6 else 0,
+                )  # fmt: skip
         for gateway in host.gateways:
             # Of the addresses of one family the first is the source, also in IPv6, where the
             # kernel would otherwise choose by its own rules.
@@ -312,17 +321,21 @@ def _links_here() -> dict[str, dict[str, Any]]:
                 "master": link.get("master"),
                 "kind": (link.get("linkinfo") or {}).get("kind") if link.get("linkinfo") else None,
                 "addresses": [],
+                "tentative": False,
             }
         for link in links.values():
             link["master"] = indexes.get(link["master"])
         for address in list(ipr.get_addr()):
             text = f"{address.get('local') or address.get('address')}/{address['prefixlen']}"
-            links[indexes[address["index"]]]["addresses"].append(text)
+            link = links[indexes[address["index"]]]
+            link["addresses"].append(text)
+            link["tentative"] |= bool((address.get("flags") or 0) & IFA_F_TENTATIVE)
         return links
 
 
 def links_of(namespace: str) -> dict[str, dict[str, Any]]:
-    """Devices of a namespace by name: index, up, carrier, mac, master, kind, addresses."""
+    """Devices of a namespace by name: index, up, carrier, mac, master, kind, addresses,
+    tentative."""
     return call_in(namespace, _links_here)
 
 
@@ -346,6 +359,8 @@ def verify(topology: Topology) -> list[str]:
                 continue
             if not (link["up"] and link["carrier"] and seat["up"] and seat["carrier"]):
                 problems.append(f"{host.namespace}: {port.device} is down or without carrier")
+            if link["tentative"]:
+                problems.append(f"{host.namespace}: an address of {port.device} is tentative")
             if seat["master"] != port.bridge:
                 problems.append(f"hafw-sw: {port.port} is not on bridge {port.bridge}")
             problems += [

@@ -1,0 +1,209 @@
+"""Power cuts and cable faults: frames of a node dropped in the switch, ports left up.
+
+Taking a bridge port down would flush the switch's forwarding table, and every frame would be
+flooded at once: the outage that a real power cut has (the switch still points at the dead node
+until the new one announces itself) would be hidden. So a fault is a netdev table in ``hafw-sw``
+whose base chains, on the node's ports, have the policy *drop* and no rule. The ingress hook is
+in front of the bridge (nothing is learnt from the node), the egress hook behind it.
+
+One transaction makes all hooks of all ports of a node. It is done through a libnftables context
+that a thread inside the namespace keeps open: 0.3 to 0.7 ms, where starting ``nft`` takes 3 ms
+and more under the load that a drill makes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import queue
+import socket
+import threading
+import time
+from collections.abc import Collection
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal
+
+from hafw.errors import KernelError, StateError
+from hafw.lab.inside import enter, namespace_inode
+from hafw.lab.topology import SWITCH, namespace_of
+
+__all__ = ["Direction", "FaultTime", "Switch", "fault_commands", "heal_commands"]
+
+Direction = Literal["both", "from", "to"]
+"""Which frames are dropped, seen from the node: all, those it sends, those sent to it."""
+
+TABLE_PREFIX = "hafw_fault_"
+PRIORITY = -2_000_000_000
+"""In front of every other netdev chain."""
+ANSWER_WAIT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class FaultTime:
+    """CLOCK_BOOTTIME just before and just after the transaction that made or healed a fault."""
+
+    before_ns: int
+    after_ns: int
+
+
+def _table(name: str) -> str:
+    # nft identifiers have no dash, names of nodes no underscore: no two names collide.
+    return f"netdev {TABLE_PREFIX}{name.replace('-', '_')}"
+
+
+def fault_commands(name: str, ports: Collection[str], direction: Direction = "both") -> str:
+    """nft input that replaces fault `name` by one on these ports, as one transaction."""
+    assert ports, "a fault without ports would be none"
+    table = _table(name)
+    devices = ", ".join(f'"{port}"' for port in sorted(ports))
+    lines = [f"add table {table}", f"delete table {table}", f"add table {table}"]
+    lines += [
+        f"add chain {table} {chain} {{ type filter hook {hook} devices = {{ {devices} }} "
+        f"priority {PRIORITY}; policy drop; }}"
+        for chain, hook, meant in (("from_it", "ingress", "from"), ("to_it", "egress", "to"))
+        if direction in ("both", meant)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def heal_commands(name: str) -> str:
+    """nft input that removes fault `name`; no error if there is none."""
+    return f"add table {_table(name)}\ndelete table {_table(name)}\n"
+
+
+class _Nft:
+    """A libnftables context; its netlink socket stays in the namespace of the thread that made
+    it, but it looks up devices in that of the calling thread: use it in one thread only."""
+
+    def __init__(self) -> None:
+        try:
+            library = ctypes.CDLL("libnftables.so.1")
+        except OSError as error:
+            raise StateError(
+                f"libnftables.so.1 cannot be loaded ({error}); install the package nftables"
+            ) from None
+        library.nft_ctx_new.restype = ctypes.c_void_p
+        library.nft_ctx_new.argtypes = [ctypes.c_uint32]
+        library.nft_ctx_free.argtypes = [ctypes.c_void_p]
+        library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+        for name in ("output", "error"):
+            getattr(library, f"nft_ctx_buffer_{name}").argtypes = [ctypes.c_void_p]
+            getattr(library, f"nft_ctx_get_{name}_buffer").argtypes = [ctypes.c_void_p]
+            getattr(library, f"nft_ctx_get_{name}_buffer").restype = ctypes.c_char_p
+        self._library = library
+        self._context: int | None = library.nft_ctx_new(0)
+        if not self._context:
+            raise StateError("libnftables gave no context; root is needed")
+        library.nft_ctx_buffer_output(self._context)
+        library.nft_ctx_buffer_error(self._context)
+
+    def run(self, commands: str) -> str:
+        code = self._library.nft_run_cmd_from_buffer(self._context, commands.encode())
+        output: bytes = self._library.nft_ctx_get_output_buffer(self._context) or b""
+        if code != 0:
+            words: bytes = self._library.nft_ctx_get_error_buffer(self._context) or b""
+            text = words.decode(errors="replace").strip().replace("\n", " ")
+            raise KernelError(ctypes.get_errno(), "a fault's nft table", "hafw-sw", text)
+        return output.decode()
+
+    def close(self) -> None:
+        if self._context:
+            self._library.nft_ctx_free(self._context)
+            self._context = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    commands: str
+    ports: tuple[str, ...]
+    future: Future[tuple[FaultTime, str]]
+
+
+class Switch:
+    """The faults in ``hafw-sw``. Thread-safe; follows the namespace over `down` and `up`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requests: queue.SimpleQueue[_Request | None] | None = None
+        self._thread: threading.Thread | None = None
+        self._inode: int | None = None
+
+    def fault(self, name: str, ports: Collection[str], direction: Direction = "both") -> FaultTime:
+        """Drop all frames of these switch ports, in one transaction; replaces a fault of that
+        name. Raises StateError without a lab, KernelError."""
+        return self._run(fault_commands(name, ports, direction), tuple(ports))[0]
+
+    def heal(self, name: str) -> FaultTime:
+        """Remove the fault of that name, if there is one."""
+        return self._run(heal_commands(name))[0]
+
+    def faults(self) -> frozenset[str]:
+        """Names of the faults in force, with dashes as given."""
+        words = self._run("list tables netdev\n")[1].split()
+        return frozenset(
+            word.removeprefix(TABLE_PREFIX).replace("_", "-")
+            for word in words
+            if word.startswith(TABLE_PREFIX)
+        )
+
+    def prepare(self) -> None:
+        """Open the context now, so that the first fault is as fast as any other."""
+        self._run("list tables netdev\n")
+
+    def close(self) -> None:
+        """Let go of the namespace (an open context keeps it alive)."""
+        with self._lock:
+            self._stop()
+
+    def _run(self, commands: str, ports: tuple[str, ...] = ()) -> tuple[FaultTime, str]:
+        with self._lock:
+            inode = namespace_inode(namespace_of(SWITCH))
+            alive = self._thread is not None and self._thread.is_alive()
+            if not alive or inode != self._inode:
+                self._stop()
+                self._requests = queue.SimpleQueue()
+                self._thread = threading.Thread(
+                    target=_serve, args=(self._requests,), name="lab-switch", daemon=True
+                )
+                self._thread.start()
+                self._inode = inode
+            assert self._requests is not None
+            future: Future[tuple[FaultTime, str]] = Future()
+            self._requests.put(_Request(commands, ports, future))
+        return future.result(timeout=ANSWER_WAIT_S)
+
+    def _stop(self) -> None:
+        if self._requests is not None:
+            self._requests.put(None)
+        if self._thread is not None and self._thread.is_alive():
+            self._thread.join(ANSWER_WAIT_S)
+        self._requests = self._thread = self._inode = None
+
+
+def _require_ports(ports: tuple[str, ...]) -> None:
+    # Newer kernels accept a chain on a device that does not exist (yet): a fault that is none.
+    for port in ports:
+        try:
+            socket.if_nametoindex(port)
+        except OSError:
+            raise StateError(f"hafw-sw has no port {port}; nothing was changed") from None
+
+
+def _serve(requests: queue.SimpleQueue[_Request | None]) -> None:
+    nft: _Nft | None = None
+    while (request := requests.get()) is not None:
+        future = request.future
+        try:
+            if nft is None:
+                enter(namespace_of(SWITCH))
+                nft = _Nft()
+            _require_ports(request.ports)
+            before_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            output = nft.run(request.commands)
+            after_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        except (KernelError, StateError) as error:
+            future.set_exception(error)
+            continue
+        future.set_result((FaultTime(before_ns, after_ns), output))
+    if nft is not None:
+        nft.close()
