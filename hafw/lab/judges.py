@@ -1,0 +1,277 @@
+"""Who was ACTIVE when, and did two overlap? The arithmetic of the judges. Pure.
+
+Judge (a) samples the deadlines that the gates' kernel maps hold, and whether every virtual MAC
+device that is up has our program on both hooks. It trusts neither hafw's daemons nor its logs.
+
+Between two samples a value may have been stored at any moment, so every change gives two answers:
+*proved* open (open whenever the store was) and *possible* (open for some moment of the store)::
+
+      sample            sample                 old deadline D0, new deadline D1
+    ----|-----------------|------> time        proved   until min(D0, D1)
+     before              seen                  possible until max(D0, D1)
+
+A deadline that simply passes has no such doubt: the kernel compares it on every frame. Overlap of
+what is proved is dual-ACTIVE; overlap of what is only possible is shown as within resolution.
+
+Judge (b) counts frames that two gateways forwarded at the same moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+__all__ = [
+    "OPEN_FOR_EVER_NS",
+    "Change",
+    "DualFrame",
+    "FrameVerdict",
+    "GateVerdict",
+    "MoveWindow",
+    "Span",
+    "judge_frames",
+    "judge_gates",
+    "open_spans",
+    "overlaps",
+    "percentile",
+]
+
+OPEN_FOR_EVER_NS = 1 << 62
+"""The deadline of a virtual MAC device that is up without our gate."""
+SPANS_SHOWN_MAX = 20
+FRAME_TOGETHER_NS = 2_000_000
+"""Two gateways forwarded one sequence number *together* if the kernel's stamps are this close;
+frames further apart waited in a queue, and say nothing of one moment."""
+FORWARDED_SHARE_MIN = 0.5
+"""Below this share of forwarded sequence numbers the frame judge saw too little to judge."""
+_MS = 1e6
+
+Field = Literal["announce", "accept"]
+
+
+class Change(msgspec.Struct, frozen=True, array_like=True):
+    """From `seen_ns` on the deadlines are these; at `before_ns` they were still the former."""
+
+    before_ns: int
+    seen_ns: int
+    announce_ns: int
+    accept_ns: int
+
+
+class Span(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """[start, end), CLOCK_BOOTTIME ns."""
+
+    start_ns: int
+    end_ns: int
+
+
+class MoveWindow(msgspec.Struct, frozen=True):
+    """A commanded move: in it two gateways may accept for one lease at most."""
+
+    start_ns: int
+    end_ns: int
+    lease_ns: int
+
+
+class GateVerdict(msgspec.Struct, frozen=True):
+    """What judge (a) found. `dual_ms` is proved; `possible_ms` is beyond it and within the
+    judge's resolution; `allowed_ms` is accept overlap in commanded moves; `unguarded_ms` counts
+    virtual MAC devices up without our gate, whoever held the lease."""
+
+    dual_ms: float
+    possible_ms: float
+    allowed_ms: float
+    unguarded_ms: float
+    samples: int
+    sample_gap_p99_ms: float
+    sample_gap_max_ms: float
+    spans: list[Span]
+
+    @property
+    def clean(self) -> bool:
+        return self.dual_ms == 0
+
+
+class DualFrame(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence number that two gateways forwarded, and how far apart."""
+
+    seq: int
+    sent_ns: int
+    apart_ns: int
+
+
+class FrameVerdict(msgspec.Struct, frozen=True):
+    """What judge (b) found. `apart` counts numbers forwarded by two gateways at different
+    moments. `problem`: why the judge could not judge, which fails the drill."""
+
+    dual_ms: float
+    allowed_ms: float
+    apart: int
+    injected: int
+    forwarded: dict[str, int]
+    problem: str = ""
+
+    @property
+    def clean(self) -> bool:
+        return self.dual_ms == 0 and not self.problem
+
+
+def open_spans(
+    changes: Sequence[Change], end_ns: int, field: Field
+) -> tuple[list[Span], list[Span]]:
+    """(proved, possible) spans in which one gate was open, up to `end_ns` (the last sample)."""
+    proved: list[Span] = []
+    possible: list[Span] = []
+    for number, change in enumerate(changes):
+        deadline = _deadline(change, field)
+        following = changes[number + 1] if number + 1 < len(changes) else None
+        known_until = following.before_ns if following else end_ns
+        known = Span(change.seen_ns, min(known_until, deadline))
+        proved.append(known)
+        possible.append(known)
+        if following:
+            both = (deadline, _deadline(following, field))
+            proved.append(Span(following.before_ns, min(following.seen_ns, *both)))
+            possible.append(Span(following.before_ns, min(following.seen_ns, max(both))))
+    return _merge(proved), _merge(possible)
+
+
+def overlaps(spans_by_gateway: Sequence[Sequence[Span]]) -> list[Span]:
+    """Where at least two gateways are open."""
+    edges = sorted(
+        (moment, step)
+        for spans in spans_by_gateway
+        for span in _merge(spans)
+        for moment, step in ((span.start_ns, 1), (span.end_ns, -1))
+    )
+    found: list[Span] = []
+    open_count = 0
+    since_ns = 0
+    for moment, step in edges:
+        if open_count >= 2:
+            found.append(Span(since_ns, moment))
+        open_count += step
+        since_ns = moment
+    return _merge(found)
+
+
+def judge_gates(
+    gateways: Sequence[Sequence[Change]],
+    unguarded: Sequence[Sequence[Span]],
+    *,
+    end_ns: int,
+    moves: Sequence[MoveWindow],
+    sample_gaps_ns: Sequence[int],
+) -> GateVerdict:
+    """The verdict of judge (a) over deadlines and unguarded spans, one sequence a gateway."""
+    dual: list[Span] = []
+    possible_ns = 0
+    allowed_ns = 0
+    fields: tuple[Field, ...] = ("announce", "accept")
+    for field in fields:
+        pairs = [open_spans(changes, end_ns, field) for changes in gateways]
+        proved = overlaps(
+            [[*pair[0], *open_] for pair, open_ in zip(pairs, unguarded, strict=True)]
+        )
+        possible = overlaps(
+            [[*pair[1], *open_] for pair, open_ in zip(pairs, unguarded, strict=True)]
+        )
+        doubt_ns = _length(possible) - _length(proved)
+        if field == "accept":
+            proved, pardoned_ns = _pardon(proved, moves)
+            allowed_ns += pardoned_ns
+        dual += proved
+        possible_ns = max(possible_ns, doubt_ns)
+    merged = _merge(dual)
+    gaps = sorted(sample_gaps_ns)
+    return GateVerdict(
+        dual_ms=_length(merged) / _MS,
+        possible_ms=possible_ns / _MS,
+        allowed_ms=allowed_ns / _MS,
+        unguarded_ms=sum(_length(_merge(spans)) for spans in unguarded) / _MS,
+        samples=len(gaps) + 1 if gaps else 0,
+        sample_gap_p99_ms=percentile(gaps, 99) / _MS,
+        sample_gap_max_ms=(gaps[-1] if gaps else 0) / _MS,
+        spans=merged[:SPANS_SHOWN_MAX],
+    )
+
+
+def judge_frames(
+    frames: Sequence[DualFrame],
+    *,
+    interval_ns: int,
+    injected: int,
+    forwarded: dict[str, int],
+    moves: Sequence[MoveWindow],
+    problem: str = "",
+) -> FrameVerdict:
+    """The verdict of judge (b): each number forwarded by two gateways together is one interval."""
+    together = [frame for frame in frames if frame.apart_ns <= FRAME_TOGETHER_NS]
+    # As spans of one interval each, so that the pardon is counted exactly as for gates.
+    spans = [Span(frame.sent_ns, frame.sent_ns + interval_ns) for frame in together]
+    dual, allowed_ns = _pardon(_merge(spans), moves)
+    share = sum(forwarded.values()) / injected if injected else 0.0
+    if not problem and share < FORWARDED_SHARE_MIN:
+        problem = f"only {share:.0%} of the injected frames were forwarded by anybody"
+    return FrameVerdict(
+        dual_ms=_length(dual) / _MS,
+        allowed_ms=allowed_ns / _MS,
+        apart=len(frames) - len(together),
+        injected=injected,
+        forwarded=forwarded,
+        problem=problem,
+    )
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float:
+    """Nearest rank of an ascending sequence; 0 for an empty one."""
+    if not ordered:
+        return 0.0
+    rank = max(1, -(-len(ordered) * percent // 100))
+    return ordered[int(rank) - 1]
+
+
+def _deadline(change: Change, field: Field) -> int:
+    return change.announce_ns if field == "announce" else change.accept_ns
+
+
+def _pardon(spans: list[Span], moves: Sequence[MoveWindow]) -> tuple[list[Span], int]:
+    """Take from each move window up to one lease of overlap; what is left, and how much went."""
+    pardoned_ns = 0
+    left = spans
+    for move in moves:
+        budget_ns = move.lease_ns
+        rest: list[Span] = []
+        for span in left:
+            start, end = max(span.start_ns, move.start_ns), min(span.end_ns, move.end_ns)
+            taken = min(max(end - start, 0), budget_ns)
+            if taken == 0:
+                rest.append(span)
+                continue
+            budget_ns -= taken
+            pardoned_ns += taken
+            rest += [
+                piece
+                for piece in (Span(span.start_ns, start), Span(start + taken, span.end_ns))
+                if piece.end_ns > piece.start_ns
+            ]
+        left = rest
+    return left, pardoned_ns
+
+
+def _merge(spans: Sequence[Span]) -> list[Span]:
+    merged: list[Span] = []
+    for span in sorted(spans):
+        if span.end_ns <= span.start_ns:
+            continue
+        if merged and span.start_ns <= merged[-1].end_ns:
+            merged[-1] = Span(merged[-1].start_ns, max(merged[-1].end_ns, span.end_ns))
+        else:
+            merged.append(span)
+    return merged
+
+
+def _length(spans: Sequence[Span]) -> int:
+    return sum(span.end_ns - span.start_ns for span in spans)
