@@ -6,7 +6,7 @@ from typing import Annotated, assert_never
 
 import msgspec
 
-from .wire import MessageType, WireError
+from sync.wire import MessageType, WireError
 
 __all__ = [
     "CHALLENGE_BYTES",

@@ -7,7 +7,7 @@ where they bite: creation form of NAT, XORed marks, the DELETE that flushes a ta
 
 from __future__ import annotations
 
-from .ctnetlink_build import (
+from sync.ctnetlink_build import (
     TCP_FLAGS_UPDATE_MASK,
     build_create,
     build_delete,
@@ -18,7 +18,7 @@ from .ctnetlink_build import (
     is_delete_of_one,
     tcp_is_learnt,
 )
-from .ctnetlink_parse import (
+from sync.ctnetlink_parse import (
     CtEvent,
     DumpPart,
     EventKind,

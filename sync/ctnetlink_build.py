@@ -31,8 +31,7 @@ from hafw.flow import (
     Tuple,
     inverse,
 )
-
-from . import ctnetlink_layout as nl
+from sync import ctnetlink_layout as nl
 
 __all__ = [
     "TCP_FLAGS_UPDATE_MASK",

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from hafw.flow import AF_INET, AF_INET6, FlowEntry, FlowKey, SeqAdj, TcpState, Tuple
-
-from . import ctnetlink_layout as nl
+from sync import ctnetlink_layout as nl
 
 __all__ = [
     "Buffer",
@@ -64,7 +63,6 @@ class DumpPart:
 _NEW, _UPDATE, _DESTROY = EventKind.NEW, EventKind.UPDATE, EventKind.DESTROY
 _nla = nl.NLA.unpack_from
 _nlmsg = nl.NLMSG.unpack_from
-_u16 = nl.VALUE_U16.unpack_from
 _u32 = nl.VALUE_U32.unpack_from
 _v4_ports = nl.V4_PORTS.unpack_from
 _v6_ports = nl.V6_PORTS.unpack_from
@@ -75,6 +73,7 @@ _V4_PORTS_CONST = (nl.V4_A, nl.V4_B, nl.PORTS_C, nl.PORTS_D, nl.PORTS_E)
 _V6_PORTS_CONST = (nl.V6_A, nl.V6_B, nl.PORTS_C, nl.PORTS_D, nl.PORTS_E)
 _V4_ICMP_CONST = (nl.V4_A, nl.V4_B, nl.ICMP_C, nl.ICMP_D, nl.ICMP_E, nl.ICMP_F)
 _V6_ICMP_CONST = (nl.V6_A, nl.V6_B, nl.ICMP_C, nl.ICMPV6_D, nl.ICMPV6_E, nl.ICMPV6_F)
+_WORDS = frozenset({nl.CTA_STATUS, nl.CTA_TIMEOUT, nl.CTA_MARK, nl.CTA_ID})
 _TCP_CONST = (nl.TCP_A, nl.TCP_B, nl.TCP_C, nl.TCP_D, nl.TCP_E)
 
 
@@ -162,75 +161,102 @@ def _value(fmt: struct.Struct, buffer: Buffer, start: int, end: int) -> int:
     return int(fmt.unpack_from(buffer, start)[0])
 
 
+class _Extra:
+    """The attributes that few messages have."""
+
+    __slots__ = ("adj_orig", "adj_reply", "helper", "labels", "master", "zone")
+
+    def __init__(self) -> None:
+        self.zone = 0
+        self.helper: str | None = None
+        self.labels: bytes | None = None
+        self.master: Tuple | None = None
+        self.adj_orig: SeqAdj | None = None
+        self.adj_reply: SeqAdj | None = None
+
+    @property
+    def seqadj(self) -> tuple[SeqAdj, SeqAdj] | None:
+        if self.adj_orig is None or self.adj_reply is None:
+            return None
+        return self.adj_orig, self.adj_reply
+
+
 def _entry(buffer: Buffer, offset: int, end: int) -> tuple[FlowEntry, int | None]:
-    """One loop without a generator or a dict: this is the hot path."""
+    """The entry and, if there is one, the event's time. The hot path: one loop, few calls."""
     orig: Tuple | None = None
     reply: Tuple | None = None
-    master: Tuple | None = None
     tcp: TcpState | None = None
-    helper: str | None = None
-    labels: bytes | None = None
-    adj_orig: SeqAdj | None = None
-    adj_reply: SeqAdj | None = None
-    timeout_s: int | None = None
-    kernel_id: int | None = None
     time_ns: int | None = None
-    status = mark = zone = 0
+    extra: _Extra | None = None
+    words: dict[int, int] = {}
+    zone = 0
     while offset + 4 <= end:
         length, kind = _nla(buffer, offset)
         start, stop = offset + 4, offset + length
         if length < 4 or stop > end:
-            raise MalformedMessageError(
-                f"attribute length {length} with {end - offset} bytes left"
-            )
+            raise MalformedMessageError(f"attribute length {length}, {end - offset} bytes left")
         kind &= nl.NLA_TYPE_MASK
-        if kind == nl.CTA_TUPLE_ORIG:
-            orig, tuple_zone = _tuple(buffer, start, stop)
-            zone = zone or tuple_zone
+        if length == 8:
+            words[kind] = _u32(buffer, start)[0]
+        elif kind == nl.CTA_TUPLE_ORIG:
+            orig, zone = _tuple(buffer, start, stop)
         elif kind == nl.CTA_TUPLE_REPLY:
             reply, _ = _tuple(buffer, start, stop)
-        elif kind == nl.CTA_ID:
-            kernel_id = _value(nl.VALUE_U32, buffer, start, stop)
-        elif kind == nl.CTA_STATUS:
-            status = _value(nl.VALUE_U32, buffer, start, stop)
-        elif kind == nl.CTA_TIMEOUT:
-            timeout_s = _value(nl.VALUE_U32, buffer, start, stop)
-        elif kind == nl.CTA_MARK:
-            mark = _value(nl.VALUE_U32, buffer, start, stop)
         elif kind == nl.CTA_PROTOINFO:
             tcp = _protoinfo(buffer, start, stop)
         elif kind == nl.CTA_TIMESTAMP_EVENT:
             time_ns = _value(nl.VALUE_U64, buffer, start, stop)
-        elif kind == nl.CTA_ZONE:
-            zone = _value(nl.VALUE_U16, buffer, start, stop)
-        elif kind == nl.CTA_HELP:
-            helper = _helper(buffer, start, stop)
-        elif kind == nl.CTA_LABELS:
-            labels = bytes(buffer[start:stop])
-        elif kind == nl.CTA_TUPLE_MASTER:
-            master, _ = _tuple(buffer, start, stop)
-        elif kind == nl.CTA_SEQ_ADJ_ORIG:
-            adj_orig = _seqadj(buffer, start, stop)
-        elif kind == nl.CTA_SEQ_ADJ_REPLY:
-            adj_reply = _seqadj(buffer, start, stop)
+        else:
+            extra = extra or _Extra()
+            _other(extra, kind, buffer, start, stop)
         offset += (length + 3) & ~3
     if orig is None or reply is None:
         raise MalformedMessageError("conntrack message without both tuples")
-    seqadj = (adj_orig, adj_reply) if adj_orig is not None and adj_reply is not None else None
-    entry = FlowEntry(
-        FlowKey(zone, orig),
-        reply,
-        status,
-        timeout_s,
-        mark,
-        tcp,
-        helper,
-        labels,
-        kernel_id,
-        seqadj,
-        master,
-    )
+    get = words.get
+    if extra is None:
+        entry = FlowEntry(
+            FlowKey(zone, orig),
+            reply,
+            get(nl.CTA_STATUS, 0),
+            get(nl.CTA_TIMEOUT),
+            get(nl.CTA_MARK, 0),
+            tcp,
+            None,
+            None,
+            get(nl.CTA_ID),
+        )
+    else:
+        entry = FlowEntry(
+            FlowKey(extra.zone or zone, orig),
+            reply,
+            get(nl.CTA_STATUS, 0),
+            get(nl.CTA_TIMEOUT),
+            get(nl.CTA_MARK, 0),
+            tcp,
+            extra.helper,
+            extra.labels,
+            get(nl.CTA_ID),
+            extra.seqadj,
+            extra.master,
+        )
     return entry, time_ns
+
+
+def _other(extra: _Extra, kind: int, buffer: Buffer, start: int, stop: int) -> None:
+    if kind == nl.CTA_ZONE:
+        extra.zone = _value(nl.VALUE_U16, buffer, start, stop)
+    elif kind == nl.CTA_HELP:
+        extra.helper = _helper(buffer, start, stop)
+    elif kind == nl.CTA_LABELS:
+        extra.labels = bytes(buffer[start:stop])
+    elif kind == nl.CTA_TUPLE_MASTER:
+        extra.master, _ = _tuple(buffer, start, stop)
+    elif kind == nl.CTA_SEQ_ADJ_ORIG:
+        extra.adj_orig = _seqadj(buffer, start, stop)
+    elif kind == nl.CTA_SEQ_ADJ_REPLY:
+        extra.adj_reply = _seqadj(buffer, start, stop)
+    elif kind in _WORDS:
+        raise MalformedMessageError(f"attribute {kind} of {stop - start} bytes; expected 4")
 
 
 def _tuple(buffer: Buffer, start: int, end: int) -> tuple[Tuple, int]:

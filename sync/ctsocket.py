@@ -16,8 +16,7 @@ from typing import Self
 
 from hafw.errors import KernelError
 from hafw.flow import FlowEntry, FlowKey
-
-from .ctnetlink import (
+from sync.ctnetlink import (
     CtEvent,
     build_dump,
     build_get,
