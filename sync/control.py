@@ -34,12 +34,16 @@ class Beacon(msgspec.Struct, frozen=True, array_like=True):
     """Every `sync.beacon_ms`, by multicast: a lost tail shows here, and a silent sender.
 
     `high_water` is the last DELTAS seq sent; `send_ns` the sender's CLOCK_BOOTTIME, meaningful to
-    others only as a difference; `epochs` the newest epoch known, by group index.
+    others only as a difference; `epochs` the newest epoch known, by group index. `low_water` is
+    the oldest seq that can still be repaired. `boot` tells senders on one kernel, whose clock is
+    the receiver's own, from others: 64 bits of its boot id, 0 if not known.
     """
 
     high_water: Seq
     send_ns: Seq
     epochs: Annotated[dict[GroupIndex, Seq], msgspec.Meta(max_length=GROUPS_MAX)]
+    low_water: Seq = 0
+    boot: Seq = 0
 
 
 class Nack(msgspec.Struct, frozen=True, array_like=True):

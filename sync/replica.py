@@ -1,0 +1,250 @@
+"""What a receiver does with a delta: whose word counts, and which kernel operation follows. Pure.
+
+Whose word counts. An epoch names its holder (`hafw.human.epoch_node`), so a delta is its owner's
+word iff its sender is the node of its version's epoch, and that epoch is not older than the newest
+known of the group, nor the version older than the flow's. While this node itself holds the group,
+nobody else's word at or below its own epoch counts; a delta of a newer epoch proves that the lease
+is gone (`Superseded`).
+
+What follows. A flow not known is created; the same incarnation is updated in place and its TCP
+state never goes backwards within one version (a snapshot can run ahead of the stream); another
+incarnation, and any flow that is *stale* here, is replaced: deleted and inserted as a pristine
+replica in one write (DESIGN section 4). In a *suspect* group the kernel may hold stale entries
+that the registry does not know, so that creations are replacements there too. A DESTROY must match
+key, incarnation and contribution.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from hafw.flow import FlowEntry, FlowKey, mark_group
+from hafw.human import epoch_node
+
+from sync.delta import Delta, Destroy, Upsert, Version, contribution
+from sync.ops import Create, KernelOp, Remove, Replace, Update
+from sync.registry import Record, Registry
+
+__all__ = [
+    "ReplicaEffect",
+    "ReplicaGroup",
+    "ReplicaTable",
+    "Superseded",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """A peer speaks for the group under a newer epoch than any known here."""
+
+    group: int
+    epoch: int
+    holder_id: int
+
+
+ReplicaEffect = KernelOp | Superseded
+
+
+@dataclass(slots=True)
+class ReplicaGroup:
+    """One group as its receiver knows it."""
+
+    epoch: int = 0
+    """The newest epoch known."""
+    active: bool = False
+    """This node holds the group at `epoch`."""
+    stale: set[FlowKey] = field(default_factory=set)
+    """Flows whose windows in this kernel may be out of date."""
+    suspect: bool = True
+    """This kernel may hold stale entries that the registry does not know."""
+    touched: set[FlowKey] | None = None
+    """Keys that live deltas named since a snapshot was asked for; None if none is under way."""
+    unseen: set[FlowKey] = field(default_factory=set)
+    """During a snapshot: flows known before it that it has not named yet."""
+
+
+class ReplicaTable:
+    """The receiver's side of the registry."""
+
+    def __init__(self, registry: Registry, groups: dict[int, ReplicaGroup]) -> None:
+        self._registry = registry
+        self._groups = groups
+        self.counters: Counter[str] = Counter()
+
+    def on_delta(self, delta: Delta, sender_id: int) -> list[ReplicaEffect]:
+        """A live delta, delivered in order by the stream."""
+        match delta:
+            case Upsert():
+                return self._on_upsert(delta, sender_id)
+            case Destroy():
+                return self._on_destroy(delta, sender_id)
+            case _:
+                assert_never(delta)
+
+    def _on_upsert(self, delta: Upsert, sender_id: int) -> list[ReplicaEffect]:
+        entry, key = delta.entry, delta.entry.key
+        number = mark_group(entry.mark)
+        group = self._groups.get(number)
+        if group is None:
+            return self._refuse("delta_unknown_group")
+        record = self._registry.get(key)
+        effects = self._authorize(number, group, record, delta.version, sender_id)
+        if effects is None:
+            return []
+        if group.touched is not None:
+            group.touched.add(key)
+        effects.append(self._apply(group, record, delta))
+        return effects
+
+    def _on_destroy(self, delta: Destroy, sender_id: int) -> list[ReplicaEffect]:
+        record = self._registry.get(delta.key)
+        if record is None:
+            self.counters["destroy_unknown"] += 1
+            for group in self._groups.values():
+                # A tombstone: a snapshot under way may still name the flow.
+                if group.touched is not None and epoch_node(delta.version.epoch) == sender_id:
+                    group.touched.add(delta.key)
+            return []
+        group = self._groups[record.group]
+        effects = self._authorize(record.group, group, record, delta.version, sender_id)
+        if effects is None:
+            return []
+        if (record.incarnation, record.contribution) != (delta.incarnation, delta.contribution):
+            return [*effects, *self._refuse("destroy_mismatch")]
+        if group.touched is not None:
+            group.touched.add(delta.key)
+        self.forget(delta.key)
+        effects.append(Remove(delta.key))
+        return effects
+
+    # -- snapshots
+
+    def begin_snapshot(self, number: int) -> None:
+        group = self._groups[number]
+        group.touched = set()
+        group.unseen = set(self._registry.keys(number))
+
+    def on_snapshot_entry(self, delta: Upsert, number: int) -> list[KernelOp]:
+        """One flow of the holder's snapshot. The holder has answered for its session; versions
+        only tell which is newer."""
+        group = self._groups[number]
+        assert group.touched is not None, "no snapshot is under way"
+        key = delta.entry.key
+        if mark_group(delta.entry.mark) != number:
+            self._refuse("snapshot_other_group")
+            return []
+        if key in group.touched:
+            return []  # The stream knows better.
+        record = self._registry.get(key)
+        if record is not None and record.group != number:
+            self._refuse("snapshot_other_group")
+            return []
+        if record is not None and delta.version < record.version:
+            self._refuse("snapshot_stale_version")
+            return []
+        group.unseen.discard(key)
+        return [self._apply(group, record, delta)]
+
+    def end_snapshot(self, number: int) -> list[KernelOp]:
+        """Sweep what neither the snapshot nor a live delta named. Entries of this kernel that the
+        registry does not know are swept by the caller, from a dump, before it calls
+        `snapshot_swept`."""
+        group = self._groups[number]
+        assert group.touched is not None, "no snapshot is under way"
+        gone = [key for key in group.unseen if key not in group.touched and key in self._registry]
+        for key in gone:
+            self.forget(key)
+        self.counters["snapshot_swept"] += len(gone)
+        group.unseen = set()
+        return [Remove(key) for key in gone]
+
+    def is_orphan(self, entry: FlowEntry, number: int) -> bool:
+        """After `end_snapshot`: does the kernel hold this entry for no reason?"""
+        group = self._groups[number]
+        assert group.touched is not None, "no snapshot is under way"
+        return entry.key not in self._registry and entry.key not in group.touched
+
+    def snapshot_swept(self, number: int) -> None:
+        """All of the group in this kernel is as its holder has it."""
+        group = self._groups[number]
+        group.touched = None
+        group.suspect = False
+        group.stale.clear()
+
+    def abort_snapshot(self, number: int) -> None:
+        group = self._groups[number]
+        group.touched = None
+        group.unseen = set()
+
+    # -- staleness
+
+    def mark_stale(self, number: int) -> int:
+        """Another node has held the group since this one forwarded its packets."""
+        group = self._groups[number]
+        group.stale = set(self._registry.keys(number))
+        group.suspect = True
+        return len(group.stale)
+
+    def forget(self, key: FlowKey) -> None:
+        record = self._registry.remove(key)
+        if record is not None:
+            self._groups[record.group].stale.discard(key)
+
+    # -- inside
+
+    def _authorize(
+        self,
+        number: int,
+        group: ReplicaGroup,
+        record: Record | None,
+        version: Version,
+        sender_id: int,
+    ) -> list[ReplicaEffect] | None:
+        """None if refused; else what is to be done first."""
+        if epoch_node(version.epoch) != sender_id:
+            self._refuse("delta_not_owner")
+            return None
+        if version.epoch < group.epoch or (group.active and version.epoch <= group.epoch):
+            self._refuse("delta_old_epoch")
+            return None
+        if record is not None and version < record.version:
+            self._refuse("delta_old_version")
+            return None
+        if version.epoch > group.epoch:
+            # The caller learns the epoch before it carries out what follows.
+            return [Superseded(number, version.epoch, sender_id)]
+        return []
+
+    def _apply(self, group: ReplicaGroup, record: Record | None, delta: Upsert) -> KernelOp:
+        entry, key = delta.entry, delta.entry.key
+        stored = contribution(entry, delta.incarnation)
+        same = (
+            record is not None
+            and record.incarnation == delta.incarnation
+            and record.contribution == stored
+        )
+        if same and record is not None:
+            entry = self._never_back(entry, record, delta.version)
+        self._registry.put(entry, delta.incarnation, delta.version, stored)
+        if key in group.stale:
+            group.stale.discard(key)
+            return Replace(entry)
+        if same:
+            return Update(entry)
+        return Create(entry) if record is None and not group.suspect else Replace(entry)
+
+    def _never_back(self, entry: FlowEntry, record: Record, version: Version) -> FlowEntry:
+        tcp, known = entry.tcp, record.tcp
+        if tcp is None or known is None or version != record.version or tcp.state >= known.state:
+            return entry
+        self.counters["tcp_regressions_refused"] += 1
+        return FlowEntry(
+            entry.key, entry.reply, entry.status, entry.timeout_s, entry.mark, known,
+            entry.helper, entry.labels, entry.kernel_id, entry.seqadj, entry.master,
+        )  # fmt: skip
+
+    def _refuse(self, reason: str) -> list[ReplicaEffect]:
+        self.counters[reason] += 1
+        return []
