@@ -285,13 +285,15 @@ class Lab:
         """Start a process in the namespace of a host (`gw1`, `client`, ..., or `hafw-gw1`); the
         mount namespace stays. Its environment has HAFW_NODE (nodes) and HAFW_CONFIG."""
         host = where.removeprefix("hafw-")
-        self._require_host(host)
+        command = [*self.nsenter(host), *argv]
         environment: Mapping[str, str] = popen.pop("env", os.environ)
         popen["env"] = {**environment, **self.environment(host)}
-        return subprocess.Popen([*self.nsenter(host), *argv], **popen)
+        return subprocess.Popen(command, **popen)
 
     def nsenter(self, host: str) -> list[str]:
-        """The beginning of a command line that runs in a host's namespace."""
+        """The beginning of a command line that runs in a host's namespace. Raises StateError if
+        there is none."""
+        self._require_host(host)
         return ["nsenter", f"--net={namespace_path(namespace_of(host))}", "--"]
 
     def environment(self, host: str) -> dict[str, str]:
@@ -394,7 +396,7 @@ class Lab:
         while missing := not_ready(self.config, with_sync="sync" not in state.without):
             if time.monotonic() > deadline:
                 raise StateError(
-                    f"the lab was not ready after {timeout_s:g} s: {'; '.join(missing)} "
+                    f"the lab is up but was not ready after {timeout_s:g} s: {'; '.join(missing)} "
                     f"(logs: {lab_folder()}/*.hafwd.log)"
                 )
             time.sleep(READY_POLL_S)
@@ -491,7 +493,10 @@ def _render_config(source: Path, config: ClusterConfig, wanted: LabState) -> str
     except ValidationError as error:
         raise ConfigError(
             str(source),
-            [ConfigProblem("lease", f"as overridden: {e['msg']}") for e in error.errors()],
+            [
+                ConfigProblem("lease", "as overridden: " + e["msg"].removeprefix("Value error, "))
+                for e in error.errors()
+            ],
         ) from None
     yaml = YAML(typ="rt")
     yaml.preserve_quotes = True

@@ -1,0 +1,190 @@
+"""hafwctl lab: build the lab, remove it, look at it, run something in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from hafw.lab.lab import Lab
+
+__all__ = ["lab"]
+
+READY_WAIT_S = 20.0
+"""M (2 s) + 3 s is the promise for a cold start; the rest is for a slow machine."""
+
+
+def _lab(config_file: Path | None = None) -> Lab:
+    from hafw.lab.lab import Lab  # imported on use: `hafwctl --help` stays fast
+
+    return Lab(config_file)
+
+
+@click.group()
+def lab() -> None:
+    """A whole cluster in network namespaces of this machine.
+
+    Two gateways (gw1, gw2), a witness (wit), a client on the LAN, a server on the WAN and a
+    switch, always with the same names and addresses.
+    """
+
+
+@lab.command()
+@click.option("--bare", is_flag=True, help="The network only, without the nodes' daemons.")
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A cluster.yaml of your own. [default: the lab's]",
+)
+@click.option("--heartbeat-ms", type=click.IntRange(1), help="Override lease.heartbeat_ms.")
+@click.option("--lease-ms", type=click.IntRange(1), help="Override lease.lease_ms.")
+@click.option(
+    "--without",
+    multiple=True,
+    type=click.Choice(["sync", "gate"]),
+    help="UNSAFE: leave a protection out, to see that drills catch it. Repeatable.",
+)
+@click.option(
+    "--wait/--no-wait", default=True, help="Wait until the cluster is ready. [default: wait]"
+)
+def up(
+    bare: bool,
+    config_file: Path | None,
+    heartbeat_ms: int | None,
+    lease_ms: int | None,
+    without: tuple[str, ...],
+    wait: bool,
+) -> None:
+    """Build the lab and start its cluster.
+
+    Fine if it is up already with the same parameters; a broken one is built anew.
+    """
+    the_lab = _lab(config_file)
+    built = the_lab.up(
+        bare=bare, heartbeat_ms=heartbeat_ms, lease_ms=lease_ms, without=frozenset(without)
+    )
+    if not built:
+        click.echo("the lab is up already", err=True)
+    elif bare:
+        click.echo("the lab is up, bare: no daemons", err=True)
+    if not bare and wait:
+        if sys.stderr.isatty():
+            click.echo("waiting until the cluster is ready ...", err=True)
+        the_lab.wait_ready(READY_WAIT_S)
+        click.echo("the cluster is ready", err=True)
+    if built and sys.stdout.isatty():
+        click.echo(
+            "  hafwctl status                      what the cluster says\n"
+            "  hafwctl lab exec client -- bash     a shell on the LAN\n"
+            "  hafwctl lab down                    remove everything"
+        )
+
+
+@lab.command()
+def down() -> None:
+    """Remove the lab and everything it made, in whatever state it is."""
+    removed = _lab().down()
+    click.echo("the lab is removed" if removed else "there was no lab", err=True)
+
+
+@lab.command(
+    "exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+@click.argument("node")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
+def exec_(node: str, command: tuple[str, ...]) -> None:
+    """Run COMMAND in the network namespace of NODE: gw1, gw2, wit, client, server or sw.
+
+    Write `--` before the command. HAFW_NODE and HAFW_CONFIG are set; the exit status is the
+    command's.
+    """
+    from hafw.errors import RefusedError
+
+    if os.geteuid() != 0:
+        raise RefusedError("`lab exec` needs root to enter a network namespace; run it with sudo")
+    the_lab = _lab()
+    # With options of the command allowed, click leaves the `--` in front of it to us.
+    command = command[1:] if command[0] == "--" else command
+    if not command:
+        raise click.UsageError("a command is missing after --")
+    argv = [*the_lab.nsenter(node), *command]
+    environment = {**os.environ, **the_lab.environment(node)}
+    # Last in PATH, so that hafwctl is found inside but nothing of the system's is hidden.
+    environment["PATH"] = f"{environment.get('PATH', os.defpath)}:{Path(sys.executable).parent}"
+    sys.stdout.flush()
+    os.execvpe(argv[0], argv, environment)
+
+
+@lab.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.pass_context
+def status(context: click.Context, as_json: bool) -> None:
+    """Namespaces, processes, links and bridge ports of the lab. Exit 1 if it is not well.
+
+    What the cluster says of itself is `hafwctl status`.
+    """
+    from hafw.lab.machine import require_machine
+
+    require_machine()
+    found = _lab().status()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        for line in _pretty(found):
+            click.echo(line)
+    if not found["up"]:
+        context.exit(1)
+
+
+def _pretty(found: dict[str, Any]) -> list[str]:
+    if not found["hosts"]:
+        return ["there is no lab; `hafwctl lab up` builds one"]
+    kind = "bare" if found["bare"] else f"labd {found['labd'] or 'NOT RUNNING'}"
+    without = "".join(f", WITHOUT {feature}" for feature in found["without"])
+    lines = [
+        f"lab {'up' if found['up'] else 'BROKEN'}, {kind}{without}, heartbeat "
+        f"{found['heartbeat_ms']} ms, lease {found['lease_ms']} ms, from {found['source']}"
+    ]
+    lines += [f"problem: {problem}" for problem in found["problems"]]
+    rows = [["HOST", "NAMESPACE", "PROCESSES", "FAULT", "LINKS"]]
+    for name, host in found["hosts"].items():
+        rows.append(
+            [
+                name,
+                host["namespace"],
+                _processes(host, bare=found["bare"]),
+                "silenced" if host["silenced"] else "-",
+                " ".join(
+                    f"{device}:{'up' if link['up'] and link['carrier'] else 'DOWN'}"
+                    for device, link in host["links"].items()
+                    if device != "lo"
+                ),
+            ]
+        )
+    lines += ["", *_columns(rows), ""]
+    rows = [["BRIDGE", "PORTS"]]
+    for bridge, ports in found["bridges"].items():
+        words = [port if well else f"{port}:DOWN" for port, well in ports.items()]
+        rows.append([bridge, " ".join(words)])
+    return lines + _columns(rows)
+
+
+def _processes(host: dict[str, Any], *, bare: bool) -> str:
+    if bare or "processes" not in host:
+        return "-"
+    words = [f"{daemon}:{pid or 'DEAD'}" for daemon, pid in host["processes"].items()]
+    return " ".join(["held", *words] if host["held"] else words)
+
+
+def _columns(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
