@@ -49,11 +49,13 @@ __all__ = [
     "check_bpffs",
     "ensure_bpffs",
     "ensure_map",
+    "forget_all",
     "forget_device",
     "forget_group",
     "hook_state",
     "pinned_devices",
     "pinned_groups",
+    "programs_current",
     "set_always_pass",
 ]
 
@@ -223,3 +225,33 @@ def forget_group(paths: NodePaths, group_index: int) -> None:
         writer.close()
     for hook in Hook:
         _program_pin(paths, group_index, hook).unlink(missing_ok=True)
+
+
+def programs_current(paths: NodePaths, group_index: int, *, always_pass: bool) -> bool:
+    """The pinned programs are exactly what this release would load."""
+    for hook in Hook:
+        fd = _open_or_none(_program_pin(paths, group_index, hook))
+        if fd is None:
+            return False
+        with bpf.closing(fd):
+            pinned = bpf.program_info(fd)
+        gate_fd = _open_or_none(paths.bpf / "gate")
+        if gate_fd is None:
+            return False
+        name = program_name(hook, group_index, always_pass=always_pass)
+        with bpf.closing(gate_fd):
+            code = program_bytes(hook, group_index, gate_fd, always_pass=always_pass)
+            with bpf.closing(bpf.load_program(name, code)) as fresh_fd:
+                fresh = bpf.program_info(fresh_fd)
+        if (pinned.name, pinned.tag, pinned.map_ids) != (fresh.name, fresh.tag, fresh.map_ids):
+            return False
+    return True
+
+
+def forget_all(paths: NodePaths) -> None:
+    """Remove every pin and the folder. The node's virtual MAC devices must be gone."""
+    for ifname in pinned_devices(paths):
+        forget_device(paths, ifname)
+    for pin in sorted(paths.bpf.iterdir()):
+        pin.unlink()
+    paths.bpf.rmdir()

@@ -35,15 +35,11 @@ _ROOT = Path("/proc/sys")
 
 @dataclass(frozen=True, slots=True)
 class Sysctl:
-    """A key, written with slashes as below /proc/sys, the value it must have, and why.
-
-    `optional`: older kernels lack it, and can do without.
-    """
+    """A key, written with slashes as below /proc/sys, the value it must have, and why."""
 
     key: str
     value: str
     why: str
-    optional: bool = False
 
 
 GATEWAY = (
@@ -76,7 +72,7 @@ _FORWARDING = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 
 def device_sysctls(template: Iterable[Sysctl], device: str) -> list[Sysctl]:
     """`PHYSICAL` or `VIRTUAL` for one device."""
-    return [Sysctl(s.key.format(device), s.value, s.why, s.optional) for s in template]
+    return [Sysctl(s.key.format(device), s.value, s.why) for s in template]
 
 
 def read(key: str) -> str:
@@ -112,14 +108,8 @@ def _hint(key: str, error: OSError) -> str | None:
 
 
 def differences(wanted: Iterable[Sysctl]) -> list[Sysctl]:
-    """Those whose value is another one. Missing optional keys are left out. KernelError."""
-    found = []
-    for sysctl in wanted:
-        if sysctl.optional and not (_ROOT / sysctl.key).exists():
-            continue
-        if read(sysctl.key) != sysctl.value:
-            found.append(sysctl)
-    return found
+    """Those whose value is another one. KernelError if a key is missing."""
+    return [sysctl for sysctl in wanted if read(sysctl.key) != sysctl.value]
 
 
 def apply(wanted: Iterable[Sysctl]) -> list[Sysctl]:
