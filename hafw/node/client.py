@@ -1,4 +1,4 @@
-"""Asking hafw-leased and hafw-syncd over their Unix datagram sockets.
+"""Asking hafw-leased and hafw-syncd over their Unix datagram sockets, and hafwd over its API.
 
 Every question has a socket of its own, bound to a temporary path in the node's run folder, so
 that an answer that comes too late can never be taken for the answer to a later question.
@@ -21,8 +21,9 @@ from types import TracebackType
 from typing import Generic, Literal, Self, TypeVar
 
 import msgspec
+import zmq
 
-from hafw.errors import StateError
+from hafw.instance import running_pid
 from hafw.messages import (
     DATAGRAM_BYTES_MAX,
     LeasedStatus,
@@ -34,12 +35,16 @@ from hafw.messages import (
     decode_syncd,
     encode,
 )
+from hafw.node.api import Reply, Request, decode_reply
+from hafw.node.api import encode as encode_request
 from hafw.paths import NodePaths
 
-__all__ = ["ASK_S", "MOVE_MARGIN_S", "LocalClient", "Unavailable"]
+__all__ = ["ASK_S", "HAFWD_S", "MOVE_MARGIN_S", "LocalClient", "Unavailable", "ask_hafwd"]
 
 ASK_S = 0.5
 """How long a status answer is waited for."""
+HAFWD_S = 1.5
+"""How long hafwd is waited for: it asks the others, each for `ASK_S`, at once."""
 MOVE_MARGIN_S = 5.0
 """Beyond `MoveRequest.wait_s`: the hand-over itself."""
 
@@ -53,6 +58,26 @@ class Unavailable:
 
     state: Literal["down", "silent"]
     reason: str
+
+
+def ask_hafwd(
+    paths: NodePaths, request: Request, timeout_s: float = HAFWD_S
+) -> Reply | Unavailable:
+    """One request to the hafwd of a node of this machine. Raises PeerError if what answers does
+    not speak its API."""
+    if running_pid(paths, "hafwd") is None:
+        return Unavailable("down", f"hafwd is not running for {paths.node}")
+    context = zmq.Context()
+    try:
+        with context.socket(zmq.DEALER) as dealer:
+            dealer.setsockopt(zmq.LINGER, 0)
+            dealer.connect(f"ipc://{paths.hafwd_socket}")
+            dealer.send(encode_request(request))
+            if not dealer.poll(round(timeout_s * 1e3)):
+                return Unavailable("silent", f"hafwd did not answer in {timeout_s:g} s")
+            return decode_reply(dealer.recv())
+    finally:
+        context.term()
 
 
 class LocalClient:
@@ -178,6 +203,10 @@ class _Asking:
 
     def send(self, question: _Question[Answer]) -> Unavailable | None:
         try:
+            self.socket.bind(str(self._path))
+        except OSError as error:  # /run is full, or the folder went away.
+            return Unavailable("silent", f"cannot bind {self._path}: {error.strerror}")
+        try:
             self.socket.sendto(question.datagram, str(question.address))
         except (FileNotFoundError, ConnectionRefusedError):
             return question.down()
@@ -190,11 +219,6 @@ class _Asking:
         return None
 
     def __enter__(self) -> Self:
-        try:
-            self.socket.bind(str(self._path))
-        except OSError as error:
-            self.socket.close()
-            raise StateError(f"cannot bind {self._path}: {error.strerror}") from None
         return self
 
     def __exit__(

@@ -1,0 +1,312 @@
+"""What `hafwctl status` says: tables of rows from the facts gathered on a node, and the verdict.
+
+Pure. The keys of the rows are a contract (docs/reference/status.md, tested): `COLUMNS` is its only
+declaration. Nothing is carried over from an earlier look: what a daemon that is down would have
+said is None, and the kernel's deadlines stand beside what leased says, never instead of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hafw.config.model import ClusterConfig
+from hafw.human import format_epoch
+from hafw.messages import GroupLeaseStatus, LeasedStatus, SyncdStatus
+from hafw.node.verdict import find_problems
+
+__all__ = [
+    "COLUMNS",
+    "DaemonFacts",
+    "DaemonState",
+    "DeviceFacts",
+    "Document",
+    "GateFacts",
+    "NodeFacts",
+    "PolicyFacts",
+    "Row",
+    "Tables",
+    "build_tables",
+    "empty_tables",
+    "merge",
+]
+
+Row = dict[str, Any]
+Tables = dict[str, list[Row]]
+Document = dict[str, Any]
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "nodes": ("node", "id", "role", "active_for", "assembled_by", "up"),
+    "daemons": ("node", "daemon", "state", "pid", "up_s", "restarts", "reason"),
+    "groups": (
+        "node", "group", "vrid", "vips", "role", "holder", "epoch", "epoch_number",
+        "lease_left_ms", "gate", "announce_left_ms", "accept_left_ms", "dropped_in",
+        "dropped_out", "moves", "renewals",
+    ),
+    "devices": ("node", "group", "segment", "device", "present", "up", "gated"),
+    "lease": (
+        "node", "realtime", "may_vote", "votes_in_ms", "era", "voters_id", "voters_hash",
+        "loop_p50_ms", "loop_p99_ms", "loop_max_ms",
+    ),
+    "peers": ("node", "peer", "alive", "proven", "age_ms", "rtt_ms", "era", "links_alive",
+              "links"),
+    "links": ("node", "peer", "link", "alive", "age_ms", "received"),
+    "sync": ("node", "group", "synced", "reason", "owned", "replicas", "liberal", "stale"),
+    "streams": (
+        "node", "peer", "accepted", "lag_deltas", "applied_seq", "high_water_seq",
+        "beacon_age_ms", "delay_p50_ms", "delay_p99_ms",
+    ),
+    "policy": ("node", "state", "hash", "generation", "rules", "file", "loaded_at", "error"),
+    "counters": ("node", "daemon", "counter", "value"),
+    "alarms": ("node", "source", "alarm"),
+}  # fmt: skip
+
+DaemonState = Literal["up", "starting", "silent", "stopping", "down", "off"]
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonFacts:
+    """`silent`: the process is there and does not answer. `off`: not meant to run."""
+
+    daemon: str
+    state: DaemonState
+    pid: int | None = None
+    up_s: float | None = None
+    restarts: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GateFacts:
+    """One group's slot in the pinned map, read by the process that assembles the status."""
+
+    announce_ns: int
+    accept_ns: int
+    dropped_in: int
+    dropped_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """A virtual MAC device. None: cannot be seen from the asking process."""
+
+    group: str
+    segment: str
+    device: str
+    present: bool | None
+    up: bool | None
+    gated: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyFacts:
+    """`in force`; `kept` (a newer one failed, an older one is loaded); `failed` (none is
+    loaded); `gone` (somebody removed the tables); `recorded` (hafwd is down: what it loaded)."""
+
+    state: Literal["in force", "kept", "failed", "gone", "recorded", "loading"]
+    hash: str | None = None
+    generation: int | None = None
+    rules: int | None = None
+    file: str | None = None
+    loaded_at: str | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """Everything gathered on one node at one moment. None: unknown now, the daemon row or an
+    alarm says why."""
+
+    node: str
+    now_ns: int
+    assembled_by: Literal["hafwd", "hafwctl"]
+    daemons: list[DaemonFacts]
+    leased: LeasedStatus | None
+    syncd: SyncdStatus | None
+    gates: dict[int, GateFacts] | None
+    devices: list[DeviceFacts] = field(default_factory=list)
+    policy: PolicyFacts | None = None
+    alarms: list[str] = field(default_factory=list)
+    counters: dict[str, int] = field(default_factory=dict)
+
+
+def empty_tables() -> Tables:
+    return {name: [] for name in COLUMNS}
+
+
+def build_tables(config: ClusterConfig, facts: NodeFacts) -> Tables:
+    """All tables of one node."""
+    tables = empty_tables()
+    node = config.nodes[facts.node]
+    tables["groups"] = [_group_row(config, facts, name) for name in config.groups]
+    tables["daemons"] = [
+        {
+            "node": facts.node, "daemon": daemon.daemon, "state": daemon.state,
+            "pid": daemon.pid, "up_s": _rounded(daemon.up_s), "restarts": daemon.restarts,
+            "reason": daemon.reason,
+        }
+        for daemon in facts.daemons
+    ]  # fmt: skip
+    tables["nodes"].append(
+        {
+            "node": facts.node,
+            "id": node.id,
+            "role": node.role,
+            "active_for": [row["group"] for row in tables["groups"] if row["role"] == "ACTIVE"],
+            "assembled_by": facts.assembled_by,
+            "up": all(daemon.state in ("up", "off") for daemon in facts.daemons),
+        }
+    )
+    tables["devices"] = [
+        {
+            "node": facts.node, "group": device.group, "segment": device.segment,
+            "device": device.device, "present": device.present, "up": device.up,
+            "gated": device.gated,
+        }
+        for device in facts.devices
+    ]  # fmt: skip
+    _add_common(tables, facts.node, "hafwd", facts.counters, facts.alarms)
+    if facts.policy is not None:
+        policy = facts.policy
+        tables["policy"].append(
+            {
+                "node": facts.node, "state": policy.state, "hash": policy.hash,
+                "generation": policy.generation, "rules": policy.rules, "file": policy.file,
+                "loaded_at": policy.loaded_at, "error": policy.error,
+            }
+        )  # fmt: skip
+    if facts.leased is not None:
+        _add_leased(tables, config, facts.node, facts.leased)
+    if facts.syncd is not None:
+        _add_syncd(tables, config, facts.node, facts.syncd)
+    return tables
+
+
+def _group_row(config: ClusterConfig, facts: NodeFacts, name: str) -> Row:
+    group = config.groups[name]
+    lease: GroupLeaseStatus | None = None
+    if facts.leased is not None:
+        lease = next((g for g in facts.leased.groups if g.group == group.index), None)
+    gate = None if facts.gates is None else facts.gates.get(group.index)
+    announce_left = None if gate is None else _left_ms(gate.announce_ns, facts.now_ns)
+    accept_left = None if gate is None else _left_ms(gate.accept_ns, facts.now_ns)
+    role: str | None = None
+    if lease is not None:
+        role = "ACTIVE" if lease.active else "BACKUP"
+    if facts.node not in group.order:
+        role = "-"  # The witness, or a gateway that is no candidate.
+    return {
+        "node": facts.node,
+        "group": name,
+        "vrid": group.vrid,
+        "vips": [str(vip) for vips in group.vips.values() for vip in vips],
+        "role": role,
+        "holder": None if lease is None else config.node_name(lease.holder_id),
+        "epoch": None if lease is None else format_epoch(lease.epoch),
+        "epoch_number": None if lease is None else lease.epoch,
+        "lease_left_ms": None if lease is None else _rounded(lease.lease_left_ms),
+        "gate": _gate_word(announce_left, accept_left),
+        "announce_left_ms": announce_left,
+        "accept_left_ms": accept_left,
+        "dropped_in": None if gate is None else gate.dropped_in,
+        "dropped_out": None if gate is None else gate.dropped_out,
+        "moves": None if lease is None else lease.moves,
+        "renewals": None if lease is None else lease.renewals,
+    }
+
+
+def _gate_word(announce_left_ms: float | None, accept_left_ms: float | None) -> str | None:
+    if announce_left_ms is None or accept_left_ms is None:
+        return None
+    if announce_left_ms > 0:
+        return "open"
+    return "accept only" if accept_left_ms > 0 else "shut"
+
+
+def _add_leased(tables: Tables, config: ClusterConfig, node: str, leased: LeasedStatus) -> None:
+    tables["lease"].append(
+        {
+            "node": node,
+            "realtime": leased.realtime,
+            "may_vote": leased.may_vote,
+            "votes_in_ms": _left_ms(leased.votes_from_ns, leased.now_ns),
+            "era": leased.era,
+            "voters_id": leased.voters_id,
+            "voters_hash": leased.voters_hash,
+            "loop_p50_ms": _rounded(leased.loop_delay.p50_ms),
+            "loop_p99_ms": _rounded(leased.loop_delay.p99_ms),
+            "loop_max_ms": _rounded(leased.loop_delay.max_ms),
+        }
+    )
+    for peer in leased.peers:
+        name = config.node_name(peer.node_id)
+        tables["peers"].append(
+            {
+                "node": node, "peer": name, "alive": peer.alive, "proven": peer.proven,
+                "age_ms": _rounded(peer.age_ms), "rtt_ms": _rounded(peer.rtt_ms),
+                "era": peer.era, "links_alive": sum(link.alive for link in peer.links),
+                "links": len(peer.links),
+            }
+        )  # fmt: skip
+        tables["links"] += [
+            {
+                "node": node, "peer": name, "link": link.name, "alive": link.alive,
+                "age_ms": _rounded(link.age_ms), "received": link.received,
+            }
+            for link in peer.links
+        ]  # fmt: skip
+    _add_common(tables, node, "leased", leased.counters, leased.alarms)
+
+
+def _add_syncd(tables: Tables, config: ClusterConfig, node: str, syncd: SyncdStatus) -> None:
+    names = {group.index: name for name, group in config.groups.items()}
+    tables["sync"] = [
+        {
+            "node": node, "group": names.get(group.group, str(group.group)),
+            "synced": group.synced, "reason": group.reason, "owned": group.owned,
+            "replicas": group.replicas, "liberal": group.liberal, "stale": group.stale,
+        }
+        for group in syncd.groups
+    ]  # fmt: skip
+    tables["streams"] = [
+        {
+            "node": node, "peer": config.node_name(peer.node_id), "accepted": peer.accepted,
+            "lag_deltas": peer.lag_deltas, "applied_seq": peer.applied_seq,
+            "high_water_seq": peer.high_water_seq, "beacon_age_ms": _rounded(peer.beacon_age_ms),
+            "delay_p50_ms": _rounded(peer.delay_p50_ms),
+            "delay_p99_ms": _rounded(peer.delay_p99_ms),
+        }
+        for peer in syncd.peers
+    ]  # fmt: skip
+    _add_common(tables, node, "syncd", syncd.counters, syncd.alarms)
+
+
+def _add_common(
+    tables: Tables, node: str, daemon: str, counters: dict[str, int], alarms: list[str]
+) -> None:
+    tables["counters"] += [
+        {"node": node, "daemon": daemon, "counter": name, "value": counters[name]}
+        for name in sorted(counters)
+    ]
+    tables["alarms"] += [{"node": node, "source": daemon, "alarm": alarm} for alarm in alarms]
+
+
+def merge(cluster: str, parts: Iterable[Tables]) -> Document:
+    """One document of one node's tables or of several nodes', with the verdict over all:
+    ``cluster``, ``healthy``, ``problems`` and the tables of `COLUMNS`."""
+    tables = empty_tables()
+    for part in parts:
+        for name in COLUMNS:
+            tables[name] += part.get(name, [])
+    problems = find_problems(tables)
+    return {"cluster": cluster, "healthy": not problems, "problems": problems, **tables}
+
+
+def _left_ms(deadline_ns: int, now_ns: int) -> float:
+    """Milliseconds until the deadline; 0 if it is past or was never set."""
+    return round(max(0, deadline_ns - now_ns) / 1e6, 1)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
