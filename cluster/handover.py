@@ -1,0 +1,278 @@
+r"""The old holder's side of a planned hand-over, and the move away from a silent syncd.
+
+Theory of operation
+    ::
+
+        WAIT_SYNC --target synced--> POSITION --syncd answers--> RELEASED --target active--> moved
+            |                           |                            \-- in time by nobody:
+            \-- not within wait_s       \-- silent: open again            released, not moved
+
+    POSITION shuts *announce* and leaves *accept* at the deadline already stored, never renewing
+    it; the lease itself is still renewed, so opening again is a right. `Release` gives the lease
+    up: from then on this node is BACKUP. It is repeated at each heartbeat for one lease.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from cluster.heartbeat import Message, MoveAnswer, Release
+from cluster.lease_types import NS_PER_MS, AskPosition, Effect, Note, ReplyMove, SetGate
+from cluster.view import NodeView
+from hafw.human import epoch_node
+from hafw.messages import MoveReply, Position, PositionReply
+
+if TYPE_CHECKING:
+    from cluster.lease_group import GroupCore
+
+__all__ = ["SYNCD_SILENT_MS", "HandOver", "MoveOrigin"]
+
+POSITION_BEATS = 3
+"""Heartbeats syncd may take to say its position; then the move is called off."""
+TARGET_LEASES = 3
+"""Leases a target may wait for the position, and the old holder for the target."""
+SYNCD_SILENT_MS = 3000
+"""A holder whose syncd has been silent for this long gives the group to a synced peer."""
+WAIT_MS_MAX = 600_000
+
+
+@dataclass(frozen=True, slots=True)
+class MoveOrigin:
+    """Who asked: a local client (`token`), or a node that forwards for one."""
+
+    token: str = ""
+    node: int = 0
+    request: int = 0
+
+
+class Step(Enum):
+    WAIT_SYNC = "wait_sync"
+    POSITION = "position"
+    RELEASED = "released"
+
+
+@dataclass(slots=True)
+class _Move:
+    origin: MoveOrigin | None
+    target: int
+    step: Step
+    until_ns: int
+    epoch: int = 0
+    position: Position | None = None
+    repeat_until_ns: int = 0
+
+
+class HandOver:
+    """At most one move of one group at a time."""
+
+    def __init__(self, group: GroupCore, view: NodeView) -> None:
+        self._group = group
+        self._view = view
+        self._move: _Move | None = None
+        self._silent_since_ns: int | None = None
+
+    @property
+    def gate_frozen(self) -> bool:
+        """Whether renewals must leave the gate's deadlines alone."""
+        return self._move is not None and self._move.step is Step.POSITION
+
+    @property
+    def busy(self) -> bool:
+        return self._move is not None
+
+    def serves(self, origin: MoveOrigin) -> bool:
+        return self._move is not None and self._move.origin == origin
+
+    def deadline(self) -> int | None:
+        return None if self._move is None else self._move.until_ns
+
+    # ---- starting -----------------------------------------------------------------------------
+
+    def start(self, origin: MoveOrigin, target: int, wait_ms: int, now_ns: int) -> list[Effect]:
+        """A move asked of the holder. Refused with a reason, or begun."""
+        refusal = self._refusal(target, now_ns)
+        if self._move is not None:
+            refusal = "another move of this group is under way"
+        if refusal:
+            return self.refuse(origin, refusal)
+        wait_ns = min(wait_ms, WAIT_MS_MAX) * NS_PER_MS
+        self._move = _Move(origin, target, Step.WAIT_SYNC, now_ns + wait_ns)
+        return self.tick(now_ns)
+
+    def refuse(self, origin: MoveOrigin, reason: str) -> list[Effect]:
+        self._view.counters["moves_refused"] += 1
+        return self._answer(origin, moved=False, released=False, epoch=0, reason=reason)
+
+    def _refusal(self, target: int, now_ns: int) -> str:
+        view, order = self._view, self._group.params.order
+        held = self._group.proposer.held
+        if held is None or not held.opened:
+            return "this node does not hold the group"
+        if self._group.proposer.claim is not None:
+            return "the holder is claiming a new epoch; try again"
+        if target == view.params.node_id:
+            return "that node is already the holder"
+        if target not in order:
+            return f"node {target} is not a candidate of this group"
+        if not view.alive(target, now_ns):
+            return f"node {target} is not heard"
+        if not view.can_carry(target, now_ns):
+            return f"node {target} cannot carry groups now (stopping, or its era file fails)"
+        synced, reason = view.own_sync(self._group.params.index, now_ns)
+        if not synced:
+            return f"the holder's own syncd is not in order: {reason}"
+        return ""
+
+    # ---- running ------------------------------------------------------------------------------
+
+    def tick(self, now_ns: int) -> list[Effect]:
+        move = self._move
+        if move is None:
+            return self._watch_syncd(now_ns)
+        match move.step:
+            case Step.WAIT_SYNC:
+                return self._wait_sync(move, now_ns)
+            case Step.POSITION:
+                return self._wait_position(move, now_ns)
+            case Step.RELEASED:
+                return self._wait_target(move, now_ns)
+
+    def repeat(self, now_ns: int) -> list[Message]:
+        move = self._move
+        if move is None or move.step is not Step.RELEASED or now_ns >= move.repeat_until_ns:
+            return []
+        return [Release(self._group.params.index, move.epoch, move.target, move.position)]
+
+    def on_position(self, reply: PositionReply, now_ns: int) -> list[Effect]:
+        move = self._move
+        if move is None or move.step is not Step.POSITION or move.epoch != reply.epoch:
+            return []
+        return self._release(move, reply.position, now_ns)
+
+    def cancel(self, reason: str) -> list[Effect]:
+        """The lease is gone or the node stops: end a move that has not released."""
+        move = self._move
+        if move is None or move.step is Step.RELEASED:
+            return []
+        return self._end(move, moved=False, released=False, epoch=0, reason=reason)
+
+    def stop(self) -> list[Effect]:
+        """The node stops: the one who asked gets what is known."""
+        move = self._move
+        if move is None:
+            return []
+        released = move.step is Step.RELEASED
+        return self._end(move, moved=False, released=released, epoch=0, reason="the node stops")
+
+    def _wait_sync(self, move: _Move, now_ns: int) -> list[Effect]:
+        view, index = self._view, self._group.params.index
+        refusal = self._refusal(move.target, now_ns)
+        if refusal:
+            return self._end(move, moved=False, released=False, epoch=0, reason=refusal)
+        if not view.synced(move.target, index, now_ns):
+            if now_ns < move.until_ns:
+                return []
+            beat = view.peers[move.target].groups.get(index)
+            why = beat.reason if beat is not None else "it says nothing of this group"
+            reason = f"node {move.target} is not synced: {why}"
+            return self._end(move, moved=False, released=False, epoch=0, reason=reason)
+        held = self._group.proposer.held
+        assert held is not None
+        move.step = Step.POSITION
+        move.epoch = held.epoch
+        move.until_ns = now_ns + POSITION_BEATS * view.params.heartbeat_ns
+        return [
+            SetGate(index, 0, self._group.gate_ns),
+            AskPosition(index, held.epoch),
+            Note("move_began", (("group", index), ("target_id", move.target))),
+        ]
+
+    def _wait_position(self, move: _Move, now_ns: int) -> list[Effect]:
+        if now_ns < move.until_ns:
+            return []
+        held = self._group.proposer.held
+        assert held is not None  # A lost lease cancels the move first.
+        self._view.counters["moves_without_position"] += 1
+        reason = "the holder's syncd did not say its position in time"
+        effects = self._end(move, moved=False, released=False, epoch=0, reason=reason)
+        # The lease was renewed all the while, so opening again is a right.
+        return [*self._group.store_gate(held.deadline_ns), *effects]
+
+    def _release(self, move: _Move, position: Position | None, now_ns: int) -> list[Effect]:
+        held = self._group.proposer.held
+        assert held is not None
+        assert held.epoch == move.epoch
+        lease_ns = self._view.params.lease_ns
+        index = self._group.params.index
+        move.step = Step.RELEASED
+        move.position = position
+        move.repeat_until_ns = now_ns + lease_ns
+        move.until_ns = now_ns + TARGET_LEASES * lease_ns + 5 * self._view.params.heartbeat_ns
+        self._group.let_go()
+        self._group.acceptor.release(self._view.params.node_id, move.epoch, move.target)
+        self._view.counters["moves_released"] += 1
+        return [
+            self._view.send(0, Release(index, move.epoch, move.target, position)),
+            *self._group.tell_role(now_ns),
+            Note("lease_released", (("group", index), ("epoch", move.epoch))),
+        ]
+
+    def _wait_target(self, move: _Move, now_ns: int) -> list[Effect]:
+        epoch = self._group.known_epoch
+        if epoch > move.epoch:
+            moved = epoch_node(epoch) == move.target
+            reason = "" if moved else f"node {epoch_node(epoch)} took it instead"
+            return self._end(move, moved=moved, released=True, epoch=epoch, reason=reason)
+        if now_ns < move.until_ns:
+            return []
+        reason = f"node {move.target} did not take the lease in time; somebody claims it by rank"
+        return self._end(move, moved=False, released=True, epoch=0, reason=reason)
+
+    def _end(
+        self, move: _Move, *, moved: bool, released: bool, epoch: int, reason: str
+    ) -> list[Effect]:
+        self._move = None
+        if move.origin is None:
+            return []
+        return self._answer(
+            move.origin, moved=moved, released=released, epoch=epoch, reason=reason
+        )
+
+    def _answer(
+        self, origin: MoveOrigin, *, moved: bool, released: bool, epoch: int, reason: str
+    ) -> list[Effect]:
+        if not origin.node:
+            reply = MoveReply(moved=moved, released=released, epoch=epoch, reason=reason)
+            return [ReplyMove(origin.token, reply)]
+        answer = MoveAnswer(origin.request, moved, released, epoch, reason[:400])
+        self._group.answered[origin.node] = answer
+        return [self._view.send(origin.node, answer)]
+
+    # ---- a silent syncd -----------------------------------------------------------------------
+
+    def _watch_syncd(self, now_ns: int) -> list[Effect]:
+        """Give the group to a synced peer when the own syncd has been silent for too long."""
+        view, group = self._view, self._group
+        held = group.proposer.held
+        if held is None or not held.opened or group.proposer.claim is not None:
+            self._silent_since_ns = None
+            return []
+        if not view.syncd_silent_ns(now_ns):
+            self._silent_since_ns = None
+            return []
+        if self._silent_since_ns is None:
+            self._silent_since_ns = now_ns
+        if now_ns - self._silent_since_ns < SYNCD_SILENT_MS * NS_PER_MS:
+            return []
+        index = group.params.index
+        for node in group.params.order:
+            if node != view.params.node_id and view.synced(node, index, now_ns):
+                self._silent_since_ns = None
+                view.counters["moves_syncd_silent"] += 1
+                move = _Move(None, node, Step.POSITION, now_ns, epoch=held.epoch)
+                self._move = move
+                shut = SetGate(index, 0, group.gate_ns)
+                return [shut, *self._release(move, None, now_ns)]
+        return []

@@ -1,0 +1,392 @@
+"""The lease core of one node: PaxosLease for every group, in one pure state machine.
+
+Theory of operation
+    DESIGN §5. For every group at most one node is ACTIVE, because
+
+    1. a voter that granted T grants to nobody else for T(1+ε) from its grant (`acceptor`),
+    2. a holder uses T(1-ε) from when the granted request was *sent* (`proposer`),
+    3. a voter that has started votes for nobody for M(1+ε), and refuses every epoch of an era
+       below its own, which it raised and made durable before (here),
+    4. the gate takes absolute deadlines, so effects that are carried out late can only end early,
+    5. a released lease is released by its holder, for its epoch, after announce was shut.
+
+    `handle` takes one event, `tick` the passing of time; both give effects in the order in which
+    they are owed, `deadline` says when to tick at the latest. Everything goes out in envelopes
+    (`heartbeat`), and only what comes in a proven session (`session`) with the same voter set is
+    acted on.
+
+    Eras: an epoch of a higher era than ours is answered only after that era is durable here. It
+    is raised ahead when a heartbeat shows it, so a claim seldom waits for a disk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import assert_never
+
+from cluster.handover import MoveOrigin
+from cluster.heartbeat import (
+    Accepted,
+    Beat,
+    Envelope,
+    Message,
+    MoveAnswer,
+    MoveAsk,
+    Nack,
+    Prepare,
+    Promise,
+    Propose,
+    Release,
+)
+from cluster.lease_group import GroupCore
+from cluster.lease_types import (
+    NS_PER_MS,
+    Arrived,
+    Effect,
+    EraFailed,
+    EraPersisted,
+    Event,
+    LeaseParams,
+    MoveAsked,
+    Note,
+    PersistEra,
+    ReplyMove,
+    Rng,
+    StopAsked,
+    SyncdSaid,
+)
+from cluster.session import SessionTable, Verdict
+from cluster.view import NodeView
+from hafw.human import epoch_era
+from hafw.messages import (
+    MoveReply,
+    MoveRequest,
+    NewEpochRequest,
+    PositionReply,
+    SyncBeacon,
+)
+
+__all__ = ["LeaseCore"]
+
+ERA_RETRY_MS = 1000
+ASK_GRACE_MS = 10_000
+"""A forwarded move is waited for this long beyond its own `wait_s`."""
+ASKS_MAX = 16
+BEATS_SENT_MAX = 64
+SESSION_ID_BITS = 63
+
+
+@dataclass(slots=True)
+class _Ask:
+    token: str
+    holder: int
+    message: MoveAsk
+    until_ns: int
+
+
+class LeaseCore:
+    """Give it events and time; carry out what it returns, in order."""
+
+    def __init__(
+        self, params: LeaseParams, *, era: int, era_durable: bool, rng: Rng, now_ns: int
+    ) -> None:
+        """`era`: what the era file held when this process started, plus one once that is durable
+        (`era_durable`). `now_ns` is the start: voting begins M(1+ε) later."""
+        assert params.lease_ns <= params.lease_ns_max <= params.restart_wait_ns
+        sessions = SessionTable(
+            params.node_id, lambda: rng.randrange((1 << SESSION_ID_BITS) - 1) + 1
+        )
+        self.params = params
+        self.view = NodeView(
+            params, era=era, era_durable=era_durable, sessions=sessions, rng=rng, now_ns=now_ns
+        )
+        self.groups = {group.index: GroupCore(group, self.view) for group in params.groups}
+        self.era_error = ""
+        self._persisting = False
+        self._era_retry_ns = now_ns
+        self._next_beat_ns = now_ns
+        self._last_beat_ns = now_ns - params.heartbeat_ns
+        self._beats_sent: dict[int, int] = {}
+        self._awaiting_era: dict[tuple[int, int], Prepare | Propose] = {}
+        self._asks: dict[int, _Ask] = {}
+
+    # ---- the machine --------------------------------------------------------------------------
+
+    def handle(self, event: Event, *, now_ns: int) -> list[Effect]:
+        """One event. `now_ns` is read after the event happened and before effects are done."""
+        effects: list[Effect] = []
+        for group in self.groups.values():
+            effects += group.expire(now_ns)
+        match event:
+            case Arrived(sender, envelope):
+                effects += self._on_envelope(sender, envelope, now_ns)
+            case SyncdSaid(message):
+                effects += self._on_syncd(message, now_ns)
+            case EraPersisted(era):
+                effects += self._on_era(era, now_ns)
+            case EraFailed(_, error):
+                self._persisting = False
+                self.view.era_durable = False
+                self.era_error = error
+                self._era_retry_ns = now_ns + ERA_RETRY_MS * NS_PER_MS
+                self.view.counters["era_write_failed"] += 1
+                effects.append(Note("era_write_failed", (("error", error),)))
+            case MoveAsked(token, request):
+                effects += self._on_move(token, request, now_ns)
+            case StopAsked():
+                self.view.stopping = True
+                for group in self.groups.values():
+                    effects += group.stop(now_ns)
+                effects += self._beat(now_ns)
+                return effects
+            case _:
+                assert_never(event)
+        return effects + self.tick(now_ns=now_ns)
+
+    def tick(self, *, now_ns: int) -> list[Effect]:
+        """Time passed. Cheap; safe to call at any moment."""
+        effects: list[Effect] = []
+        for group in self.groups.values():
+            effects += group.tick(now_ns)
+        if self.view.beat_soon:
+            self.view.beat_soon = False
+            soon_ns = self._last_beat_ns + self.params.heartbeat_ns // 4
+            self._next_beat_ns = min(self._next_beat_ns, max(now_ns, soon_ns))
+        if now_ns >= self._next_beat_ns:
+            effects += self._beat(now_ns)
+        return effects + self._raise_era(now_ns)
+
+    def deadline(self, *, now_ns: int) -> int:
+        """When to tick at the latest."""
+        times = [group.deadline(now_ns) for group in self.groups.values()]
+        return min([self._next_beat_ns, *(at for at in times if at is not None)])
+
+    # ---- heartbeats ---------------------------------------------------------------------------
+
+    def _beat(self, now_ns: int) -> list[Effect]:
+        view, params = self.view, self.params
+        self._last_beat_ns = now_ns
+        self._next_beat_ns = max(
+            self._next_beat_ns + params.heartbeat_ns, now_ns + params.heartbeat_ns // 4
+        )
+        if self._next_beat_ns > now_ns + params.heartbeat_ns:
+            self._next_beat_ns = now_ns + params.heartbeat_ns
+        beat = Beat(
+            era=view.era,
+            votes=view.may_vote(now_ns),
+            able=view.able(),
+            groups=[group.beat(now_ns) for group in self.groups.values()],
+            echoes=[
+                (peer.node_id, peer.beat_seq, now_ns - peer.beat_ns)
+                for peer in view.peers.values()
+                if peer.beat is not None
+            ],
+        )
+        messages: list[Message] = [beat]
+        for group in self.groups.values():
+            messages += group.repeat(now_ns)
+        sent = view.send(0, *messages)
+        self._beats_sent[sent.envelope.seq] = now_ns
+        while len(self._beats_sent) > BEATS_SENT_MAX:
+            del self._beats_sent[next(iter(self._beats_sent))]
+        effects: list[Effect] = [sent]
+        for group in self.groups.values():
+            effects += group.grant_alone(now_ns)
+        return effects + self._repeat_asks(now_ns)
+
+    def _on_beat(self, sender: int, beat: Beat, seq: int, now_ns: int) -> None:
+        view = self.view
+        if not view.peers[sender].take(beat, seq, now_ns):
+            view.counters["beats_overtaken"] += 1
+            return
+        view.want_era(beat.era)
+        for node, echoed_seq, held_ns in beat.echoes:
+            sent_ns = self._beats_sent.get(echoed_seq)
+            if node == self.params.node_id and sent_ns is not None:
+                view.peers[sender].rtt_ns = max(0, now_ns - sent_ns - held_ns)
+
+    # ---- envelopes ----------------------------------------------------------------------------
+
+    def _on_envelope(self, sender: int, envelope: Envelope, now_ns: int) -> list[Effect]:
+        view = self.view
+        if sender not in view.peers:
+            own = sender == self.params.node_id
+            view.counters["own_id_heard" if own else "unknown_sender"] += 1
+            return []
+        if envelope.to not in (0, self.params.node_id):
+            view.counters["not_for_us"] += 1
+            return []
+        redrawn = view.sessions.redrawn
+        verdict, soon = view.sessions.receive(sender, envelope, now_ns=now_ns)
+        view.counters["sessions_redrawn"] += view.sessions.redrawn - redrawn
+        view.beat_soon = view.beat_soon or soon
+        if verdict is Verdict.HELLO:
+            view.counters["unproven"] += 1
+            return []
+        if verdict is not Verdict.ACT:
+            view.counters[verdict.value] += 1
+            return []
+        if not self._same_voters(envelope):
+            view.counters["wrong_voters"] += 1
+            return []
+        peer = view.peers[sender]
+        effects: list[Effect] = []
+        if peer.session != envelope.session:
+            peer.forget(envelope.session)
+            for key in [key for key in self._awaiting_era if key[0] == sender]:
+                del self._awaiting_era[key]
+            effects.append(Note("peer_proven", (("peer_id", sender),)))
+        peer.heard_ns = now_ns
+        for message in envelope.messages:
+            effects += self._on_message(sender, message, envelope.seq, now_ns)
+        return effects
+
+    def _same_voters(self, envelope: Envelope) -> bool:
+        return (
+            envelope.voters_id == self.params.voters.id
+            and envelope.voters_hash == self.view.voters_hash
+        )
+
+    def _on_message(self, sender: int, message: Message, seq: int, now_ns: int) -> list[Effect]:
+        view = self.view
+        match message:
+            case Beat():
+                self._on_beat(sender, message, seq, now_ns)
+                return []
+            case MoveAsk():
+                return self._on_ask(sender, message, now_ns)
+            case MoveAnswer():
+                return self._on_answer(sender, message)
+            case Prepare() | Propose() | Promise() | Accepted() | Nack() | Release():
+                group = self.groups.get(message.group)
+                if group is None:
+                    view.counters["unknown_group"] += 1
+                    return []
+                if isinstance(message, Prepare | Propose) and (
+                    epoch_era(message.epoch) > view.era or not view.era_durable
+                ):
+                    # Answered once the era is durable here (`_on_era`).
+                    view.want_era(epoch_era(message.epoch))
+                    view.counters["votes_awaiting_era"] += 1
+                    self._awaiting_era[sender, message.group] = message
+                    return []
+                if isinstance(message, Release):
+                    # Beats that were sent before it still call the sender active.
+                    peer = view.peers[sender]
+                    peer.beat_seq = max(peer.beat_seq, seq)
+                    peer.groups.pop(message.group, None)
+                return group.on_message(sender, message, now_ns)
+            case _:
+                assert_never(message)
+
+    # ---- era ----------------------------------------------------------------------------------
+
+    def _raise_era(self, now_ns: int) -> list[Effect]:
+        view = self.view
+        if self._persisting or now_ns < self._era_retry_ns:
+            return []
+        if view.era_durable and view.era_wanted <= view.era:
+            return []
+        self._persisting = True
+        return [PersistEra(max(view.era_wanted, view.era))]
+
+    def _on_era(self, era: int, now_ns: int) -> list[Effect]:
+        view = self.view
+        self._persisting = False
+        view.era = max(view.era, era)
+        view.era_durable = True
+        self.era_error = ""
+        effects: list[Effect] = []
+        waiting, self._awaiting_era = self._awaiting_era, {}
+        for (sender, index), message in waiting.items():
+            effects += self._on_message(sender, message, -1, now_ns)
+            assert index in self.groups
+        return effects
+
+    # ---- syncd --------------------------------------------------------------------------------
+
+    def _on_syncd(
+        self, message: SyncBeacon | PositionReply | NewEpochRequest, now_ns: int
+    ) -> list[Effect]:
+        match message:
+            case SyncBeacon():
+                old, self.view.beacon = self.view.beacon, message
+                self.view.beacon_ns = now_ns
+                if old is None or old.synced != message.synced:
+                    self.view.beat_soon = True
+                return []
+            case PositionReply():
+                group = self.groups.get(message.group)
+                return [] if group is None else group.handover.on_position(message, now_ns)
+            case NewEpochRequest():
+                group = self.groups.get(message.group)
+                return [] if group is None else group.new_epoch(message, now_ns)
+            case _:
+                assert_never(message)
+
+    # ---- moves --------------------------------------------------------------------------------
+
+    def _on_move(self, token: str, request: MoveRequest, now_ns: int) -> list[Effect]:
+        group = self.groups.get(request.group)
+        if group is None:
+            return self._refuse_move(token, f"there is no group {request.group}")
+        wait_ms = max(0, int(request.wait_s * 1000))
+        if group.active:
+            return group.handover.start(
+                MoveOrigin(token=token), request.target_id, wait_ms, now_ns
+            )
+        holder = group.known_holder
+        if not holder or holder == self.params.node_id:
+            return self._refuse_move(token, "no node is known to hold the group now")
+        if not self.view.alive(holder, now_ns):
+            return self._refuse_move(token, f"node {holder} holds the group and is not heard")
+        if not 0 <= request.target_id < 1 << 8:
+            return self._refuse_move(token, f"there is no node {request.target_id}")
+        if len(self._asks) >= ASKS_MAX:
+            return self._refuse_move(token, "too many moves are being forwarded")
+        number = self.view.next_request()
+        ask = MoveAsk(number, request.group, request.target_id, wait_ms)
+        until_ns = now_ns + (wait_ms + ASK_GRACE_MS) * NS_PER_MS
+        self._asks[number] = _Ask(token, holder, ask, until_ns)
+        return [self.view.send(holder, ask)]
+
+    def _repeat_asks(self, now_ns: int) -> list[Effect]:
+        effects: list[Effect] = []
+        for number, ask in list(self._asks.items()):
+            if now_ns < ask.until_ns:
+                effects.append(self.view.send(ask.holder, ask.message))
+            else:
+                del self._asks[number]
+                effects += self._refuse_move(ask.token, f"holder {ask.holder} did not answer")
+        return effects
+
+    def _on_ask(self, sender: int, ask: MoveAsk, now_ns: int) -> list[Effect]:
+        group = self.groups.get(ask.group)
+        if group is None:
+            reason = f"there is no group {ask.group}"
+            return [self.view.send(sender, MoveAnswer(ask.request, False, False, 0, reason))]
+        answered = group.answered.get(sender)
+        if answered is not None and answered.request == ask.request:
+            return [self.view.send(sender, answered)]
+        origin = MoveOrigin(node=sender, request=ask.request)
+        if group.handover.serves(origin):
+            return []
+        return group.handover.start(origin, ask.target, ask.wait_ms, now_ns)
+
+    def _on_answer(self, sender: int, answer: MoveAnswer) -> list[Effect]:
+        ask = self._asks.get(answer.request)
+        if ask is None or ask.holder != sender:
+            return []
+        del self._asks[answer.request]
+        reply = MoveReply(
+            moved=answer.moved,
+            released=answer.released,
+            epoch=answer.epoch,
+            reason=answer.reason,
+        )
+        return [ReplyMove(ask.token, reply)]
+
+    def _refuse_move(self, token: str, reason: str) -> list[Effect]:
+        self.view.counters["moves_refused"] += 1
+        reply = MoveReply(moved=False, released=False, epoch=0, reason=reason)
+        return [ReplyMove(token, reply)]

@@ -1,0 +1,423 @@
+r"""One group on one node: its voter, its proposer, its gate, and the moves between roles.
+
+Theory of operation
+    ::
+
+        free --claim wins--> held --position applied (or none awaited)--> ACTIVE --lost--> free
+                                                                             \--released--> free
+
+    `tick` runs after every event and at every deadline, in this order: what has ended, what is
+    under way, what may begin. So every decision sees the same facts, whatever woke the node.
+"""
+
+from __future__ import annotations
+
+from cluster.acceptor import Acceptor
+from cluster.announce_plan import AnnouncePlan
+from cluster.claims import UNSYNCED_LEASES, Patience, rank
+from cluster.handover import TARGET_LEASES, HandOver
+from cluster.heartbeat import (
+    Accepted,
+    GroupBeat,
+    Message,
+    MoveAnswer,
+    Nack,
+    Prepare,
+    Promise,
+    Propose,
+    Release,
+)
+from cluster.lease_types import (
+    NS_PER_MS,
+    Announce,
+    Effect,
+    GroupParams,
+    Note,
+    SetGate,
+    TellSyncd,
+)
+from cluster.proposer import Claim, Proposer
+from cluster.view import NodeView
+from hafw.human import epoch_node
+from hafw.messages import NewEpochRequest, Position, RoleChange
+
+__all__ = ["GroupCore"]
+
+ROLE_REPEAT_MS = 100
+
+Vote = Prepare | Propose | Promise | Accepted | Nack | Release
+
+
+class GroupCore:
+    """State of one group. Written to by `LeaseCore` and by its own `HandOver` only."""
+
+    def __init__(self, params: GroupParams, view: NodeView) -> None:
+        self.params = params
+        self._view = view
+        self._own = view.params.node_id
+        self.acceptor = Acceptor(params.index, view.params)
+        self.proposer = Proposer(params.index, view, self.acceptor)
+        self.handover = HandOver(self, view)
+        self.answered: dict[int, MoveAnswer] = {}
+        self.gate_ns = 0
+        """The deadline last stored for accept."""
+        self.known_epoch = 0
+        """The newest epoch under which a gate is known to have opened, and its node if it still
+        is (0: nobody's)."""
+        self.known_holder = 0
+        self.moves = 0
+        self.renewals = 0
+        self._patience = Patience(UNSYNCED_LEASES * view.params.lease_ns)
+        self._free_since_ns: int | None = None
+        self._claim_at_ns: int | None = None
+        self._released_at: tuple[int, Position] | None = None
+        self._announces = AnnouncePlan(view.params.announce_interval_ns)
+        self._role: RoleChange | None = None
+        self._role_at_ns = 0
+
+    @property
+    def active(self) -> bool:
+        held = self.proposer.held
+        return held is not None and held.opened
+
+    # ---- messages -----------------------------------------------------------------------------
+
+    def on_message(self, sender: int, message: Vote, now_ns: int) -> list[Effect]:
+        match message:
+            case Prepare() | Propose():
+                return self._vote(sender, message, now_ns)
+            case Promise():
+                return [
+                    *self.proposer.on_promise(sender, message, now_ns),
+                    *self.grant_alone(now_ns),
+                ]
+            case Accepted():
+                claim = self.proposer.on_accepted(sender, message, now_ns)
+                return [] if claim is None else self._on_grant(claim, now_ns)
+            case Nack():
+                return self.proposer.on_nack(message, now_ns)
+            case Release():
+                return self._on_release(sender, message)
+
+    def _vote(self, sender: int, ask: Prepare | Propose, now_ns: int) -> list[Effect]:
+        view = self._view
+        if epoch_node(ask.epoch) != sender or sender not in self.params.order:
+            view.counters["not_a_candidate"] += 1
+            return []
+        if not view.may_vote(now_ns):
+            view.counters["votes_withheld"] += 1
+            return []
+        answer: Message
+        if isinstance(ask, Prepare):
+            answer = self.acceptor.prepare(sender, ask, era=view.era, now_ns=now_ns)
+        elif not 0 < ask.lease_ns <= view.params.lease_ns_max:
+            view.counters["lease_too_long"] += 1
+            return []
+        else:
+            answer = self.acceptor.propose(sender, ask, era=view.era, now_ns=now_ns)
+        if isinstance(answer, Nack):
+            view.counters["votes_refused"] += 1
+        return [view.send(sender, answer)]
+
+    def _on_release(self, sender: int, release: Release) -> list[Effect]:
+        if not self.acceptor.release(sender, release.epoch, release.to):
+            self._view.counters["releases_stale"] += 1
+        if release.to == self._own:
+            self._released_at = (
+                None if release.position is None else (release.epoch, release.position)
+            )
+            self.proposer.retry_ns = 0
+        return []
+
+    def grant_alone(self, now_ns: int) -> list[Effect]:
+        """With a single voter no answer comes from outside."""
+        claim = self.proposer.grant_alone(now_ns)
+        return [] if claim is None else self._on_grant(claim, now_ns)
+
+    def new_epoch(self, request: NewEpochRequest, now_ns: int) -> list[Effect]:
+        """Claim a higher epoch while holding; the gate stays open under the old lease."""
+        held = self.proposer.held
+        if (
+            held is None
+            or not held.opened
+            or held.epoch != request.held_epoch
+            or self.proposer.claim is not None
+            or self.handover.busy
+        ):
+            return []
+        self._view.counters["new_epochs_asked"] += 1
+        note = Note("new_epoch_asked", (("group", self.params.index), ("why", request.reason)))
+        return [note, *self.proposer.start(now_ns)]
+
+    # ---- holding ------------------------------------------------------------------------------
+
+    def _on_grant(self, claim: Claim, now_ns: int) -> list[Effect]:
+        if claim.opened:
+            self.renewals += 1
+            return [] if self.handover.gate_frozen else self.store_gate(claim.deadline_ns)
+        if claim.await_position is None and self._released_at is not None:
+            epoch, position = self._released_at
+            if epoch == claim.succeeds:
+                claim.await_position = position
+                claim.await_until_ns = now_ns + TARGET_LEASES * self._view.params.lease_ns
+        self._released_at = None
+        if claim.await_position is not None and not self._view.applied(claim.await_position):
+            return []
+        return self._open(claim, now_ns)
+
+    def store_gate(self, deadline_ns: int) -> list[Effect]:
+        self.gate_ns = deadline_ns
+        return [SetGate(self.params.index, deadline_ns, deadline_ns)]
+
+    def _open(self, claim: Claim, now_ns: int) -> list[Effect]:
+        view, index = self._view, self.params.index
+        self.proposer.mark_opened(claim)
+        self.moves += 1
+        view.beat_soon = True
+        view.counters["takeovers"] += 1
+        if claim.unsynced:
+            view.counters["unsynced_claims"] += 1
+        effects = self.store_gate(claim.deadline_ns)
+        self._announces.start(now_ns)
+        if self._announces.due(now_ns):
+            effects.append(Announce(index))
+        facts: tuple[tuple[str, int | str | bool], ...] = (
+            ("group", index),
+            ("epoch", claim.epoch),
+            ("contiguous", claim.contiguous),
+            ("synced", not claim.unsynced),
+        )
+        return [*effects, *self.tell_role(now_ns), Note("lease_won", facts)]
+
+    def let_go(self) -> None:
+        """No longer the holder, whatever the gate still does."""
+        self.proposer.held = None
+        self._announces.stop()
+        self._free_since_ns = None
+        self._view.beat_soon = True
+
+    def _shut(self, event: str, now_ns: int) -> list[Effect]:
+        held = self.proposer.held
+        assert held is not None
+        self.let_go()
+        self.gate_ns = 0
+        facts = (("group", self.params.index), ("epoch", held.epoch))
+        effects: list[Effect] = [SetGate(self.params.index, 0, 0)]
+        effects += self.handover.cancel("the lease ended during the move")
+        return [*effects, *self.tell_role(now_ns), Note(event, facts)]
+
+    def stop(self, now_ns: int) -> list[Effect]:
+        """Clean stop: shut, then release to anybody, so that a peer claims at once."""
+        effects = self.handover.stop()
+        held = self.proposer.held
+        if held is not None:
+            effects += self._shut("lease_given_up", now_ns)
+            effects += self.proposer.give_up(held.epoch)
+        if self.proposer.claim is not None:
+            effects += self.proposer.drop(retry_ns=now_ns)
+        return effects
+
+    # ---- time ---------------------------------------------------------------------------------
+
+    def tick(self, now_ns: int) -> list[Effect]:
+        effects = self.expire(now_ns)
+        self._learn_holder(now_ns)
+        if self.proposer.claim is not None:
+            effects += self._tend_claim(now_ns)
+        effects += self._tend_takeover(now_ns)
+        effects += self.handover.tick(now_ns)
+        effects += self._outbid(now_ns)
+        effects += self._consider(now_ns)
+        if self._announces.due(now_ns):
+            effects.append(Announce(self.params.index))
+        if self._view.params.gateway and (
+            now_ns >= self._role_at_ns or self._role != self._role_now()
+        ):
+            effects += self.tell_role(now_ns)
+        return effects
+
+    def repeat(self, now_ns: int) -> list[Message]:
+        """What goes along with each heartbeat."""
+        return [*self.proposer.repeat(now_ns), *self.handover.repeat(now_ns)]
+
+    def deadline(self, now_ns: int) -> int | None:
+        """The next moment at which `tick` would do something by itself."""
+        times = [self._claim_at_ns, self._announces.at_ns, self.handover.deadline()]
+        held, claim = self.proposer.held, self.proposer.claim
+        if held is not None:
+            times.append(held.deadline_ns)
+            if not held.opened:
+                times.append(held.await_until_ns)
+        if claim is not None:
+            times.append(claim.resend_ns)
+        if self._own in self.params.order:
+            times.append(self.acceptor.until_ns)
+        return min((at for at in times if at is not None and at > now_ns), default=None)
+
+    def beat(self, now_ns: int) -> GroupBeat:
+        view, index = self._view, self.params.index
+        synced, reason = view.own_sync(index, now_ns)
+        held = self.proposer.held
+        return GroupBeat(
+            group=index,
+            promised=self.acceptor.promised,
+            active=held.epoch if held is not None and held.opened else 0,
+            holder=self.acceptor.running_for(now_ns),
+            synced=synced and view.able(),
+            synced_seen=self._synced_seen(now_ns),
+            reason=reason,
+        )
+
+    def expire(self, now_ns: int) -> list[Effect]:
+        """The end of a lease, before anything else is looked at."""
+        held = self.proposer.held
+        if held is None or now_ns < held.deadline_ns:
+            return []
+        self._view.counters["leases_lost"] += 1
+        return self._shut("lease_lost", now_ns)
+
+    def _tend_claim(self, now_ns: int) -> list[Effect]:
+        view, claim = self._view, self.proposer.claim
+        assert claim is not None
+        outrun = self.acceptor.blocks(self._own, now_ns) > 0
+        if outrun or view.active_peer(self.params.index, now_ns)[0]:
+            return self.proposer.drop(retry_ns=now_ns)
+        if now_ns - claim.started_ns > view.params.lease_ns:
+            view.counters["claims_timed_out"] += 1
+            pause_ns = view.rng.randrange(view.params.heartbeat_ns)
+            return self.proposer.drop(retry_ns=now_ns + pause_ns)
+        return self.proposer.resend(now_ns)
+
+    def _outbid(self, now_ns: int) -> list[Effect]:
+        """Voters promised a higher epoch to a claimant that got nowhere, and renewals fail."""
+        held = self.proposer.held
+        if (
+            held is None
+            or not held.refused
+            or self.proposer.claim is not None
+            or self.handover.busy
+            or held.deadline_ns - now_ns > self._view.params.lease_ns // 2
+        ):
+            return []
+        held.refused = False
+        self._view.counters["reclaims"] += 1
+        return self.proposer.start(now_ns)
+
+    def _tend_takeover(self, now_ns: int) -> list[Effect]:
+        held = self.proposer.held
+        if held is None or held.opened or held.await_position is None:
+            return []
+        if self._view.applied(held.await_position):
+            return self._open(held, now_ns)
+        if now_ns < held.await_until_ns:
+            return []
+        self._view.counters["takeovers_abandoned"] += 1
+        effects = self._shut("takeover_abandoned", now_ns)
+        self.proposer.retry_ns = now_ns + self._view.params.lease_ns
+        return [*effects, *self.proposer.give_up(held.epoch)]
+
+    # ---- claiming -----------------------------------------------------------------------------
+
+    def _consider(self, now_ns: int) -> list[Effect]:
+        self._claim_at_ns = None
+        view, index = self._view, self.params.index
+        if self._own not in self.params.order or self.proposer.held or self.proposer.claim:
+            self._free_since_ns = None
+            return []
+        self._patience.observe(self._hopeless(now_ns), now_ns)
+        if not self._claimable(now_ns):
+            self._free_since_ns = None
+            return []
+        if self._free_since_ns is None:
+            self._free_since_ns = now_ns
+        alive = [node for node in self.params.order if view.can_carry(node, now_ns)]
+        synced = [node for node in alive if view.synced(node, index, now_ns)]
+        place = rank(self._own, self.params.order, alive=alive, synced=synced)
+        assert place is not None
+        given = self.acceptor.released and self.acceptor.released_to == self._own
+        if given or self._holder_elsewhere(now_ns):
+            place = 0
+        at_ns = max(self._free_since_ns + place * view.params.heartbeat_ns, self.proposer.retry_ns)
+        unsynced = self._own not in synced
+        if unsynced:
+            ripe_ns = self._patience.ripe_ns()
+            if ripe_ns is None:
+                return []
+            at_ns = max(at_ns, ripe_ns)
+        if now_ns < at_ns:
+            self._claim_at_ns = at_ns
+            return []
+        effects = self.proposer.start(now_ns, unsynced=unsynced)
+        return [*effects, *self.grant_alone(now_ns)]
+
+    def _claimable(self, now_ns: int) -> bool:
+        view, acceptor = self._view, self.acceptor
+        if not view.able() or acceptor.blocks(self._own, now_ns):
+            return False
+        if (
+            acceptor.live(now_ns)
+            and acceptor.released
+            and acceptor.released_to not in (0, self._own)
+        ):
+            return False  # Given to another by this node: it has until the lease would have ended.
+        if view.active_peer(self.params.index, now_ns)[0]:
+            return False
+        return view.voters_ready(now_ns)
+
+    def _holder_elsewhere(self, now_ns: int) -> bool:
+        """Whether voters still count a lease of this node, which its own process has lost."""
+        return any(
+            peer.groups[self.params.index].holder == self._own
+            for peer in self._view.alive_peers(now_ns)
+            if self.params.index in peer.groups
+        )
+
+    def _synced_seen(self, now_ns: int) -> bool:
+        return any(
+            self._view.synced(node, self.params.index, now_ns) for node in self.params.order
+        )
+
+    def _hopeless(self, now_ns: int) -> bool:
+        """Whether a majority of voters reports no holder and no synced candidate."""
+        reports = int(not self._synced_seen(now_ns) and not self.acceptor.running_for(now_ns))
+        for peer in self._view.alive_peers(now_ns):
+            beat = peer.groups.get(self.params.index)
+            if beat is not None and not beat.synced_seen and not beat.holder and not beat.active:
+                reports += 1
+        return reports >= self._view.majority
+
+    # ---- telling ------------------------------------------------------------------------------
+
+    def _learn_holder(self, now_ns: int) -> None:
+        held, acceptor = self.proposer.held, self.acceptor
+        node, epoch = self._view.active_peer(self.params.index, now_ns)
+        if acceptor.opened and acceptor.accepted_epoch > epoch:
+            node, epoch = acceptor.running_for(now_ns), acceptor.accepted_epoch
+        if held is not None and held.opened and held.epoch >= epoch:
+            node, epoch = self._own, held.epoch
+        elif node == self._own:
+            node = 0  # Granted, and already lost or given up here.
+        if epoch >= self.known_epoch:
+            self.known_epoch = epoch
+            self.known_holder = node
+        else:
+            self.known_holder = 0
+
+    def _role_now(self) -> RoleChange:
+        held = self.proposer.held
+        return RoleChange(
+            group=self.params.index,
+            active=self.active,
+            epoch=self.known_epoch,
+            holder_id=self.known_holder,
+            contiguous=held is not None and held.opened and held.contiguous,
+        )
+
+    def tell_role(self, now_ns: int) -> list[Effect]:
+        """The role, to syncd. Also repeated, in case a datagram was lost or syncd restarted."""
+        if not self._view.params.gateway:
+            return []
+        self._learn_holder(now_ns)
+        self._role = self._role_now()
+        self._role_at_ns = now_ns + ROLE_REPEAT_MS * NS_PER_MS
+        return [TellSyncd(self._role)]

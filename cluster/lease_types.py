@@ -1,0 +1,214 @@
+"""Events into the lease core, effects out of it, and the parameters it runs with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from cluster.heartbeat import Envelope
+from hafw.config.model import (
+    DRIFT,
+    LEASE_MS_MAX,
+    RESTART_WAIT_MS,
+    ClusterConfig,
+    VoterSet,
+)
+from hafw.messages import (
+    MoveReply,
+    MoveRequest,
+    NewEpochRequest,
+    PositionReply,
+    RoleChange,
+    SyncBeacon,
+)
+
+__all__ = [
+    "NS_PER_MS",
+    "Announce",
+    "Arrived",
+    "AskPosition",
+    "Effect",
+    "EraFailed",
+    "EraPersisted",
+    "Event",
+    "GroupParams",
+    "LeaseParams",
+    "MoveAsked",
+    "Note",
+    "PersistEra",
+    "ReplyMove",
+    "Rng",
+    "Send",
+    "SetGate",
+    "StopAsked",
+    "SyncdSaid",
+    "TellSyncd",
+]
+
+NS_PER_MS = 1_000_000
+PPM = 1_000_000
+
+
+class Rng(Protocol):
+    """The injected random source (`random.Random` has it)."""
+
+    def randrange(self, stop: int, /) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GroupParams:
+    """A group and its candidates by id, best first."""
+
+    index: int
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseParams:
+    """Everything the core is configured with. Times in nanoseconds of the node's own clock."""
+
+    node_id: int
+    gateway: bool
+    voters: VoterSet
+    groups: tuple[GroupParams, ...]
+    heartbeat_ns: int
+    lease_ns: int
+    restart_wait_ns: int = RESTART_WAIT_MS * NS_PER_MS
+    lease_ns_max: int = LEASE_MS_MAX * NS_PER_MS
+    beacon_ns: int = 20 * NS_PER_MS
+    announce_interval_ns: int = 10_000 * NS_PER_MS
+    drift_ppm: int = int(DRIFT * PPM)
+
+    @classmethod
+    def from_config(cls, config: ClusterConfig, node_name: str) -> LeaseParams:
+        node = config.nodes[node_name]
+        return cls(
+            node_id=node.id,
+            gateway=node.role == "gateway",
+            voters=config.voters,
+            groups=tuple(
+                GroupParams(group.index, tuple(config.nodes[name].id for name in group.order))
+                for group in config.groups.values()
+            ),
+            heartbeat_ns=config.lease.heartbeat_ms * NS_PER_MS,
+            lease_ns=config.lease.lease_ms * NS_PER_MS,
+            beacon_ns=config.sync.beacon_ms * NS_PER_MS,
+            announce_interval_ns=int(config.lease.announce_interval_s * 1e9),
+        )
+
+    def shorter(self, duration_ns: int) -> int:
+        """T(1-ε), rounded down: what the holder may use of its own clock."""
+        return duration_ns - -(-duration_ns * self.drift_ppm // PPM)
+
+    def longer(self, duration_ns: int) -> int:
+        """T(1+ε), rounded up: what a voter waits by its own clock."""
+        return duration_ns + -(-duration_ns * self.drift_ppm // PPM)
+
+
+# ---- events ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """An authenticated envelope. `now_ns` must be read after it was received: a grant counts from
+    then, and a grant dated before the request was sent would end too early."""
+
+    sender: int
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class SyncdSaid:
+    message: SyncBeacon | PositionReply | NewEpochRequest
+
+
+@dataclass(frozen=True, slots=True)
+class EraPersisted:
+    """The era file holds `era` and both it and its folder are fsynced."""
+
+    era: int
+
+
+@dataclass(frozen=True, slots=True)
+class EraFailed:
+    era: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class MoveAsked:
+    """A local request; `token` comes back in `ReplyMove`."""
+
+    token: str
+    request: MoveRequest
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """A clean stop: shut the gates, release, claim no more."""
+
+
+Event = Arrived | SyncdSaid | EraPersisted | EraFailed | MoveAsked | StopAsked
+
+
+# ---- effects --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Seal and send to node `to` (0: all), over every link. Must leave after the core was called:
+    a holder's deadline counts from the `now_ns` of the call that made the envelope."""
+
+    to: int
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class SetGate:
+    """Store absolute deadlines (opening: accept first; closing: announce first). 0 = shut."""
+
+    group: int
+    announce_ns: int
+    accept_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Gratuitous ARP and unsolicited NA for the group's VIPs."""
+
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class PersistEra:
+    """Write the era file off the loop; answered by `EraPersisted` or `EraFailed`."""
+
+    era: int
+
+
+@dataclass(frozen=True, slots=True)
+class TellSyncd:
+    message: RoleChange
+
+
+@dataclass(frozen=True, slots=True)
+class AskPosition:
+    group: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyMove:
+    token: str
+    reply: MoveReply
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A transition worth a log line: a stable name and facts."""
+
+    event: str
+    facts: tuple[tuple[str, int | str | bool], ...] = ()
+
+
+Effect = Send | SetGate | Announce | PersistEra | TellSyncd | AskPosition | ReplyMove | Note

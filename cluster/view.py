@@ -1,0 +1,214 @@
+"""What one node knows: its peers as heard, its own syncd, its era, and whether it may vote."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from cluster.heartbeat import REASON_CHARS_MAX, Beat, Envelope, GroupBeat, Message
+from cluster.lease_types import LeaseParams, Rng, Send
+from cluster.session import SessionTable
+from hafw.human import epoch_counter, epoch_era, make_epoch
+from hafw.messages import Position, SyncBeacon
+
+__all__ = ["BEACONS_STALE", "HEARD_BEATS", "NodeView", "PeerView"]
+
+HEARD_BEATS = 3
+"""A peer not heard for this many heartbeats does not count as a candidate or a voter."""
+BEACONS_STALE = 3
+"""A syncd whose beacon is older than this many intervals is silent: this node is unsynced."""
+COUNTER_MAX = (1 << 32) - 1
+
+
+@dataclass(slots=True)
+class PeerView:
+    """A peer, as its proven session says. `hold_seq`: beats sent before it are ignored."""
+
+    node_id: int
+    session: int = 0
+    heard_ns: int = 0
+    beat: Beat | None = None
+    beat_seq: int = -1
+    beat_ns: int = 0
+    rtt_ns: int | None = None
+    groups: dict[int, GroupBeat] = field(default_factory=dict)
+
+    def forget(self, session: int) -> None:
+        """A new process of the peer: nothing its last one said holds."""
+        self.session = session
+        self.beat = None
+        self.beat_seq = -1
+        self.groups = {}
+
+    def take(self, beat: Beat, seq: int, now_ns: int) -> bool:
+        """A heartbeat; False if a later envelope was here already."""
+        if seq < self.beat_seq:
+            return False
+        self.beat = beat
+        self.beat_seq = seq
+        self.beat_ns = now_ns
+        self.groups = {group.group: group for group in beat.groups}
+        return True
+
+
+class NodeView:
+    """Shared by the groups of one node. Only `LeaseCore` writes to it."""
+
+    def __init__(
+        self,
+        params: LeaseParams,
+        *,
+        era: int,
+        era_durable: bool,
+        sessions: SessionTable,
+        rng: Rng,
+        now_ns: int,
+    ) -> None:
+        self.params = params
+        self.rng = rng
+        self.sessions = sessions
+        self.counters: Counter[str] = Counter()
+        self.era = era
+        self.era_wanted = era if era_durable else era + 1
+        self.era_durable = era_durable
+        self.votes_from_ns = now_ns + params.longer(params.restart_wait_ns)
+        self.peers = {
+            node: PeerView(node) for node in params.voters.members if node != params.node_id
+        }
+        self.beacon: SyncBeacon | None = None
+        self.beacon_ns = now_ns
+        self.stopping = False
+        self.beat_soon = False
+        self.voters_hash = params.voters.hash
+        self.majority = params.voters.majority
+        self._request = 0
+
+    # ---- voting -------------------------------------------------------------------------------
+
+    def may_vote(self, now_ns: int) -> bool:
+        return self.era_durable and now_ns >= self.votes_from_ns
+
+    def able(self) -> bool:
+        """Whether this node could carry a group."""
+        return self.params.gateway and self.era_durable and not self.stopping
+
+    def voters_ready(self, now_ns: int) -> bool:
+        """Whether a majority that may vote is heard."""
+        ready = sum(
+            1
+            for node, peer in self.peers.items()
+            if self.alive(node, now_ns) and peer.beat is not None and peer.beat.votes
+        )
+        return ready + self.may_vote(now_ns) >= self.majority
+
+    def want_era(self, era: int) -> None:
+        self.era_wanted = max(self.era_wanted, era)
+
+    def next_epoch(self, group: int, floor: int) -> int | None:
+        """A ballot above everything known; None until this node's own era file is high enough."""
+        top = floor
+        era = self.era
+        for peer in self.peers.values():
+            if group in peer.groups:
+                top = max(top, peer.groups[group].promised)
+        counter = 1
+        if epoch_era(top) >= era:
+            era = epoch_era(top)
+            counter = epoch_counter(top) + 1
+            if counter > COUNTER_MAX:
+                era, counter = era + 1, 1
+        if era > self.era:
+            self.want_era(era)
+            return None
+        return make_epoch(era, counter, self.params.node_id)
+
+    def next_request(self) -> int:
+        self._request += 1
+        return self._request
+
+    # ---- who is there -------------------------------------------------------------------------
+
+    def alive(self, node: int, now_ns: int) -> bool:
+        """Heard, in a proven session, within `HEARD_BEATS` heartbeats."""
+        if node == self.params.node_id:
+            return True
+        peer = self.peers.get(node)
+        return (
+            peer is not None
+            and peer.beat is not None
+            and now_ns - peer.heard_ns <= HEARD_BEATS * self.params.heartbeat_ns
+        )
+
+    def alive_peers(self, now_ns: int) -> list[PeerView]:
+        return [peer for node, peer in self.peers.items() if self.alive(node, now_ns)]
+
+    def can_carry(self, node: int, now_ns: int) -> bool:
+        if node == self.params.node_id:
+            return self.able()
+        peer = self.peers.get(node)
+        return (
+            self.alive(node, now_ns)
+            and peer is not None
+            and peer.beat is not None
+            and peer.beat.able
+        )
+
+    def synced(self, node: int, group: int, now_ns: int) -> bool:
+        """Whether `node` is there and could carry the group without losing flows."""
+        if not self.can_carry(node, now_ns):
+            return False
+        if node == self.params.node_id:
+            return self.own_sync(group, now_ns)[0]
+        beat = self.peers[node].groups.get(group)
+        return beat is not None and beat.synced
+
+    def active_peer(self, group: int, now_ns: int) -> tuple[int, int]:
+        """(node, epoch) of an alive peer whose gate is open as it says; (0, 0) if none is."""
+        best = (0, 0)
+        for peer in self.alive_peers(now_ns):
+            beat = peer.groups.get(group)
+            if beat is not None and beat.active > best[1]:
+                best = (peer.node_id, beat.active)
+        return best
+
+    # ---- own syncd ----------------------------------------------------------------------------
+
+    def syncd_silent_ns(self, now_ns: int) -> int:
+        """How long the beacon has been overdue; 0: it is in time."""
+        age_ns = now_ns - self.beacon_ns
+        late = self.beacon is None or age_ns > BEACONS_STALE * self.params.beacon_ns
+        return max(1, age_ns) if late else 0
+
+    def own_sync(self, group: int, now_ns: int) -> tuple[bool, str]:
+        if not self.params.gateway:
+            return False, "a witness"
+        if self.beacon is None or self.syncd_silent_ns(now_ns):
+            return False, "syncd silent"
+        synced = self.beacon.synced.get(group, False)
+        reason = "" if synced else self.beacon.reasons.get(group, "syncd gives no reason")
+        return synced, reason[:REASON_CHARS_MAX]
+
+    def applied(self, position: Position) -> bool:
+        """Whether the own syncd applied that sender's stream up to `position`."""
+        return self.beacon is not None and any(
+            seen.sender_id == position.sender_id
+            and seen.session == position.session
+            and seen.seq >= position.seq
+            for seen in self.beacon.applied
+        )
+
+    # ---- sending ------------------------------------------------------------------------------
+
+    def send(self, to: int, *messages: Message) -> Send:
+        return Send(
+            to,
+            Envelope(
+                session=self.sessions.own,
+                seq=self.sessions.next_seq(),
+                to=to,
+                voters_id=self.params.voters.id,
+                voters_hash=self.voters_hash,
+                heard=self.sessions.heard(),
+                messages=list(messages),
+            ),
+        )
