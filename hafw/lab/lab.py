@@ -16,52 +16,31 @@ Everything but `up` and `down` may be used from several threads.
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-from ruamel.yaml import YAML
-
 from hafw.config.load import load_cluster
-from hafw.config.model import ClusterConfig, LeaseConfig
-from hafw.errors import ConfigError, ConfigProblem, RefusedError, StateError
-from hafw.instance import running_pid, write_atomically
-from hafw.lab import files, labd, machine, topology, wipe
+from hafw.config.model import ClusterConfig
+from hafw.errors import ConfigError, RefusedError, StateError
+from hafw.instance import running_pid
+from hafw.lab import builder, files, labd, machine, topology, wipe
 from hafw.lab.files import LabState, hold_file, lab_folder
-from hafw.lab.inside import (
-    kill_all_in,
-    namespace_inode,
-    namespace_path,
-    processes_in,
-)
+from hafw.lab.inside import kill_all_in, namespace_inode, namespace_path, processes_in
 from hafw.lab.ready import not_ready
+from hafw.lab.recipe import FEATURES, default_config_file, describe, read_policy, render_config
 from hafw.lab.silence import Direction, FaultTime, Switch
 from hafw.lab.topology import Topology, namespace_of
-from hafw.node.keys import init_keys
 from hafw.paths import NodePaths
 
 __all__ = ["DAEMONS", "FEATURES", "Lab", "default_config_file"]
 
 DAEMONS = ("hafwd", "leased", "syncd")
-FEATURES = frozenset({"sync", "gate"})
-"""What a lab can be built without, for drills that must fail."""
-LABD_START_WAIT_S = 10.0
-LABD_STOP_WAIT_S = labd.STOP_WAIT_S + 3.0
 READY_POLL_S = 0.05
-
-
-def default_config_file() -> Path:
-    """The cluster that DESIGN §9 describes."""
-    return Path(__file__).with_name("cluster.yaml")
 
 
 class Lab:
@@ -127,7 +106,10 @@ class Lab:
         state = self.state()
         if state is None or not state.complete:
             return ["the last `lab up` did not come to its end"]
-        found = topology.verify(self.topology)
+        try:
+            found = topology.verify(self.topology)
+        except ConfigError as error:
+            return [f"the lab's own configuration is broken: {error}"]
         found += [
             f"namespace {name} is not the one the lab made"
             for name, inode in state.namespaces.items()
@@ -164,8 +146,8 @@ class Lab:
             complete=False, bare=bare, heartbeat_ms=heartbeat_ms, lease_ms=lease_ms,
             without=tuple(sorted(without)), source=str(self.source), nodes=tuple(config.nodes),
         )  # fmt: skip
-        document = _render_config(self.source, config, wanted)
-        policy = None if bare else _read_policy(self.source, config)
+        document = render_config(self.source, config, wanted)
+        policy = None if bare else read_policy(self.source, config)
         if not bare:
             labd.hafwd_script()
         with files.exclusive("lab up"):
@@ -174,110 +156,26 @@ class Lab:
                 if present.asked_for() == wanted.asked_for():
                     return False
                 raise RefusedError(
-                    f"a lab is up already, {_describe(present)}, not {_describe(wanted)}; "
+                    f"a lab is up already, {describe(present)}, not {describe(wanted)}; "
                     "nothing was changed: `hafwctl lab down` first"
                 )
-            self._remove_all()
+            self._switch.close()
+            builder.remove_all(self.source)
             files.require_node_folders_free(list(config.nodes))
             try:
-                self._build(wanted, plan, config, document, policy)
+                builder.build(wanted, plan, config, document, policy)
             except BaseException:
-                self._remove_all()
+                builder.remove_all(self.source)
                 raise
         return True
-
-    def _build(
-        self, wanted: LabState, plan: Topology, config: ClusterConfig, document: str,
-        policy: str | None,
-    ) -> None:  # fmt: skip
-        lab_folder().mkdir(mode=0o755, parents=True, exist_ok=True)
-        files.write_state(wanted)  # first of all, so that `down` knows what to look for
-        before = machine.raise_conntrack_max()
-        state = replace(wanted, conntrack_max_before=before)
-        files.write_state(state)
-        machine.ensure_bpffs()
-        topology.build(plan)
-        _write(lab_folder() / "cluster.yaml", document)
-        if policy is not None:
-            _write(lab_folder() / "policy.yaml", policy)
-        keys_of: Path | None = None
-        for name, node in sorted(config.nodes.items(), key=lambda item: item[1].role):
-            paths = NodePaths(name)
-            files.claim_node_folders(paths)  # gateways come first: a witness has no sync key
-            init_keys(paths, role=node.role, source=keys_of)
-            keys_of = keys_of or paths.etc
-        inodes = {name: namespace_inode(name) or 0 for name in plan.namespaces}
-        state = replace(state, namespaces=inodes)
-        files.write_state(state)
-        if not state.bare:
-            self._start_labd(state)
-        files.write_state(replace(state, complete=True))
-
-    def _start_labd(self, state: LabState) -> None:
-        environment = {k: v for k, v in os.environ.items() if k != labd.GATE_ALWAYS_PASS}
-        if "gate" in state.without:
-            environment[labd.GATE_ALWAYS_PASS] = "1"
-        log_file = lab_folder() / "labd.log"
-        with log_file.open("ab") as log:
-            starter = subprocess.run(
-                [sys.executable, "-m", "hafw.lab.labd",
-                 "--config", str(lab_folder() / "cluster.yaml"), *state.nodes],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd="/",
-                timeout=LABD_START_WAIT_S, check=False,
-            )  # fmt: skip
-        deadline = time.monotonic() + LABD_START_WAIT_S
-        while starter.returncode == 0 and time.monotonic() < deadline:
-            if labd.running_labd() is not None:
-                return
-            time.sleep(0.01)
-        tail = log_file.read_text(errors="replace").strip().splitlines()[-1:]
-        raise StateError(f"labd did not start: {' '.join(tail) or 'it wrote nothing'}")
 
     def down(self) -> bool:
         """Remove the lab and everything it made, in whatever state it is. False if there was
         nothing. A bpffs that `up` had to mount stays."""
         machine.require_machine()
         with files.exclusive("lab down"):
-            return self._remove_all()
-
-    def _remove_all(self) -> bool:
-        state = self.state()
-        nodes, plan = self._what_to_remove(state)
-        present = [name for name in plan if namespace_path(name).exists()]
-        if state is None and not present and not nodes and not lab_folder().exists():
-            return False
-        self._switch.close()
-        _stop_labd()
-        inodes = {inode for name in present if (inode := namespace_inode(name)) is not None}
-        kill_all_in(inodes)
-        for node in nodes:
-            if namespace_inode(namespace_of(node)) is not None:
-                wipe.remove_vmac_devices(namespace_of(node))  # before their gates' pins
-            files.remove_node_folders(node)
-        topology.remove_namespaces(tuple(present))
-        if state is not None and state.conntrack_max_before is not None:
-            machine.restore_conntrack_max(state.conntrack_max_before)
-        shutil.rmtree(lab_folder(), ignore_errors=True)
-        if lab_folder().exists():
-            raise StateError(f"cannot remove {lab_folder()}")
-        return True
-
-    def _what_to_remove(self, state: LabState | None) -> tuple[list[str], list[str]]:
-        """Nodes and namespaces. Without a state only what is marked as the lab's, or has the
-        name of a lab's namespace, counts: a real node may have the name of one of the nodes."""
-        hosts = {topology.CLIENT, topology.SERVER, topology.SWITCH}
-        if state is not None:
-            nodes = list(state.nodes)
-            return nodes, sorted(namespace_of(name) for name in hosts.union(nodes))
-        configured = list(load_cluster(default_config_file()).nodes)
-        if self.source != default_config_file():
-            configured += list(load_cluster(self.source).nodes)
-        nodes = [
-            name
-            for name in dict.fromkeys(configured)
-            if files.is_marked(name) or namespace_path(namespace_of(name)).exists()
-        ]
-        return nodes, sorted(namespace_of(name) for name in hosts.union(configured))
+            self._switch.close()
+            return builder.remove_all(self.source)
 
     # ---- processes --------------------------------------------------------------------------
 
@@ -469,91 +367,8 @@ class Lab:
             raise StateError(f"there is no namespace {namespace_of(host)}; `hafwctl lab up` first")
 
 
-# ---- parts without a lab ------------------------------------------------------------------------
-
-
-def _describe(state: LabState) -> str:
-    words = ["bare" if state.bare else "with daemons"]
-    if state.heartbeat_ms is not None or state.lease_ms is not None:
-        heartbeat, lease = state.heartbeat_ms or "default", state.lease_ms or "default"
-        words.append(f"heartbeat {heartbeat} / lease {lease} ms")
-    words += [f"without {feature}" for feature in state.without]
-    return f"{', '.join(words)}, from {state.source}"
-
-
-def _render_config(source: Path, config: ClusterConfig, wanted: LabState) -> str:
-    """The lab's cluster.yaml: the source with what was asked for, comments kept."""
-    lease = {
-        key: value
-        for key, value in (("heartbeat_ms", wanted.heartbeat_ms), ("lease_ms", wanted.lease_ms))
-        if value is not None
-    }
-    try:
-        LeaseConfig.model_validate({**config.lease.model_dump(), **lease})
-    except ValidationError as error:
-        raise ConfigError(
-            str(source),
-            [
-                ConfigProblem("lease", "as overridden: " + e["msg"].removeprefix("Value error, "))
-                for e in error.errors()
-            ],
-        ) from None
-    yaml = YAML(typ="rt")
-    yaml.preserve_quotes = True
-    yaml.width = 200
-    document = yaml.load(source.read_text())
-    for section, values in (
-        ("lease", lease),
-        ("sync", {"enabled": False} if "sync" in wanted.without else {}),
-    ):
-        if values:
-            document.setdefault(section, {}).update(values)
-    document["policy"] = "policy.yaml"
-    text = io.StringIO()
-    yaml.dump(document, text)
-    return text.getvalue()
-
-
-def _read_policy(source: Path, config: ClusterConfig) -> str:
-    file = source.parent / config.policy
-    try:
-        return file.read_text()
-    except OSError as error:
-        raise ConfigError(
-            str(source),
-            [
-                ConfigProblem(
-                    "policy", f"cannot read {file}: {error.strerror}", value=config.policy
-                )
-            ],
-        ) from None
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, text.encode(), mode=0o644)
-
-
 def _in_namespace(pid: int, inode: int | None) -> bool:
     try:
         return inode is not None and os.stat(f"/proc/{pid}/ns/net").st_ino == inode
     except OSError:
         return False
-
-
-def _stop_labd() -> None:
-    pid = labd.running_labd()
-    if pid is None:
-        return
-    deadline = time.monotonic() + LABD_STOP_WAIT_S
-    number = signal.SIGTERM
-    while labd.running_labd() == pid:
-        try:
-            os.kill(pid, number)
-            os.kill(pid, signal.SIGCONT)
-        except ProcessLookupError:
-            return
-        if time.monotonic() > deadline:
-            number = signal.SIGKILL
-        if time.monotonic() > deadline + 2:
-            raise StateError(f"labd (pid {pid}) does not end, not even by SIGKILL")
-        time.sleep(0.02)

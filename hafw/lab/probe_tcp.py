@@ -179,7 +179,7 @@ class StreamSource:
 
 
 def tune_receiver(sock: socket.socket) -> None:
-    """Wake for pieces worth it: at 2 MB/s every 4 ms, which is the resolution of streams."""
+    """Wake for pieces that are worth it."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _RECEIVE_LOW_WATER_BYTES)
 
 
@@ -217,5 +217,6 @@ class StreamFlow(TcpFlow):
 
 
 def stream_resolution_ns(octets_s: int) -> int:
-    """A stream arrives in pieces; gaps shorter than three of them are its rhythm."""
-    return max(10 * MS, 3 * _RECEIVE_LOW_WATER_BYTES * 1_000_000_000 // max(octets_s, 1))
+    """A paced stream arrives in pieces of up to 64 KiB (net/ipv4/tcp_output.c, tcp_tso_autosize:
+    the shorter the round trip, the longer the segments): up to one and a half is its rhythm."""
+    return max(10 * MS, 3 * 65536 * 1_000_000_000 // (2 * max(octets_s, 1)))
