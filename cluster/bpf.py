@@ -20,7 +20,6 @@ from pathlib import Path
 from hafw.errors import KernelError
 
 __all__ = [
-    "F_RDONLY",
     "LinkInfo",
     "ProgramInfo",
     "closing",
@@ -46,7 +45,6 @@ _MAP_TYPE_ARRAY = 2
 _PROG_TYPE_SCHED_CLS = 3
 _LINK_TYPE_TCX = 11
 _F_MMAPABLE = 1 << 10
-F_RDONLY = 1 << 3
 _F_BEFORE = 1 << 3
 """Attach in front of every program that is there (kernel/bpf/mprog.c)."""
 
@@ -159,10 +157,10 @@ def pin(fd: int, path: Path) -> None:
     _bpf(_OBJ_PIN, attr, "a BPF pin", str(path))
 
 
-def open_pin(path: Path, *, flags: int = 0) -> int:
+def open_pin(path: Path) -> int:
     """Open a pinned object. KernelError with ENOENT if there is none."""
     name = ctypes.create_string_buffer(os.fsencode(path))
-    attr = struct.pack("=QII", _address(name), 0, flags)
+    attr = struct.pack("=QII", _address(name), 0, 0)
     return _bpf(_OBJ_GET, attr, "opening a BPF pin", str(path))
 
 

@@ -67,15 +67,22 @@ def _is_bpffs(path: Path) -> bool:
     return int(struct.unpack_from("@l", buffer)[0]) & 0xFFFFFFFF == _BPFFS_MAGIC
 
 
+def _mounts(process: str) -> set[tuple[str, str]]:
+    """(mount id, mount point) of a process (proc(5), mountinfo)."""
+    lines = Path("/proc", process, "mountinfo").read_text().splitlines()
+    return {(fields[0], fields[4]) for fields in map(str.split, lines)}
+
+
 def _check_mount_namespace(paths: NodePaths) -> None:
+    # A mount belongs to one namespace and its id is unique while it lives, so one in common is
+    # proof. /proc/1/ns/mnt would say it more plainly, but may not be readable even for root.
     try:
-        own, first = os.stat("/proc/self/ns/mnt"), os.stat("/proc/1/ns/mnt")
+        shared = _mounts("self") & _mounts("1")
     except OSError as error:
         raise StateError(
-            f"cannot compare this process's mount namespace with that of process 1: "
-            f"{error.strerror}; hafw needs root and /proc"
+            f"cannot read the mounts of process 1: {error.strerror}; hafw needs root and /proc"
         ) from None
-    if (own.st_dev, own.st_ino) != (first.st_dev, first.st_ino):
+    if not shared:
         raise StateError(
             f"{paths.bpf}: this process has a mount namespace of its own, so gates pinned here "
             "would vanish with it and open; enter network namespaces with `nsenter --net=...` "
@@ -149,8 +156,8 @@ def _now_ns() -> int:
 class _Page:
     """The map's page in our memory. A 64-bit cell is one load or one store of the machine."""
 
-    def __init__(self, fd: int, protection: int) -> None:
-        self._memory = mmap.mmap(fd, MAP_BYTES, mmap.MAP_SHARED, protection)
+    def __init__(self, fd: int, access: int) -> None:
+        self._memory = mmap.mmap(fd, MAP_BYTES, access=access)
         self._cells = memoryview(self._memory).cast("Q")
         if self._cells[0] != MAGIC or self._cells[1] != VERSION:
             found = f"{self._cells[0]:#x} version {self._cells[1]}"
@@ -161,16 +168,18 @@ class _Page:
             )
 
     @classmethod
-    def _open(cls, paths: NodePaths, flags: int, protection: int) -> Self:
+    def _open(cls, paths: NodePaths, access: int) -> Self:
         check_bpffs(paths)
         try:
-            fd = bpf.open_pin(paths.bpf / "gate", flags=flags)
+            # A read-only descriptor cannot be mapped shared (kernel/bpf/syscall.c,
+            # bpf_map_mmap); the mapping itself is read-only.
+            fd = bpf.open_pin(paths.bpf / "gate")
         except KernelError as error:
             if error.errno == errno.ENOENT:
                 raise StateError(f"{paths.bpf}/gate: no gate is pinned here") from None
             raise
         with bpf.closing(fd):
-            return cls(fd, protection)
+            return cls(fd, access)
 
     @staticmethod
     def _cell(group_index: int, field: int) -> int:
@@ -211,7 +220,7 @@ class GateReader(_Page):
     @classmethod
     def open(cls, paths: NodePaths) -> Self:
         """StateError if there is no gate."""
-        return cls._open(paths, bpf.F_RDONLY, mmap.PROT_READ)
+        return cls._open(paths, mmap.ACCESS_READ)
 
 
 class GateWriter(_Page):
@@ -220,7 +229,7 @@ class GateWriter(_Page):
     @classmethod
     def open(cls, paths: NodePaths) -> Self:
         """StateError if there is no gate."""
-        return cls._open(paths, 0, mmap.PROT_READ | mmap.PROT_WRITE)
+        return cls._open(paths, mmap.ACCESS_WRITE)
 
     def store(self, group_index: int, *, announce_ns: int, accept_ns: int) -> None:
         """Set a group's deadlines: two stores of 8 bytes, no system call.
@@ -249,7 +258,7 @@ def ensure_map(paths: NodePaths) -> bool:
     made = not target.exists()
     if made:
         with bpf.closing(bpf.create_array("hafw_gate", MAP_BYTES)) as fd:
-            with mmap.mmap(fd, MAP_BYTES, mmap.MAP_SHARED) as memory:
+            with mmap.mmap(fd, MAP_BYTES, access=mmap.ACCESS_WRITE) as memory:
                 struct.pack_into("=QQ", memory, 0, MAGIC, VERSION)
             bpf.pin(fd, target)
     GateReader.open(paths).close()
