@@ -141,7 +141,7 @@ class SyncConfig(Model):
         if self.refresh_s * 2 > self.hold_s:
             raise ValueError(
                 "refresh_s: refresh_s * 2 must be <= hold_s "
-                f"({self.refresh_s} * 2 > {self.hold_s}), or replicas expire between two announcements"
+                f"({self.refresh_s} * 2 > {self.hold_s}), or replicas expire in between"
             )
         if not self.multicast.is_multicast:
             raise ValueError("multicast: must be a multicast address (239.0.0.0/8)")

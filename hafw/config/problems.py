@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from hafw.config.fields import PATTERN_WORDS
 
-__all__ = ["format_words", "problems_of", "range_words", "schema_at"]
+__all__ = ["format_words", "problems_of", "range_words", "relation_problems", "schema_at"]
 
 Path_ = tuple[str | int, ...]
 Problem = tuple[Path_, str, str | None]
@@ -127,7 +127,7 @@ def _word(item: Any, path: Path_, model: type[BaseModel], value: Any) -> Iterato
     if kind == "value_error" and (words := format_words(schema)) and _is_address_error(item):
         yield path, f"must be an {words}", None
     elif kind in ("value_error", "assertion_error"):
-        yield from _relations(item["msg"].split(", ", 1)[1], path, model)
+        yield from relation_problems(item["msg"].split(", ", 1)[1], path, model)
     elif kind == "missing":
         yield path, "is required", None
     elif kind == "extra_forbidden":
@@ -157,7 +157,8 @@ def _is_address_error(item: Any) -> bool:
     )
 
 
-def _relations(message: str, path: Path_, model: type[BaseModel]) -> Iterator[Problem]:
+def relation_problems(message: str, path: Path_, model: type[BaseModel]) -> Iterator[Problem]:
+    """Split a model's relation errors: each line begins with a path relative to `path`."""
     for line in message.split("\n"):
         match = _RELATION.match(line)
         if match is None:
