@@ -13,6 +13,8 @@ from hafw.errors import KernelError, RefusedError, StateError
 __all__ = [
     "BPFFS",
     "ensure_bpffs",
+    "in_private_mount_namespace",
+    "low_conntrack_max",
     "raise_conntrack_max",
     "require_machine",
     "restore_conntrack_max",
@@ -86,21 +88,23 @@ def ensure_bpffs() -> bool:
     return True
 
 
-def raise_conntrack_max() -> int | None:
-    """Raise nf_conntrack_max to `CONNTRACK_MAX_NEED` if it is lower; its old value then."""
+def low_conntrack_max() -> int | None:
+    """nf_conntrack_max of the machine if it is below `CONNTRACK_MAX_NEED`, else None."""
     try:
-        before = int(CONNTRACK_MAX.read_text())
-        if before >= CONNTRACK_MAX_NEED:
-            return None
-        CONNTRACK_MAX.write_text(str(CONNTRACK_MAX_NEED))
+        value = int(CONNTRACK_MAX.read_text())
     except FileNotFoundError:
         raise StateError(
             f"{CONNTRACK_MAX} is missing: this kernel has no connection tracking "
             "(modprobe nf_conntrack)"
         ) from None
+    return value if value < CONNTRACK_MAX_NEED else None
+
+
+def raise_conntrack_max() -> None:
+    try:
+        CONNTRACK_MAX.write_text(str(CONNTRACK_MAX_NEED))
     except OSError as error:
         raise KernelError(error.errno or 0, "sysctl", "nf_conntrack_max") from None
-    return before
 
 
 def restore_conntrack_max(before: int) -> None:

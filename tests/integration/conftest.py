@@ -1,0 +1,39 @@
+"""What all integration tests share. They need root and say so; they never skip for want of it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hafw.lab.lab import Lab
+
+
+@pytest.fixture(autouse=True)
+def _root() -> None:
+    if os.geteuid() != 0:
+        pytest.fail("integration tests need root: they build network namespaces")
+
+
+@pytest.fixture(scope="module")
+def lab_alone() -> Iterator[None]:
+    """The right to the lab's names on this machine, which has room for one lab only."""
+    with (Path(tempfile.gettempdir()) / "hafw-test-lab.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if Lab().state() is not None:
+            pytest.fail("a lab is up on this machine; `hafwctl lab down` before the tests")
+        yield
+        Lab().down()
+
+
+@pytest.fixture(scope="module")
+def bare_lab(lab_alone: None) -> Iterator[Lab]:
+    """The lab's network without daemons."""
+    lab = Lab()
+    lab.up(bare=True)
+    yield lab
+    lab.down()
