@@ -12,13 +12,16 @@ import fcntl
 import socket
 import struct
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from cluster.gate import attached
 from cluster.gate_page import GateReader
 from hafw.config.model import ClusterConfig
-from hafw.errors import HafwError, PeerError
+from hafw.errors import HafwError, PeerError, StateError
 from hafw.instance import running_pid
+from hafw.kernel import netns
 from hafw.node import api
 from hafw.node.client import LocalClient, Unavailable, ask_hafwd
 from hafw.node.policy import read_policy_record
@@ -53,12 +56,18 @@ def now_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-def collect_status(config: ClusterConfig, node: str, paths: NodePaths) -> Tables:
-    """The tables of one node: from its hafwd if it answers, else gathered here. Blocking; at
-    most about 2 s. Raises nothing for a daemon that is down: its row says so."""
+def collect_status(
+    config: ClusterConfig | Callable[[], ClusterConfig], node: str, paths: NodePaths
+) -> Tables:
+    """The tables of one node: from its hafwd if it answers, else gathered here, for which the
+    configuration is needed (given, or by a function). Blocking; at most about 3 s. A daemon that
+    is down is no error: its row says so. Raises ConfigError, StateError, PeerError."""
     reply = ask_hafwd(paths, api.Status())
     if isinstance(reply, Unavailable):
-        return build_tables(config, gather_directly(config, node, paths, hafwd=reply))
+        known = config() if callable(config) else config
+        if node not in known.nodes:
+            raise StateError(f"no node is named {node}; there are {', '.join(known.nodes)}")
+        return build_tables(known, gather_directly(known, node, paths, hafwd=reply))
     if not reply.ok:
         raise PeerError(f"hafwd of {node} refused to give its status: {reply.error}")
     return reply.result
@@ -90,7 +99,7 @@ def gather_directly(
         leased=None if isinstance(leased, Unavailable) else leased,
         syncd=None if isinstance(syncd, Unavailable) else syncd,
         gates=gates,
-        devices=read_devices(config, node, paths, leased_pid=running_pid(paths, "leased")),
+        devices=_devices_from_outside(config, node, paths),
         policy=_recorded_policy(config, node, paths),
         alarms=alarms,
     )
@@ -151,28 +160,39 @@ def read_gates(
         reader.close()
 
 
-def read_devices(
-    config: ClusterConfig, node: str, paths: NodePaths, *, leased_pid: int | None = None
-) -> list[DeviceFacts]:
-    """The virtual MAC devices of this node's groups.
-
-    They can be seen only from the node's network namespace. `leased_pid`: the caller may be
-    elsewhere; it is in the right one if it shares that process's.
-    """
-    visible = leased_pid is None or _same_network_namespace(leased_pid)
+def read_devices(config: ClusterConfig, node: str, paths: NodePaths) -> list[DeviceFacts]:
+    """The virtual MAC devices of this node's groups, seen in the calling thread's network
+    namespace."""
     facts = []
     for name, group in config.groups.items():
         if node not in group.order:
             continue
         for segment in group.vips:
             device = group.device(segment)
-            if not visible:
-                facts.append(DeviceFacts(name, segment, device, None, None, None))
-                continue
             up = _device_up(device)
             gated = _gated(paths, device) if up is not None else False
             facts.append(DeviceFacts(name, segment, device, up is not None, bool(up), gated))
     return facts
+
+
+def _devices_from_outside(config: ClusterConfig, node: str, paths: NodePaths) -> list[DeviceFacts]:
+    """The same, from whatever namespace: in that of a daemon of the node, or of the lab's node;
+    without either, this process is taken to be in the right one."""
+    home = netns.path_of(f"hafw-{node}")
+    for daemon in ("hafwd", "leased", "syncd"):
+        pid = running_pid(paths, daemon)
+        if pid is not None:
+            home = Path(f"/proc/{pid}/ns/net")
+    try:
+        with netns.entered(home) if home.exists() else nullcontext():
+            return read_devices(config, node, paths)
+    except HafwError:
+        return [
+            DeviceFacts(name, segment, group.device(segment), None, None, None)
+            for name, group in config.groups.items()
+            if node in group.order
+            for segment in group.vips
+        ]
 
 
 def _gated(paths: NodePaths, device: str) -> bool | None:
@@ -190,14 +210,6 @@ def _device_up(device: str) -> bool | None:
         except OSError:
             return None
     return bool(struct.unpack_from("16xH", answer)[0] & _IFF_UP)
-
-
-def _same_network_namespace(pid: int) -> bool:
-    try:
-        own, other = Path("/proc/self/ns/net").stat(), Path(f"/proc/{pid}/ns/net").stat()
-    except OSError:
-        return False
-    return (own.st_dev, own.st_ino) == (other.st_dev, other.st_ino)
 
 
 def _hafwd_facts(paths: NodePaths, answer: Unavailable) -> DaemonFacts:

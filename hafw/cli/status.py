@@ -1,0 +1,196 @@
+"""hafwctl status: who is ACTIVE, by the kernel's word and by the daemons'; and what is wrong."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hafw.cli.main import EXIT_REFUSED
+from hafw.cli.render import format_option, render, render_tables
+from hafw.cli.where import Scope, find_scope, require_root, scope_options
+from hafw.human import format_duration_s
+
+if TYPE_CHECKING:
+    from hafw.node.status_rows import Document
+
+__all__ = ["collect", "status"]
+
+Rows = list[dict[str, Any]]
+
+
+@click.command()
+@scope_options
+@format_option
+@click.option("-v", "--verbose", is_flag=True, help="Devices, links and all counters as well.")
+@click.pass_context
+def status(
+    ctx: click.Context, node: str | None, config_file: Path | None, fmt: str, verbose: bool
+) -> None:
+    """The truth about this node, or about all nodes of a running lab.
+
+    Deadlines of the gates are read from the kernel. What a daemon that is down would have said is
+    shown as unknown, never from memory. Exit code 0 if all is well, 1 if anything is not.
+    """
+    require_root()
+    document = collect(find_scope(node, config_file))
+    if fmt == "pretty":
+        click.echo(_pretty(document, verbose), nl=False)
+    elif fmt == "json":
+        click.echo(render_tables(document, "json"), nl=False)
+    else:
+        tables = {name: rows for name, rows in document.items() if isinstance(rows, list)}
+        click.echo(render_tables(tables, fmt), nl=False)
+    ctx.exit(0 if document["healthy"] else EXIT_REFUSED)
+
+
+def collect(scope: Scope) -> Document:
+    """All nodes of the scope at once, merged, with the verdict. Raises HafwError."""
+    from hafw.node.status import collect_status
+    from hafw.node.status_rows import merge
+    from hafw.paths import NodePaths
+
+    with ThreadPoolExecutor(len(scope.nodes)) as pool:
+        parts = pool.map(
+            lambda node: collect_status(scope.config, node, NodePaths(node)), scope.nodes
+        )
+        return merge(scope.cluster_name(), list(parts))
+
+
+# ---- for people ---------------------------------------------------------------------------------
+
+
+def _pretty(document: Document, verbose: bool) -> str:
+    count = len(document["problems"])
+    verdict = "healthy" if document["healthy"] else f"{count} problem{'s' if count > 1 else ''}"
+    parts = [f"cluster {document['cluster']}: {verdict}\n"]
+    for title, rows in _sections(document, verbose):
+        if rows:
+            parts.append(render(rows, "pretty", title=title))
+    return "\n".join(parts)
+
+
+def _sections(document: Document, verbose: bool) -> list[tuple[str, Rows]]:
+    sections = [
+        ("problems", document["problems"]),
+        ("groups", [_group(row) for row in document["groups"]]),
+        ("nodes", _nodes(document)),
+        ("peers", [_peer(row) for row in document["peers"]]),
+        ("replication", document["sync"]),
+        ("streams", [_stream(row) for row in document["streams"]]),
+        ("policy", [_policy(row) for row in document["policy"]]),
+        ("lease loop", [_lease(row) for row in document["lease"]]),
+        ("counters", _counters(document["counters"], verbose)),
+    ]
+    if verbose:
+        sections += [("devices", document["devices"]), ("links", document["links"])]
+    return sections
+
+
+def _group(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "node": row["node"],
+        "group": row["group"],
+        "role": row["role"] or "unknown",
+        "holder": row["holder"] or "unknown",
+        "epoch": row["epoch"],
+        "lease left": _ms(row["lease_left_ms"]),
+        "gate (kernel)": row["gate"] or ("-" if row["role"] == "-" else "unknown"),
+        "announce left": _ms(row["announce_left_ms"]),
+        "accept left": _ms(row["accept_left_ms"]),
+        "dropped in/out": _pair(row["dropped_in"], row["dropped_out"]),
+        "VIPs": row["vips"],
+    }
+
+
+def _nodes(document: Document) -> Rows:
+    rows = []
+    for node in document["nodes"]:
+        row = {"node": node["node"], "id": node["id"], "role": node["role"]}
+        for daemon in document["daemons"]:
+            if daemon["node"] == node["node"]:
+                pid = f" ({daemon['pid']})" if daemon["pid"] else ""
+                row[daemon["daemon"]] = daemon["state"] + pid
+        row.setdefault("syncd", "-")
+        row["up"] = min(
+            (
+                format_duration_s(daemon["up_s"])
+                for daemon in document["daemons"]
+                if daemon["node"] == node["node"] and daemon["daemon"] == "hafwd"
+            ),
+            default="-",
+        )
+        row["restarts"] = sum(
+            daemon["restarts"] or 0
+            for daemon in document["daemons"]
+            if daemon["node"] == node["node"]
+        )
+        row["asked"] = "hafwd" if node["assembled_by"] == "hafwd" else "directly"
+        rows.append(row)
+    return rows
+
+
+def _peer(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "node": row["node"],
+        "peer": row["peer"],
+        "alive": row["alive"],
+        "proven": row["proven"],
+        "links": f"{row['links_alive']}/{row['links']}",
+        "last heard": _ms(row["age_ms"]),
+        "rtt": _ms(row["rtt_ms"]),
+        "era": row["era"],
+    }
+
+
+def _stream(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "node": row["node"],
+        "from": row["peer"],
+        "accepted": row["accepted"],
+        "lag": row["lag_deltas"],
+        "applied seq": row["applied_seq"],
+        "last beacon": _ms(row["beacon_age_ms"]),
+        "delay p50": _ms(row["delay_p50_ms"]),
+        "delay p99": _ms(row["delay_p99_ms"]),
+    }
+
+
+def _policy(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "hash": row["hash"][:12] if row["hash"] else None}
+
+
+def _lease(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "node": row["node"],
+        "realtime": row["realtime"],
+        "may vote": row["may_vote"],
+        "era": row["era"],
+        "voters": f"{row['voters_id']}:{row['voters_hash']}",
+        "late p50": _ms(row["loop_p50_ms"]),
+        "late p99": _ms(row["loop_p99_ms"]),
+        "late max": _ms(row["loop_max_ms"]),
+    }
+
+
+def _counters(rows: Rows, verbose: bool) -> Rows:
+    """One line a daemon; without `verbose` only syncd's, and only what is not 0."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if verbose or (row["daemon"] == "syncd" and row["value"]):
+            key = row["node"], row["daemon"]
+            lines.setdefault(key, []).append(f"{row['counter']}={row['value']}")
+    return [
+        {"node": node, "daemon": daemon, "counters": " ".join(texts)}
+        for (node, daemon), texts in lines.items()
+    ]
+
+
+def _ms(milliseconds: float | None) -> str | None:
+    return None if milliseconds is None else format_duration_s(milliseconds / 1e3)
+
+
+def _pair(one: int | None, other: int | None) -> str | None:
+    return None if one is None else f"{one}/{other}"
