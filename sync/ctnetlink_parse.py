@@ -343,7 +343,8 @@ def _protoinfo(buffer: Buffer, start: int, end: int) -> TcpState | None:
 def _helper(buffer: Buffer, start: int, end: int) -> str | None:
     for kind, at, stop in _attributes(buffer, start, end):
         if kind == nl.CTA_HELP_NAME:
-            return bytes(buffer[at:stop]).rstrip(b"\0").decode("ascii", "replace")
+            # An empty name means that the helper is gone.
+            return bytes(buffer[at:stop]).rstrip(b"\0").decode("ascii", "replace") or None
     return None
 
 

@@ -1,0 +1,84 @@
+"""Control payloads: round trips, bounds, garbage."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sync.control import (
+    NACK_RANGES_MAX,
+    Beacon,
+    Challenge,
+    ChallengeReply,
+    Control,
+    Nack,
+    control_type,
+    decode_control,
+    encode_control,
+)
+from sync.wire import PAYLOAD_BYTES_MAX, MessageType, WireError
+
+SEQS = st.integers(0, (1 << 64) - 1)
+NONCES = st.binary(min_size=16, max_size=16)
+RANGES = st.tuples(SEQS, SEQS).map(lambda pair: (min(pair), max(pair)))
+CONTROLS = st.one_of(
+    st.builds(Beacon, SEQS, SEQS, st.dictionaries(st.integers(1, 15), SEQS)),
+    st.builds(Nack, SEQS, st.lists(RANGES, min_size=1, max_size=NACK_RANGES_MAX)),
+    st.builds(Challenge, NONCES),
+    st.builds(ChallengeReply, NONCES, SEQS, SEQS),
+)
+
+
+@given(CONTROLS)
+def test_round_trip(control: Control) -> None:
+    assert decode_control(control_type(control), encode_control(control)) == control
+
+
+def test_the_largest_of_each_fits_a_datagram() -> None:
+    most = (1 << 64) - 1
+    for control in (
+        Beacon(most, most, dict.fromkeys(range(1, 16), most)),
+        Nack(most, [(most, most)] * NACK_RANGES_MAX),
+        ChallengeReply(bytes(16), most, most),
+    ):
+        assert len(encode_control(control)) <= PAYLOAD_BYTES_MAX
+
+
+@given(st.sampled_from([kind for kind in MessageType if kind is not MessageType.DELTAS]),
+       st.binary(max_size=80))  # fmt: skip
+def test_garbage_raises_only_the_documented_error(kind: MessageType, garbage: bytes) -> None:
+    try:
+        control = decode_control(kind, garbage)
+    except WireError:
+        return
+    assert control_type(control) is kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (MessageType.NACK, [1, []]),
+        (MessageType.NACK, [1, [[1, 2]] * (NACK_RANGES_MAX + 1)]),
+        (MessageType.NACK, [1, [[2, 1]]]),
+        (MessageType.NACK, [1, [[-1, 1]]]),
+        (MessageType.CHALLENGE, [bytes(15)]),
+        (MessageType.CHALLENGE, [bytes(17)]),
+        (MessageType.CHALLENGE, [None]),
+        (MessageType.CHALLENGE_REPLY, [bytes(16), 1]),
+        (MessageType.BEACON, [1, 2, {0: 1}]),
+        (MessageType.BEACON, [1, 2, {16: 1}]),
+        (MessageType.BEACON, [1, 2, {1: -1}]),
+        (MessageType.BEACON, {}),
+    ],
+)
+def test_values_out_of_bounds_are_refused(kind: MessageType, value: object) -> None:
+    with pytest.raises(WireError) as refused:
+        decode_control(kind, msgspec.msgpack.encode(value))
+    assert refused.value.reason == "bad_payload"
+
+
+def test_deltas_are_not_control() -> None:
+    with pytest.raises(AssertionError):
+        decode_control(MessageType.DELTAS, b"")

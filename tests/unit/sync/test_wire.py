@@ -1,0 +1,246 @@
+"""Sealed datagrams: what opens, and every way in which one must not."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sync.wire import (
+    CACHED_KEYS_MAX,
+    DATAGRAM_BYTES_MAX,
+    HEADER_BYTES,
+    PAYLOAD_BYTES_MAX,
+    TAG_BYTES,
+    Header,
+    MessageType,
+    Opener,
+    ReplayWindow,
+    Sealer,
+    WireError,
+    derive_key,
+    parse_header,
+)
+
+MASTER = bytes(range(32))
+CLUSTER, SENDER, SESSION, EPOCH = 0x1A2B3C4D, 1, 0x0123456789ABCDEF, 7 << 32 | 1
+PAYLOAD = b"forty-two deltas"
+
+
+def sealer(session: int = SESSION, sender: int = SENDER, master: bytes = MASTER) -> Sealer:
+    return Sealer(master, cluster_id=CLUSTER, sender_id=sender, session=session)
+
+
+def opener(cluster: int = CLUSTER, master: bytes = MASTER) -> Opener:
+    return Opener(master, cluster_id=cluster, senders={1, 2})
+
+
+def reason(datagram: bytes, receiver: Opener | None = None) -> str:
+    with pytest.raises(WireError) as refused:
+        (receiver or opener()).open(datagram)
+    return refused.value.reason
+
+
+SEALED = sealer().seal(MessageType.DELTAS, 9, EPOCH, PAYLOAD)
+
+
+@pytest.mark.parametrize("kind", list(MessageType))
+@pytest.mark.parametrize("payload", [b"", PAYLOAD, bytes(PAYLOAD_BYTES_MAX)])
+def test_what_is_sealed_opens(kind: MessageType, payload: bytes) -> None:
+    datagram = sealer().seal(kind, 9, EPOCH, payload)
+    header, opened = opener().open(datagram)
+    assert opened == payload
+    assert header == Header(kind, len(payload), CLUSTER, SENDER, SESSION, EPOCH, 9)
+    assert len(datagram) == HEADER_BYTES + len(payload) + TAG_BYTES <= DATAGRAM_BYTES_MAX
+
+
+def test_the_bytes_on_the_wire_are_pinned() -> None:
+    assert SEALED[:HEADER_BYTES].hex() == (
+        "68435453"  # magic
+        "01" "01" "0010"  # version, type, length
+        "1a2b3c4d" "01" "000000"  # cluster, sender, zero
+        "0123456789abcdef"  # session
+        "0000000700000001"  # epoch
+        "0000000000000009"  # seq
+    )  # fmt: skip
+    assert (
+        SEALED[HEADER_BYTES:].hex() == ("98efa0")
+        or len(SEALED[HEADER_BYTES:]) == len(PAYLOAD) + TAG_BYTES
+    )
+
+
+def test_derived_keys_differ_by_cluster_sender_session_and_master() -> None:
+    base = {"cluster_id": 1, "sender_id": 2, "session": 3}
+    keys = {derive_key(MASTER, **base)}
+    for name in base:
+        keys.add(derive_key(MASTER, **{**base, name: 9}))
+    keys.add(derive_key(bytes(32), **base))
+    assert len(keys) == 5
+    assert all(len(key) == 32 for key in keys)
+
+
+def test_a_wrong_master_key_opens_nothing() -> None:
+    assert reason(SEALED, opener(master=bytes(32))) == "bad_tag"
+
+
+def test_truncation_at_every_length_is_refused() -> None:
+    for length in range(len(SEALED)):
+        expected = "truncated" if length < HEADER_BYTES + TAG_BYTES else "lying_length"
+        assert reason(SEALED[:length]) == expected
+    assert reason(SEALED + b"\0") == "lying_length"
+
+
+def test_a_flipped_bit_in_any_byte_is_refused() -> None:
+    for index in range(len(SEALED)):
+        for bit in range(8):
+            broken = bytearray(SEALED)
+            broken[index] ^= 1 << bit
+            expected = {"bad_tag"}
+            if index < 4:
+                expected = {"bad_magic"}
+            elif index == 4:
+                expected = {"wrong_version"}
+            elif index == 5:
+                expected = {"unknown_type", "bad_tag"}
+            elif index < 8:
+                expected = {"lying_length"}
+            elif index < 12:
+                expected = {"wrong_cluster"}
+            elif index == 12:
+                expected = {"foreign_sender", "bad_tag"}
+            assert reason(bytes(broken)) in expected, (index, bit)
+
+
+def test_another_cluster_version_or_sender_is_named() -> None:
+    assert reason(SEALED, opener(cluster=5)) == "wrong_cluster"
+    assert reason(sealer(sender=3).seal(MessageType.DELTAS, 1, 0, b"")) == "foreign_sender"
+    broken = bytearray(SEALED)
+    broken[4] = 2
+    with pytest.raises(WireError, match="version 2; this node speaks 1"):
+        opener().open(bytes(broken))
+
+
+def test_a_datagram_passed_off_as_another_type_seq_epoch_or_session_is_refused() -> None:
+    for offset, value in ((5, 2), (39, 8), (31, 0), (23, 0)):
+        broken = bytearray(SEALED)
+        assert broken[offset] != value
+        broken[offset] = value
+        assert reason(bytes(broken)) == "bad_tag"
+
+
+@given(st.binary(max_size=200))
+def test_garbage_raises_only_the_documented_error(garbage: bytes) -> None:
+    for datagram in (garbage, b"hCTS\x01\x01" + garbage, SEALED[:HEADER_BYTES] + garbage):
+        with pytest.raises(WireError):
+            opener().open(datagram)
+
+
+def test_any_sender_is_heard_where_none_is_listed() -> None:
+    header = parse_header(SEALED, cluster_id=CLUSTER)
+    assert header.sender_id == SENDER
+    with pytest.raises(WireError):
+        parse_header(SEALED, cluster_id=CLUSTER, senders={2})
+
+
+def test_each_type_has_its_own_counter_and_no_nonce_comes_twice() -> None:
+    sender = sealer()
+    sealed = [sender.seal(kind, 1, EPOCH, PAYLOAD) for kind in MessageType]
+    bodies = {datagram[HEADER_BYTES:] for datagram in sealed}
+    assert len(bodies) == len(MessageType)
+    for seq in (1, 0):
+        with pytest.raises(AssertionError):
+            sender.seal(MessageType.BEACON, seq, EPOCH, PAYLOAD)
+    sender.seal(MessageType.BEACON, 5, EPOCH, PAYLOAD)
+    with pytest.raises(AssertionError):
+        sender.seal(MessageType.BEACON, 4, EPOCH, PAYLOAD)
+    with pytest.raises(AssertionError):
+        sender.seal(MessageType.NACK, 1 << 64, EPOCH, PAYLOAD)
+
+
+def test_a_nonce_is_never_zero() -> None:
+    with pytest.raises(AssertionError):
+        sealer().seal(MessageType.DELTAS, 0, EPOCH, PAYLOAD)
+
+
+def test_strangers_cannot_grow_the_cache_nor_push_a_peer_out() -> None:
+    receiver = opener()
+    receiver.open(SEALED)
+    for session in range(3 * CACHED_KEYS_MAX):
+        stranger = sealer(session, master=bytes(32)).seal(MessageType.DELTAS, 1, 0, PAYLOAD)
+        assert reason(stranger, receiver) == "bad_tag"
+    assert receiver.cached_keys == 1
+
+
+def test_the_cache_of_keys_is_bounded_and_forgets_the_oldest_use() -> None:
+    receiver = opener()
+    for session in range(CACHED_KEYS_MAX):
+        receiver.open(sealer(session).seal(MessageType.DELTAS, 1, 0, PAYLOAD))
+    receiver.open(sealer(0).seal(MessageType.DELTAS, 1, 0, PAYLOAD))
+    for session in range(1000, 1000 + CACHED_KEYS_MAX - 1):
+        receiver.open(sealer(session).seal(MessageType.DELTAS, 1, 0, PAYLOAD))
+    assert receiver.cached_keys == CACHED_KEYS_MAX
+    # A key that was forgotten is derived again.
+    assert receiver.open(sealer(5).seal(MessageType.DELTAS, 1, 0, PAYLOAD))[1] == PAYLOAD
+    assert receiver.cached_keys == CACHED_KEYS_MAX
+
+
+def test_the_opener_leaves_replay_to_the_window() -> None:
+    receiver, window = opener(), ReplayWindow()
+    accepted = []
+    for _ in range(2):
+        header, _ = receiver.open(SEALED)
+        accepted.append(window.accept(header.seq))
+    assert accepted == [True, False]
+
+
+def test_a_replay_from_an_earlier_start_opens_but_names_its_session() -> None:
+    """The session tells it apart; syncd refuses any that has not answered its challenge."""
+    old = sealer(session=1).seal(MessageType.DELTAS, 9, EPOCH, PAYLOAD)
+    header, _ = opener().open(old)
+    assert header.session == 1 != SESSION
+
+
+class DumbWindow:
+    """The oracle: a set of everything that ever came."""
+
+    def __init__(self, size: int, highest: int) -> None:
+        self.size, self.highest, self.came = size, highest, set(range(highest + 1))
+
+    def accept(self, seq: int) -> bool:
+        if seq in self.came or seq <= self.highest - self.size:
+            return False
+        self.came.add(seq)
+        self.highest = max(self.highest, seq)
+        return True
+
+
+@given(
+    st.sampled_from([1, 2, 8, 64]),
+    st.integers(0, 20),
+    st.lists(st.integers(0, 200), max_size=80),
+)
+def test_the_window_agrees_with_a_set(size: int, highest: int, sequence: list[int]) -> None:
+    window, oracle = ReplayWindow(size, highest=highest), DumbWindow(size, highest)
+    for seq in sequence:
+        seen = window.seen(seq)
+        accepted = window.accept(seq)
+        assert accepted == oracle.accept(seq) == (not seen)
+        assert window.seen(seq)
+        assert window.highest == oracle.highest
+
+
+@pytest.mark.parametrize("shuffle", [lambda rng, seqs: rng.shuffle(seqs), lambda rng, seqs: None])
+def test_the_default_window_takes_4096_out_of_order(
+    shuffle: Callable[[random.Random, list[int]], None],
+) -> None:
+    window = ReplayWindow()
+    seqs = list(range(1, 4097))
+    shuffle(random.Random(1), seqs)
+    assert all(window.accept(seq) for seq in seqs)
+    assert not any(window.accept(seq) for seq in seqs)
+    assert window.accept(1 << 63)
+    assert not window.accept((1 << 63) - 4096)
+    assert window.accept((1 << 63) - 4095)
