@@ -35,7 +35,6 @@ from hafw.flow import (
     mark_owner,
 )
 from hafw.human import epoch_node
-
 from sync.ops import Adopt, KernelOp, Pristine
 from sync.publish import PublishEffect, Publisher, publishable
 from sync.registry import Registry

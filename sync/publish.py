@@ -25,7 +25,6 @@ from hafw.flow import (
     FlowKey,
     mark_group,
 )
-
 from sync.ctnetlink import CtEvent, EventKind
 from sync.delta import Delta, Destroy, Upsert, Version, contribution
 from sync.registry import Record, Registry, mutable_of

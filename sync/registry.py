@@ -21,7 +21,6 @@ from hafw.flow import (
     TcpState,
     mark_group,
 )
-
 from sync.delta import Version, contribution
 
 __all__ = ["PUBLISHED_STATUS", "Record", "Registry", "mutable_of"]

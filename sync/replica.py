@@ -22,7 +22,6 @@ from typing import assert_never
 
 from hafw.flow import FlowEntry, FlowKey, mark_group
 from hafw.human import epoch_node
-
 from sync.delta import Delta, Destroy, Upsert, Version, contribution
 from sync.ops import Create, KernelOp, Remove, Replace, Update
 from sync.registry import Record, Registry
@@ -37,7 +36,8 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """A peer speaks for the group under a newer epoch than any known here."""
+    """A peer speaks for the group under a newer epoch than any known here. Nothing was done: learn
+    the epoch (this node's own entries may be stale by it), then hand the delta in again."""
 
     group: int
     epoch: int
@@ -90,13 +90,12 @@ class ReplicaTable:
         if group is None:
             return self._refuse("delta_unknown_group")
         record = self._registry.get(key)
-        effects = self._authorize(number, group, record, delta.version, sender_id)
-        if effects is None:
-            return []
+        verdict = self._authorize(number, group, record, delta.version, sender_id)
+        if verdict is not None:
+            return verdict
         if group.touched is not None:
             group.touched.add(key)
-        effects.append(self._apply(group, record, delta))
-        return effects
+        return [self._apply(group, record, delta)]
 
     def _on_destroy(self, delta: Destroy, sender_id: int) -> list[ReplicaEffect]:
         record = self._registry.get(delta.key)
@@ -108,16 +107,15 @@ class ReplicaTable:
                     group.touched.add(delta.key)
             return []
         group = self._groups[record.group]
-        effects = self._authorize(record.group, group, record, delta.version, sender_id)
-        if effects is None:
-            return []
+        verdict = self._authorize(record.group, group, record, delta.version, sender_id)
+        if verdict is not None:
+            return verdict
         if (record.incarnation, record.contribution) != (delta.incarnation, delta.contribution):
-            return [*effects, *self._refuse("destroy_mismatch")]
+            return self._refuse("destroy_mismatch")
         if group.touched is not None:
             group.touched.add(delta.key)
         self.forget(delta.key)
-        effects.append(Remove(delta.key))
-        return effects
+        return [Remove(delta.key)]
 
     # -- snapshots
 
@@ -202,20 +200,16 @@ class ReplicaTable:
         version: Version,
         sender_id: int,
     ) -> list[ReplicaEffect] | None:
-        """None if refused; else what is to be done first."""
+        """None if the delta counts; else what comes of it instead."""
         if epoch_node(version.epoch) != sender_id:
-            self._refuse("delta_not_owner")
-            return None
+            return self._refuse("delta_not_owner")
         if version.epoch < group.epoch or (group.active and version.epoch <= group.epoch):
-            self._refuse("delta_old_epoch")
-            return None
+            return self._refuse("delta_old_epoch")
         if record is not None and version < record.version:
-            self._refuse("delta_old_version")
-            return None
+            return self._refuse("delta_old_version")
         if version.epoch > group.epoch:
-            # The caller learns the epoch before it carries out what follows.
             return [Superseded(number, version.epoch, sender_id)]
-        return []
+        return None
 
     def _apply(self, group: ReplicaGroup, record: Record | None, delta: Upsert) -> KernelOp:
         entry, key = delta.entry, delta.entry.key

@@ -1,0 +1,412 @@
+"""The holder's side of syncd: events out, passes over the own table, liberal flows made strict.
+
+Work comes in slices (`work`), one chunk of a dump or a few look-ups each, so that the beacon and
+the receive side go on between them. What a pass does is in `sync.adopt`; when one is wanted:
+
+========== ==========================================================================
+take       the group was taken over (or the role came back): adopt, say all, find lost
+repair     events were lost (ENOBUFS)
+refresh    every `sync.refresh_s`, for the hold timeouts of the replicas
+recover    this process began on the ACTIVE node: look whether there is anything to
+           recover, ask leased for a new epoch (the peers know the flows by other
+           incarnations), then take
+========== ==========================================================================
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hafw.config.model import ClusterConfig
+from hafw.errors import KernelError
+from hafw.flow import GROUP_SHIFT, FlowEntry, FlowKey, mark_group
+from hafw.messages import NewEpochRequest
+from sync.adopt import OwnPass, normal_timeout_s
+from sync.applier import Applier
+from sync.ctnetlink import CtEvent, EventKind, tcp_is_learnt
+from sync.dumper import Dumper
+from sync.ops import MakeStrict, SetTimeout
+from sync.outbox import Outbox
+from sync.publish import LookUp, PublishEffect, Publisher, publishable
+from sync.registry import Registry
+from sync.replica import ReplicaGroup
+from sync.roles import StartHolding
+
+__all__ = ["GROUP_MASK", "Holder", "HolderPorts"]
+
+GROUP_MASK = 0xF << GROUP_SHIFT
+TAKE_ENTRIES_PER_S = 20_000
+REFRESH_ENTRIES_PER_S = 5_000
+LOOKUPS_PER_SLICE = 40
+LIBERAL_POLL_S = 1.0
+LIBERAL_BY_GET_MAX = 512
+"""Up to this many liberal flows are polled one by one; more by a dump."""
+NEW_EPOCH_RETRY_S = 0.3
+NEW_EPOCH_WAIT_S = 2.0
+"""Without a new epoch after this long the flows are said again under the old one."""
+DUMP_RETRY_S = 0.5
+ADOPTED_WATCH_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class HolderPorts:
+    """What the holder needs of the process around it."""
+
+    start_dump: Callable[[int], Dumper]
+    send_to_leased: Callable[[NewEpochRequest], None]
+
+
+@dataclass(slots=True)
+class _Held:
+    """One held group."""
+
+    epoch: int
+    want_take: bool = False
+    want_repair: bool = False
+    want_refresh: bool = False
+    recovering: bool = False
+    overrun: bool = False
+    ready: bool = False
+    """All flows have been said under this epoch: snapshots may be served."""
+    scan: Dumper | None = None
+    """Recovering: is there anything to recover?"""
+    epoch_asked_at: float | None = None
+    epoch_wait_until: float | None = None
+    own_pass: OwnPass | None = None
+    dump: Dumper | None = None
+    next_chunk_at: float = 0.0
+    retry_at: float = 0.0
+    vanished: list[FlowKey] = field(default_factory=list)
+    refresh_at: float = 0.0
+    liberal: set[FlowKey] = field(default_factory=set)
+    liberal_at: float = 0.0
+    liberal_todo: list[FlowKey] = field(default_factory=list)
+    liberal_dump: Dumper | None = None
+    adopted: set[FlowKey] = field(default_factory=set)
+    adopted_until: float = 0.0
+
+    def cancel(self) -> None:
+        for dumper in (self.scan, self.dump, self.liberal_dump):
+            if dumper is not None:
+                dumper.cancel()
+
+
+class Holder:
+    """Everything syncd does for the groups this node holds."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        node_id: int,
+        *,
+        registry: Registry,
+        groups: dict[int, ReplicaGroup],
+        publisher: Publisher,
+        applier: Applier,
+        outbox: Outbox,
+        timeouts_s: dict[str, int],
+        ports: HolderPorts,
+    ) -> None:
+        self._refresh_s = config.sync.refresh_s
+        self._node_id = node_id
+        self._registry = registry
+        self._groups = groups
+        self._publisher = publisher
+        self._applier = applier
+        self._outbox = outbox
+        self._timeouts_s = timeouts_s
+        self._ports = ports
+        self._held: dict[int, _Held] = {}
+        self.counters: Counter[str] = Counter()
+
+    # -- roles
+
+    def start(self, effect: StartHolding, *, now: float) -> None:
+        old = self._held.pop(effect.group, None)
+        if old is not None:
+            old.cancel()
+        held = _Held(effect.epoch, refresh_at=now + self._refresh_s)
+        if old is not None:
+            held.liberal = old.liberal
+        self._held[effect.group] = held
+        if effect.first:
+            held.recovering = True
+            held.scan = self._ports.start_dump(effect.group)
+            if effect.contiguous:
+                # Nobody else has forwarded since: what the kernel holds is not stale.
+                self._groups[effect.group].suspect = False
+        else:
+            held.recovering = old is not None and old.recovering
+            held.want_take = True
+
+    def stop(self, group: int) -> None:
+        held = self._held.pop(group, None)
+        if held is not None:
+            held.cancel()
+
+    def close(self) -> None:
+        for group in list(self._held):
+            self.stop(group)
+
+    def ready_epoch(self, group: int) -> int | None:
+        """The epoch under which a snapshot may be served, or None."""
+        held = self._held.get(group)
+        return held.epoch if held is not None and held.ready else None
+
+    def liberal_count(self, group: int) -> int:
+        held = self._held.get(group)
+        return 0 if held is None else len(held.liberal)
+
+    def trouble(self, group: int) -> tuple[bool, bool, bool]:
+        """(overrun not repaired, replacing own stale entries, recovering)."""
+        held = self._held.get(group)
+        if held is None:
+            return False, False, False
+        replica = self._groups[group]
+        replacing = held.want_take or (held.own_pass is not None and held.own_pass.replacing)
+        stale = bool(replica.stale) or replica.suspect
+        return held.overrun, replacing and stale, held.recovering
+
+    # -- events
+
+    def on_events(self, events: list[CtEvent]) -> list[CtEvent]:
+        """Publish what is ours; the events of groups that are not held come back."""
+        epochs = {group: held.epoch for group, held in self._held.items()}
+        others: list[CtEvent] = []
+        timeouts: list[SetTimeout] = []
+        for event in events:
+            if event.pid == self._applier.port_id:
+                continue  # Our own doing.
+            key = event.entry.key
+            held = self._held.get(mark_group(event.entry.mark))
+            if held is None:
+                others.append(event)
+                continue
+            if held.own_pass is not None:
+                held.own_pass.touch(key)
+            if event.kind is EventKind.DESTROY:
+                held.liberal.discard(key)
+            elif key in held.adopted:
+                timeouts.append(SetTimeout(key, self._current_timeout_s(event.entry)))
+            self._publish(self._publisher.on_event(event, epochs))
+        if timeouts:
+            self._applier.apply(timeouts)
+        return others
+
+    def on_overrun(self) -> None:
+        self.counters["event_overruns"] += 1
+        for held in self._held.values():
+            held.overrun = held.want_repair = True
+            if held.own_pass is not None:
+                # The pass under way may have missed events too: begin again.
+                if held.dump is not None:
+                    held.dump.cancel()
+                held.own_pass = held.dump = None
+                held.want_take = True
+
+    def _current_timeout_s(self, entry: FlowEntry) -> int:
+        """The normal timeout of an adopted flow whose packet has been seen."""
+        record = self._registry.get(entry.key)
+        if entry.tcp is None and record is not None and record.tcp is not None:
+            entry = FlowEntry(entry.key, entry.reply, entry.status, tcp=record.tcp)
+        return normal_timeout_s(entry, self._timeouts_s)
+
+    # -- time and work
+
+    def next_at(self) -> float | None:
+        """When `work` has something to do again, if nothing wakes the loop before."""
+        times: list[float] = []
+        for held in self._held.values():
+            times.append(held.refresh_at)
+            if held.liberal:
+                times.append(held.liberal_at)
+            if held.own_pass is not None or held.want_take or held.want_repair:
+                times.append(max(held.next_chunk_at, held.retry_at))
+            if held.epoch_wait_until is not None and held.epoch_asked_at is not None:
+                times.append(held.epoch_asked_at + NEW_EPOCH_RETRY_S)
+        return min(times, default=None)
+
+    def busy(self, *, now: float) -> bool:
+        """Is there work that should not wait for an event?"""
+        for held in self._held.values():
+            if held.vanished or held.liberal_todo:
+                return True
+            for dump in (held.scan, held.liberal_dump):
+                if dump is not None and (dump.ready or dump.done):
+                    return True
+            ready = held.dump is not None and (held.dump.ready or held.dump.done)
+            if ready and now >= held.next_chunk_at:
+                return True
+        return False
+
+    def work(self, *, now: float) -> None:
+        """One slice for each held group."""
+        for group, held in list(self._held.items()):
+            if held.scan is not None:
+                self._scan(group, held, now)
+            elif held.epoch_wait_until is not None:
+                self._await_epoch(group, held, now)
+            elif held.own_pass is not None:
+                self._step(group, held, now)
+            elif held.vanished:
+                self._look_up(held)
+                if not held.vanished:
+                    self._finish(group, held, now)
+            else:
+                if now >= held.refresh_at:
+                    held.want_refresh = True
+                wanted = held.want_take or held.want_repair or held.want_refresh
+                if wanted and now >= held.retry_at:
+                    self._begin(group, held)
+            self._poll_liberal(group, held, now)
+            if held.adopted and now > held.adopted_until and held.own_pass is None:
+                held.adopted.clear()
+
+    def _scan(self, group: int, held: _Held, now: float) -> None:
+        assert held.scan is not None
+        chunk = held.scan.take()
+        found = chunk is not None and any(publishable(entry) for entry in chunk)
+        if not found and not held.scan.done:
+            return
+        if held.scan.error is not None:
+            held.scan = self._ports.start_dump(group)
+            return
+        held.scan.cancel()
+        held.scan = None
+        if found:
+            self.counters["recoveries"] += 1
+            held.epoch_wait_until = now + NEW_EPOCH_WAIT_S
+            self._await_epoch(group, held, now)
+        else:
+            held.recovering = False
+            held.want_take = True
+
+    def _await_epoch(self, group: int, held: _Held, now: float) -> None:
+        """`start` replaces this state when leased has a new epoch."""
+        assert held.epoch_wait_until is not None
+        if now >= held.epoch_wait_until:
+            self.counters["recoveries_without_new_epoch"] += 1
+            held.epoch_wait_until = None
+            held.want_take = True
+        elif held.epoch_asked_at is None or now - held.epoch_asked_at >= NEW_EPOCH_RETRY_S:
+            held.epoch_asked_at = now
+            reason = "syncd restarted on the ACTIVE node and has no registry"
+            self._ports.send_to_leased(NewEpochRequest(group, held.epoch, reason))
+
+    def _begin(self, group: int, held: _Held) -> None:
+        refresh = held.want_refresh and not (held.want_take or held.want_repair)
+        held.own_pass = OwnPass(
+            group,
+            held.epoch,
+            node_id=self._node_id,
+            registry=self._registry,
+            group=self._groups[group],
+            publisher=self._publisher,
+            timeouts_s=self._timeouts_s,
+            liberal=held.liberal,
+            refresh=held.want_refresh,
+        )
+        held.dump = self._ports.start_dump(group)
+        held.want_take = held.want_repair = held.want_refresh = False
+        self.counters["passes_refresh" if refresh else "passes_take"] += 1
+
+    def _step(self, group: int, held: _Held, now: float) -> None:
+        """One chunk, at the pass's pace."""
+        assert held.own_pass is not None
+        assert held.dump is not None
+        if now < held.next_chunk_at:
+            return
+        chunk = held.dump.take()
+        if chunk is not None:
+            output = held.own_pass.on_entries(chunk)
+            self._applier.apply(output.ops)
+            self._publish(output.publications)
+            rate = REFRESH_ENTRIES_PER_S if held.ready else TAKE_ENTRIES_PER_S
+            held.next_chunk_at = now + len(chunk) / rate
+            held.adopted |= held.own_pass.adopted
+            held.adopted_until = now + ADOPTED_WATCH_S
+            return
+        if not held.dump.done:
+            return
+        if held.dump.error is not None:
+            self.counters["passes_failed"] += 1
+            held.own_pass = held.dump = None
+            held.want_take = True
+            held.retry_at = now + DUMP_RETRY_S
+            return
+        held.vanished = held.own_pass.vanished()
+        held.own_pass = held.dump = None
+        if not held.vanished:
+            self._finish(group, held, now)
+
+    def _look_up(self, held: _Held) -> None:
+        """Flows that the dump did not show: gone only if a look-up says so."""
+        for _ in range(min(LOOKUPS_PER_SLICE, len(held.vanished))):
+            key = held.vanished.pop()
+            try:
+                gone = self._applier.get(key) is None
+            except KernelError:
+                gone = False
+            if gone:
+                self.counters["vanished"] += 1
+                self._publish(self._publisher.destroyed(key, held.epoch))
+
+    def _finish(self, group: int, held: _Held, now: float) -> None:
+        held.ready = True
+        held.recovering = False
+        held.overrun = held.want_repair
+        held.refresh_at = now + self._refresh_s
+        self._groups[group].suspect = False
+
+    # -- liberal flows
+
+    def _poll_liberal(self, group: int, held: _Held, now: float) -> None:
+        if held.liberal_dump is not None:
+            chunk = held.liberal_dump.take()
+            if chunk is not None:
+                self._judge_liberal(held, [e for e in chunk if e.key in held.liberal])
+            elif held.liberal_dump.done:
+                held.liberal_dump = None
+        elif held.liberal_todo:
+            entries: list[FlowEntry] = []
+            for _ in range(min(LOOKUPS_PER_SLICE, len(held.liberal_todo))):
+                key = held.liberal_todo.pop()
+                try:
+                    entry = self._applier.get(key)
+                except KernelError:
+                    continue
+                if entry is None:
+                    held.liberal.discard(key)
+                else:
+                    entries.append(entry)
+            self._judge_liberal(held, entries)
+        elif held.liberal and now >= held.liberal_at:
+            held.liberal_at = now + LIBERAL_POLL_S
+            if len(held.liberal) > LIBERAL_BY_GET_MAX:
+                held.liberal_dump = self._ports.start_dump(group)
+            else:
+                held.liberal_todo = list(held.liberal)
+
+    def _judge_liberal(self, held: _Held, entries: list[FlowEntry]) -> None:
+        learnt = [entry.key for entry in entries if tcp_is_learnt(entry)]
+        self._applier.apply([MakeStrict(key) for key in learnt])
+        held.liberal.difference_update(learnt)
+        self.counters["made_strict"] += len(learnt)
+
+    # -- publications
+
+    def _publish(self, effects: list[PublishEffect]) -> None:
+        for effect in effects:
+            if not isinstance(effect, LookUp):
+                self._outbox.put(effect)
+                continue
+            try:
+                entry = self._applier.get(effect.key)
+            except KernelError as error:
+                self.counters[f"lookup_{errno.errorcode.get(error.errno, error.errno)}"] += 1
+                continue
+            if entry is not None and entry.tcp is not None:
+                self._publish(self._publisher.publish(entry, effect.epoch))

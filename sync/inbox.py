@@ -1,0 +1,252 @@
+"""The receiving end: datagrams -> the stream core -> deltas; and the answers a sender owes.
+
+Nothing is parsed before its tag holds, and nothing but a challenge is acted on unless it belongs
+to an accepted session and has not come before. A payload that cannot be decoded is dropped whole
+and counted: the peer is wrong, the node goes on.
+"""
+
+from __future__ import annotations
+
+import secrets
+import struct
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import assert_never
+
+from sync.control import (
+    CHALLENGE_BYTES,
+    Beacon,
+    Challenge,
+    ChallengeReply,
+    Nack,
+    decode_control,
+)
+from sync.delta import Delta, DeltaError, decode_deltas
+from sync.outbox import STAMP, Outbox
+from sync.stream import (
+    Deliver,
+    SendChallenge,
+    SendNack,
+    SessionAccepted,
+    StreamBroken,
+    StreamEffect,
+    StreamReceiver,
+)
+from sync.transport import Transport
+from sync.wire import Header, MessageType, Opener, ReplayWindow, WireError, parse_header
+
+__all__ = ["Arrived", "DelayWindow", "Inbox", "Incoming"]
+
+CHALLENGES_ANSWERED_PER_S = 100
+REPAIRS_PER_S_MAX = 20_000
+"""Datagrams re-sent in a second, whatever is asked for."""
+DELAY_SAMPLES = 4096
+DELAY_WINDOW_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """The deltas of one datagram, in order. `delay_from_ns`: the sender's stamp if its clock is
+    ours, else 0."""
+
+    sender_id: int
+    seq: int
+    deltas: list[Delta]
+    epoch: int
+    delay_from_ns: int
+
+
+Incoming = Arrived | SessionAccepted | StreamBroken
+
+
+class DelayWindow:
+    """Delays of the last minute, in milliseconds."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, float]] = deque(maxlen=DELAY_SAMPLES)
+
+    def add(self, delay_ms: float, now: float) -> None:
+        self._samples.append((now, delay_ms))
+
+    def percentiles(self, now: float) -> tuple[float | None, float | None]:
+        values = sorted(ms for at, ms in self._samples if now - at <= DELAY_WINDOW_S)
+        if not values:
+            return None, None
+        return values[len(values) // 2], values[min(len(values) - 1, len(values) * 99 // 100)]
+
+
+class Inbox:
+    """All that peers send."""
+
+    def __init__(
+        self, master: bytes, cluster_id: int, outbox: Outbox, transport: Transport, *, boot: int
+    ) -> None:
+        self._cluster_id = cluster_id
+        self._peers = frozenset(transport.peer_ids)
+        self._opener = Opener(master, cluster_id=cluster_id, senders=self._peers)
+        self._outbox = outbox
+        self._transport = transport
+        self._boot = boot
+        self.stream = StreamReceiver(draw_nonce=lambda: secrets.token_bytes(CHALLENGE_BYTES))
+        self._windows: dict[tuple[int, int, MessageType], ReplayWindow] = {}
+        self._boots: dict[int, int] = {}
+        self._budget_at = 0.0
+        self._challenges_left = CHALLENGES_ANSWERED_PER_S
+        self._repairs_left = REPAIRS_PER_S_MAX
+        self.counters: Counter[str] = Counter()
+        self.beacon_at: dict[int, float] = {}
+        """When a peer's last authentic beacon of an accepted session came."""
+
+    def on_datagram(self, datagram: bytes, *, now: float) -> list[Incoming]:
+        try:
+            header = parse_header(datagram, cluster_id=self._cluster_id, senders=self._peers)
+            if header.type is MessageType.DELTAS and self._is_copy(header):
+                self.counters["datagrams_copies"] += 1
+                return []  # Each link brings one; dropping it needs no proof.
+            payload = self._opener.open_payload(header, datagram)
+        except WireError as error:
+            self.counters[f"refused_{error.reason}"] += 1
+            return []
+        if header.type is MessageType.DELTAS:
+            # The epoch is authentic but may differ by datagram; the core hands the body back
+            # later, so it travels in front of it.
+            body = STAMP.pack(header.epoch) + payload
+            effects = self.stream.on_datagram(
+                header.sender_id, header.session, header.seq, body, now=now
+            )
+            return self._carry_out(effects, now)
+        try:
+            return self._on_control(header, payload, now)
+        except WireError as error:
+            self.counters[f"refused_{error.reason}"] += 1
+            return []
+
+    def tick(self, *, now: float) -> list[Incoming]:
+        return self._carry_out(self.stream.tick(now=now), now)
+
+    def deadline(self) -> float | None:
+        return self.stream.deadline()
+
+    # -- control
+
+    def _on_control(self, header: Header, payload: bytes, now: float) -> list[Incoming]:
+        control = decode_control(header.type, payload)
+        sender_id, session = header.sender_id, header.session
+        accepted = self.stream.accepted_session(sender_id) == session
+        match control:
+            case Challenge(nonce):
+                self._answer(sender_id, nonce, header.seq, now)
+            case ChallengeReply(nonce, stated, seq):
+                if stated != session:
+                    raise WireError("bad_payload", "CHALLENGE_REPLY of another session")
+                effects = self.stream.on_challenge_reply(sender_id, session, nonce, seq, now=now)
+                return self._carry_out(effects, now)
+            case Beacon():
+                if accepted:
+                    if not self._fresh(header):
+                        return []
+                    self.beacon_at[sender_id] = now
+                    self._boots[sender_id] = control.boot
+                effects = self.stream.on_beacon(
+                    sender_id, session, control.high_water, control.low_water, now=now
+                )
+                return self._carry_out(effects, now)
+            case Nack(stated, ranges):
+                if not accepted:
+                    self.counters["nacks_unaccepted_session"] += 1
+                elif stated != self._outbox.session:
+                    self.counters["nacks_other_session"] += 1
+                elif self._fresh(header):
+                    self._repair(sender_id, ranges, header.seq, now)
+            case _:
+                assert_never(control)
+        return []
+
+    def _is_copy(self, header: Header) -> bool:
+        view = self.stream.view(header.sender_id)
+        return (
+            view is not None and view.session == header.session and header.seq <= view.applied_seq
+        )
+
+    def _fresh(self, header: Header) -> bool:
+        """Not a replay within an accepted session (or a copy from another link)."""
+        key = (header.sender_id, header.session, header.type)
+        window = self._windows.get(key)
+        if window is None:
+            window = self._windows[key] = ReplayWindow()
+        return window.accept(header.seq)
+
+    def _refill(self, now: float) -> None:
+        if now - self._budget_at >= 1.0:
+            self._budget_at = now
+            self._challenges_left = CHALLENGES_ANSWERED_PER_S
+            self._repairs_left = REPAIRS_PER_S_MAX
+
+    def _answer(self, sender_id: int, nonce: bytes, attempt: int, now: float) -> None:
+        # A replayed challenge only makes us say our session and seq once more: rate-limited.
+        self._refill(now)
+        if self._challenges_left <= 0:
+            self.counters["challenges_not_answered"] += 1
+            return
+        self._challenges_left -= 1
+        self._outbox.flush()
+        reply = ChallengeReply(nonce, self._outbox.session, self._outbox.position)
+        self._transport.unicast(sender_id, self._outbox.seal(reply), attempt=attempt)
+
+    def _repair(
+        self, sender_id: int, ranges: list[tuple[int, int]], attempt: int, now: float
+    ) -> None:
+        self._refill(now)
+        self.counters["nacks_received"] += 1
+        datagrams, missing = self._outbox.ring.repairs(ranges)
+        if missing:
+            self.counters["repairs_beyond_ring"] += missing
+        if len(datagrams) > self._repairs_left:
+            self.counters["repairs_rate_limited"] += 1
+            datagrams = datagrams[: max(self._repairs_left, 0)]
+        self._repairs_left -= len(datagrams)
+        for datagram in datagrams:
+            self._transport.unicast(sender_id, datagram, attempt=attempt)
+        self.counters["repairs_sent"] += len(datagrams)
+
+    # -- effects of the stream core
+
+    def _carry_out(self, effects: list[StreamEffect], now: float) -> list[Incoming]:
+        incoming: list[Incoming] = []
+        for effect in effects:
+            match effect:
+                case Deliver():
+                    incoming.append(self._decode(effect))
+                case SendChallenge(sender_id, nonce, attempt):
+                    datagram = self._outbox.seal(Challenge(nonce))
+                    self._transport.unicast(sender_id, datagram, attempt=attempt)
+                case SendNack(sender_id, session, ranges, attempt):
+                    datagram = self._outbox.seal(Nack(session, list(ranges)))
+                    self._transport.unicast(sender_id, datagram, attempt=attempt)
+                case SessionAccepted(sender_id):
+                    self.beacon_at[sender_id] = now
+                    for key in [k for k in self._windows if k[0] == sender_id]:
+                        del self._windows[key]
+                    incoming.append(effect)
+                case StreamBroken():
+                    incoming.append(effect)
+                case _:
+                    assert_never(effect)
+        return incoming
+
+    def _decode(self, effect: Deliver) -> Arrived | StreamBroken:
+        body = effect.body
+        try:
+            (epoch,) = STAMP.unpack_from(body)
+            (sent_ns,) = STAMP.unpack_from(body, STAMP.size)
+            deltas = decode_deltas(body[2 * STAMP.size :], header_epoch=epoch)
+        except (DeltaError, struct.error) as error:
+            # A hole in what we know of this sender: its snapshot fills it.
+            reason = error.reason if isinstance(error, DeltaError) else "truncated"
+            self.counters[f"quarantined_{reason}"] += 1
+            seq = effect.seq
+            return StreamBroken(
+                effect.sender_id, effect.session, seq, seq, f"undecodable: {reason}"
+            )
+        same_clock = self._boot != 0 and self._boots.get(effect.sender_id) == self._boot
+        return Arrived(effect.sender_id, effect.seq, deltas, epoch, sent_ns if same_clock else 0)

@@ -1,0 +1,88 @@
+"""The sending end: deltas -> sealed datagrams -> every link and the ring. Also the beacon.
+
+A datagram is flushed when the next delta would not fit and at the end of each turn of the main
+loop, so that no delta waits for company. Its payload is 8 bytes of CLOCK_BOOTTIME (when it was
+sealed: receivers on the same kernel measure the delay by it), then the deltas.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from sync.control import Beacon, Control, control_type, encode_control
+from sync.delta import Delta, encode_delta
+from sync.stream import SendRing
+from sync.wire import PAYLOAD_BYTES_MAX, MessageType, Sealer
+
+__all__ = ["STAMP", "Outbox"]
+
+STAMP = struct.Struct(">Q")
+
+
+class Outbox:
+    """Everything this node says on the stream."""
+
+    def __init__(
+        self, sealer: Sealer, multicast: Callable[[bytes], None], *, ring_datagrams: int, boot: int
+    ) -> None:
+        self._sealer = sealer
+        self._multicast = multicast
+        self._boot = boot
+        self.ring = SendRing(ring_datagrams)
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._epoch = 0
+        self._control_seq: Counter[MessageType] = Counter()
+        self.counters: Counter[str] = Counter()
+
+    @property
+    def session(self) -> int:
+        return self._sealer.session
+
+    @property
+    def position(self) -> int:
+        """The newest seq sent. Flush first for it to cover everything published."""
+        return self.ring.high_water
+
+    def put(self, delta: Delta) -> None:
+        epoch = delta.version.epoch
+        if epoch != self._epoch:
+            self.flush()
+            self._epoch = epoch
+        encoded = encode_delta(delta, header_epoch=epoch)
+        if self._pending_bytes + len(encoded) > PAYLOAD_BYTES_MAX - STAMP.size:
+            self.flush()
+        self._pending.append(encoded)
+        self._pending_bytes += len(encoded)
+        self.counters["deltas_sent"] += 1
+
+    def flush(self) -> None:
+        if not self._pending:
+            return
+        seq = self.ring.high_water + 1
+        payload = b"".join(
+            (STAMP.pack(time.clock_gettime_ns(time.CLOCK_BOOTTIME)), *self._pending)
+        )
+        self._pending.clear()
+        self._pending_bytes = 0
+        datagram = self._sealer.seal(MessageType.DELTAS, seq, self._epoch, payload)
+        self.ring.push(seq, datagram)
+        self.counters["datagrams_sent"] += 1
+        self.counters["bytes_sent"] += len(datagram)
+        self._multicast(datagram)
+
+    def seal(self, control: Control) -> bytes:
+        """A control datagram of this session."""
+        kind = control_type(control)
+        self._control_seq[kind] += 1
+        return self._sealer.seal(kind, self._control_seq[kind], 0, encode_control(control))
+
+    def beacon(self, epochs: dict[int, int]) -> None:
+        ring = self.ring
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._multicast(
+            self.seal(Beacon(ring.high_water, now_ns, epochs, ring.low_water, self._boot))
+        )

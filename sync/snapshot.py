@@ -1,0 +1,332 @@
+"""Full copies of a group's flows, served over ZeroMQ with CURVE. The server, and the protocol.
+
+::
+
+    client (follower)                           server (the holder)
+      SnapshotRequest(group) ------------------->
+      <--------------------- SnapshotHead(position, epoch)     or SnapshotRefused(reason)
+      <--------------------- SnapshotChunk(index, deltas) ...  at most `CHUNKS_IN_FLIGHT`
+      SnapshotCredit(applied) ------------------->
+      <--------------------- SnapshotEnd(chunks)
+
+The position is the stream's when the dump began: what changes later comes as live deltas, which
+win over the snapshot. The server reads its kernel and joins each entry with its registry; entries
+that the registry does not know (not worth a replica yet) or knows as another life are left out.
+It serves a group only while it holds it and has said all of its flows under its own epoch.
+
+Both CURVE secrets derive from the cluster's sync key, one label each; the ZAP handler lets only
+the derived client in. So whoever has the sync key, and nobody else, may read the flows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import zmq
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from zmq.utils import z85
+
+from hafw.flow import FlowEntry
+from sync.delta import Upsert, contribution, encode_delta
+from sync.dumper import Dumper
+from sync.registry import Registry
+
+__all__ = [
+    "CHUNKS_IN_FLIGHT",
+    "CurveKeys",
+    "Serving",
+    "SnapshotChunk",
+    "SnapshotCredit",
+    "SnapshotEnd",
+    "SnapshotHead",
+    "SnapshotRefused",
+    "SnapshotReply",
+    "SnapshotRequest",
+    "SnapshotServer",
+    "curve_keys",
+    "decode_reply",
+    "encode_snapshot",
+]
+
+CHUNKS_IN_FLIGHT = 16
+JOBS_MAX = 4
+JOB_SILENT_S = 10.0
+"""A client that gives no credit for this long is dropped."""
+
+
+class SnapshotRequest(msgspec.Struct, frozen=True, tag=True):
+    request: int
+    node_id: int
+    group: int
+
+
+class SnapshotCredit(msgspec.Struct, frozen=True, tag=True):
+    """All chunks below `applied` are applied."""
+
+    request: int
+    applied: int
+
+
+class SnapshotHead(msgspec.Struct, frozen=True, tag=True):
+    request: int
+    node_id: int
+    session: int
+    seq: int
+    epoch: int
+
+
+class SnapshotRefused(msgspec.Struct, frozen=True, tag=True):
+    request: int
+    reason: str
+
+
+class SnapshotChunk(msgspec.Struct, frozen=True, tag=True):
+    request: int
+    index: int
+    deltas: bytes
+
+
+class SnapshotEnd(msgspec.Struct, frozen=True, tag=True):
+    request: int
+    chunks: int
+    flows: int
+
+
+SnapshotAsk = SnapshotRequest | SnapshotCredit
+SnapshotReply = SnapshotHead | SnapshotRefused | SnapshotChunk | SnapshotEnd
+
+_encoder = msgspec.msgpack.Encoder()
+_asks: msgspec.msgpack.Decoder[SnapshotAsk] = msgspec.msgpack.Decoder(SnapshotAsk)
+_replies: msgspec.msgpack.Decoder[SnapshotReply] = msgspec.msgpack.Decoder(SnapshotReply)
+
+
+def encode_snapshot(message: SnapshotAsk | SnapshotReply) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_reply(payload: bytes) -> SnapshotReply:
+    """Raises msgspec.DecodeError."""
+    return _replies.decode(payload)
+
+
+@dataclass(frozen=True, slots=True)
+class CurveKeys:
+    """Z85 keys of one end."""
+
+    public: bytes
+    secret: bytes
+
+
+def curve_keys(master: bytes, end: str) -> CurveKeys:
+    """The key pair of `end` ("server" or "client"), the same on every node of the cluster."""
+    info = b"hafw snapshot 1 " + end.encode()
+    secret = z85.encode(HKDF(SHA256(), 32, salt=None, info=info).derive(master))
+    return CurveKeys(zmq.curve_public(secret), secret)
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What the server asks the rest of syncd. `start` flushes the stream and returns (session,
+    seq, epoch), or why the group is not served now."""
+
+    start: Callable[[int], tuple[int, int, int] | str]
+    dump: Callable[[int], Dumper]
+
+
+@dataclass(slots=True)
+class _Job:
+    request: int
+    group: int
+    epoch: int
+    dumper: Dumper
+    heard_at: float
+    sent: int = 0
+    applied: int = 0
+    flows: int = 0
+
+
+class SnapshotServer:
+    """ROUTER on every own link address, and the ZAP handler in front of it."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        master: bytes,
+        *,
+        node_id: int,
+        addresses: list[str],
+        port: int,
+        registry: Registry,
+        serving: Serving,
+    ) -> None:
+        self._node_id = node_id
+        self._registry = registry
+        self._serving = serving
+        self._client_key = z85.decode(curve_keys(master, "client").public)
+        self._jobs: dict[bytes, _Job] = {}
+        self._endpoints = {f"tcp://{address}:{port}": False for address in addresses}
+        self.counters: Counter[str] = Counter()
+        self._zap = context.socket(zmq.ROUTER)
+        self._zap.linger = 0
+        self._zap.bind("inproc://zeromq.zap.01")
+        self._router = context.socket(zmq.ROUTER)
+        keys = curve_keys(master, "server")
+        self._router.linger = 0
+        self._router.sndhwm = CHUNKS_IN_FLIGHT * JOBS_MAX + 64
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._router.setsockopt(zmq.HEARTBEAT_IVL, 1000)
+        self._router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
+        self._router.curve_server = True
+        self._router.curve_secretkey = keys.secret
+        self._router.setsockopt(zmq.ZAP_DOMAIN, b"hafw")
+        self._router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+
+    @property
+    def sockets(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+        return self._zap, self._router
+
+    @property
+    def busy(self) -> bool:
+        """A chunk could be sent now."""
+        return any(self._sendable(job) for job in self._jobs.values())
+
+    def bind(self) -> list[str]:
+        """Bind what is not bound yet (call it now and then); the problems left."""
+        problems: list[str] = []
+        for endpoint, bound in self._endpoints.items():
+            if bound:
+                continue
+            try:
+                self._router.bind(endpoint)
+                self._endpoints[endpoint] = True
+            except zmq.ZMQError as error:
+                problems.append(f"snapshot server {endpoint}: {error.strerror}")
+        return problems
+
+    def close(self) -> None:
+        for identity in list(self._jobs):
+            self._drop(identity)
+        self._router.close()
+        self._zap.close()
+
+    def cancel_group(self, group: int) -> None:
+        """The group is not ours any more."""
+        for identity in [i for i, job in self._jobs.items() if job.group == group]:
+            self._refuse(identity, self._jobs[identity].request, "the group is not held any more")
+            self._drop(identity)
+
+    def on_readable(self, *, now: float) -> None:
+        """Answer the ZAP handler, then requests and credit."""
+        while (frames := self._receive(self._zap)) is not None:
+            self._authenticate(frames)
+        while (frames := self._receive(self._router)) is not None:
+            if len(frames) != 2:
+                self.counters["snapshot_malformed"] += 1
+                continue
+            identity, payload = frames
+            try:
+                message = _asks.decode(payload)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                self.counters["snapshot_malformed"] += 1
+                continue
+            match message:
+                case SnapshotRequest():
+                    self._begin(identity, message, now)
+                case SnapshotCredit():
+                    job = self._jobs.get(identity)
+                    if job is not None and job.request == message.request:
+                        job.applied = min(max(job.applied, message.applied), job.sent)
+                        job.heard_at = now
+
+    def work(self, *, now: float) -> None:
+        """Send at most one chunk for each client."""
+        for identity, job in list(self._jobs.items()):
+            if now - job.heard_at > JOB_SILENT_S:
+                self.counters["snapshot_client_silent"] += 1
+                self._drop(identity)
+            elif job.sent - job.applied < CHUNKS_IN_FLIGHT:
+                self._step(identity, job)
+
+    def _sendable(self, job: _Job) -> bool:
+        return job.dumper.ready and job.sent - job.applied < CHUNKS_IN_FLIGHT
+
+    def _begin(self, identity: bytes, message: SnapshotRequest, now: float) -> None:
+        self._drop(identity)
+        if len(self._jobs) >= JOBS_MAX:
+            return self._refuse(identity, message.request, f"{JOBS_MAX} snapshots under way")
+        start = self._serving.start(message.group)
+        if isinstance(start, str):
+            return self._refuse(identity, message.request, start)
+        session, seq, epoch = start
+        self.counters["snapshots_served"] += 1
+        head = SnapshotHead(message.request, self._node_id, session, seq, epoch)
+        if self._send(identity, head):
+            dumper = self._serving.dump(message.group)
+            self._jobs[identity] = _Job(message.request, message.group, epoch, dumper, now)
+        return None
+
+    def _step(self, identity: bytes, job: _Job) -> None:
+        entries = job.dumper.take()
+        if entries is None:
+            if job.dumper.error is not None:
+                self.counters["snapshot_dump_failed"] += 1
+                self._refuse(identity, job.request, str(job.dumper.error))
+                self._drop(identity)
+            elif job.dumper.done:
+                self._send(identity, SnapshotEnd(job.request, job.sent, job.flows))
+                self._drop(identity)
+            return
+        deltas = [delta for entry in entries if (delta := self._join(entry)) is not None]
+        job.flows += len(deltas)
+        payload = b"".join(encode_delta(delta, header_epoch=job.epoch) for delta in deltas)
+        if self._send(identity, SnapshotChunk(job.request, job.sent, payload)):
+            job.sent += 1
+        else:
+            self._drop(identity)
+
+    def _join(self, entry: FlowEntry) -> Upsert | None:
+        record = self._registry.get(entry.key)
+        if record is None or contribution(entry, record.incarnation) != record.contribution:
+            return None
+        return Upsert(entry, record.incarnation, record.version, True)
+
+    def _refuse(self, identity: bytes, request: int, reason: str) -> None:
+        self.counters["snapshots_refused"] += 1
+        self._send(identity, SnapshotRefused(request, reason))
+
+    def _drop(self, identity: bytes) -> None:
+        job = self._jobs.pop(identity, None)
+        if job is not None:
+            job.dumper.cancel()
+
+    def _send(self, identity: bytes, message: SnapshotReply) -> bool:
+        try:
+            self._router.send_multipart([identity, encode_snapshot(message)], zmq.NOBLOCK)
+        except zmq.ZMQError:
+            self.counters["snapshot_send_failed"] += 1
+            return False
+        return True
+
+    def _authenticate(self, frames: list[bytes]) -> None:
+        """RFC 27 (ZAP): identity, empty, version, request, domain, address, peer identity,
+        mechanism, credentials."""
+        if len(frames) < 8:
+            return
+        identity, request, mechanism = frames[0], frames[3], frames[7]
+        allowed = mechanism == b"CURVE" and frames[8:] == [self._client_key]
+        status = [b"200", b"OK", b"hafw"] if allowed else [b"400", b"not a member", b""]
+        self.counters["snapshot_clients_let_in" if allowed else "snapshot_clients_refused"] += 1
+        with contextlib.suppress(zmq.ZMQError):
+            self._zap.send_multipart([identity, b"", b"1.0", request, *status, b""], zmq.NOBLOCK)
+
+    @staticmethod
+    def _receive(sock: zmq.Socket[bytes]) -> list[bytes] | None:
+        try:
+            return sock.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None

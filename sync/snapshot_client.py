@@ -1,0 +1,101 @@
+"""The follower's end of a snapshot: one DEALER, one group at a time, another link at each retry.
+
+It only carries messages; `sync.follower` applies them and says when to give up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+
+import msgspec
+import zmq
+
+from sync.snapshot import (
+    SnapshotCredit,
+    SnapshotReply,
+    SnapshotRequest,
+    curve_keys,
+    decode_reply,
+    encode_snapshot,
+)
+
+__all__ = ["SnapshotClient"]
+
+
+class SnapshotClient:
+    """At most one request is open."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        master: bytes,
+        *,
+        node_id: int,
+        peers: dict[int, list[str]],
+        port: int,
+    ) -> None:
+        """`peers`: the link addresses of each peer, in the order of the links."""
+        self._context = context
+        self._server = curve_keys(master, "server").public
+        self._own = curve_keys(master, "client")
+        self._node_id = node_id
+        self._peers = peers
+        self._port = port
+        self._socket: zmq.Socket[bytes] | None = None
+        self._request = 0
+        self.counters: Counter[str] = Counter()
+
+    @property
+    def socket(self) -> zmq.Socket[bytes] | None:
+        return self._socket
+
+    @property
+    def request(self) -> int:
+        """Number of the newest request; answers to older ones are not for anybody."""
+        return self._request
+
+    def ask(self, holder_id: int, group: int, *, attempt: int) -> None:
+        """Open a connection over link `attempt` and ask for the group."""
+        self.close()
+        addresses = self._peers[holder_id]
+        self._request += 1
+        sock = self._context.socket(zmq.DEALER)
+        sock.linger = 0
+        sock.rcvhwm = 256
+        sock.curve_serverkey = self._server
+        sock.curve_publickey = self._own.public
+        sock.curve_secretkey = self._own.secret
+        sock.connect(f"tcp://{addresses[attempt % len(addresses)]}:{self._port}")
+        self._socket = sock
+        self.counters["snapshots_asked"] += 1
+        self._send(SnapshotRequest(self._request, self._node_id, group))
+
+    def credit(self, applied: int) -> None:
+        self._send(SnapshotCredit(self._request, applied))
+
+    def receive(self) -> SnapshotReply | None:
+        """The next answer to the open request, or None."""
+        while self._socket is not None:
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return None
+            try:
+                message = decode_reply(frames[-1])
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                self.counters["snapshot_malformed"] += 1
+                continue
+            if message.request == self._request:
+                return message
+        return None
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _send(self, message: SnapshotRequest | SnapshotCredit) -> None:
+        if self._socket is not None:
+            with contextlib.suppress(zmq.Again):
+                self._socket.send(encode_snapshot(message), zmq.NOBLOCK)

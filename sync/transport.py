@@ -1,0 +1,183 @@
+"""syncd's UDP sockets: multicast and unicast over every link of the node.
+
+Two sockets a link, both tied to its device: one bound to the link's own address, which sends
+everything and hears unicast; one bound to the multicast group. A link whose device or address is
+missing, or comes back with another interface index, is opened again once a second; the others go
+on. Nothing here is parsed.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections import Counter
+from dataclasses import dataclass
+
+from hafw.config.model import ClusterConfig
+
+__all__ = ["DATAGRAM_BYTES_MAX", "REOPEN_S", "Transport"]
+
+DATAGRAM_BYTES_MAX = 2048
+RCVBUF_BYTES = 16 << 20
+SNDBUF_BYTES = 4 << 20
+REOPEN_S = 1.0
+PRIORITY = 6
+"""TC_PRIO_INTERACTIVE: before bulk on the same link (sch_prio, pfifo_fast)."""
+_SO_RCVBUFFORCE = 33
+_SO_SNDBUFFORCE = 32
+_SO_BINDTODEVICE = 25
+
+
+@dataclass(slots=True)
+class _Link:
+    name: str
+    device: str
+    address: str
+    index: int = 0
+    own: socket.socket | None = None
+    group: socket.socket | None = None
+    problem: str = ""
+
+    def close(self) -> None:
+        for sock in (self.own, self.group):
+            if sock is not None:
+                sock.close()
+        self.own = self.group = None
+
+
+class Transport:
+    """All links of one node."""
+
+    def __init__(self, config: ClusterConfig, node_name: str) -> None:
+        node = config.nodes[node_name]
+        self._port = config.sync.port
+        self._multicast = str(config.sync.multicast)
+        self._links = [
+            _Link(name, link.device, str(link.address.ip))
+            for name, link in sorted(node.links.items())
+        ]
+        self._peers: dict[int, dict[str, str]] = {
+            peer.id: {name: str(link.address.ip) for name, link in peer.links.items()}
+            for name, peer in config.nodes.items()
+            if name != node_name and peer.role == "gateway"
+        }
+        self._next_reopen = 0.0
+        self.counters: Counter[str] = Counter()
+        self.generation = 0
+        """Changes whenever the set of sockets does."""
+
+    @property
+    def peer_ids(self) -> list[int]:
+        return sorted(self._peers)
+
+    def sockets(self) -> list[socket.socket]:
+        return [s for link in self._links for s in (link.own, link.group) if s is not None]
+
+    def problems(self) -> list[str]:
+        """What keeps links from working, for the status."""
+        return [
+            f"sync link {link.name} ({link.device}, {link.address}): {link.problem}"
+            for link in self._links
+            if link.problem
+        ]
+
+    def refresh(self, *, now: float) -> None:
+        """Open what is not open, once a second."""
+        if now < self._next_reopen:
+            return
+        self._next_reopen = now + REOPEN_S
+        for link in self._links:
+            try:
+                index = socket.if_nametoindex(link.device)
+            except OSError:
+                index = 0
+            if link.own is not None and link.index == index:
+                continue
+            if link.own is not None:
+                link.close()
+                self.generation += 1
+            link.index = index
+            if index == 0:
+                link.problem = "device does not exist"
+                continue
+            try:
+                self._open(link)
+            except OSError as error:
+                link.close()
+                link.problem = f"{error.strerror or error}"
+            else:
+                link.problem = ""
+                self.generation += 1
+
+    def close(self) -> None:
+        for link in self._links:
+            link.close()
+
+    def receive(self, sock: socket.socket, limit: int) -> list[bytes]:
+        """Up to `limit` waiting datagrams."""
+        datagrams: list[bytes] = []
+        for _ in range(limit):
+            try:
+                datagrams.append(sock.recv(DATAGRAM_BYTES_MAX))
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self._count("receive", error)
+                break
+        return datagrams
+
+    def multicast(self, datagram: bytes) -> None:
+        """Over every link: a receiver drops the copies by seq."""
+        for link in self._links:
+            self._send(link, datagram, self._multicast)
+
+    def unicast(self, peer_id: int, datagram: bytes, *, attempt: int) -> None:
+        """Over one link; another `attempt` takes the next one."""
+        addresses = self._peers[peer_id]
+        usable = [k for k in self._links if k.own is not None and k.name in addresses]
+        if not usable:
+            self.counters["send_no_link"] += 1
+            return
+        link = usable[attempt % len(usable)]
+        self._send(link, datagram, addresses[link.name])
+
+    def _send(self, link: _Link, datagram: bytes, address: str) -> None:
+        if link.own is None:
+            return
+        try:
+            link.own.sendto(datagram, (address, self._port))
+        except OSError as error:
+            # A full buffer, a link without carrier: loss, repaired like loss.
+            self._count(f"send_{link.name}", error)
+
+    def _count(self, what: str, error: OSError) -> None:
+        self.counters[f"{what}_{errno.errorcode.get(error.errno or 0, 'E?')}"] += 1
+
+    def _open(self, link: _Link) -> None:
+        link.own = self._socket(link, link.address)
+        for option, value in (
+            (socket.IP_MULTICAST_TTL, struct.pack("=I", 1)),
+            (socket.IP_MULTICAST_LOOP, struct.pack("=I", 0)),
+            # struct ip_mreqn: group, local address, interface index.
+            (socket.IP_MULTICAST_IF, struct.pack("=4s4si", bytes(4), bytes(4), link.index)),
+        ):
+            link.own.setsockopt(socket.IPPROTO_IP, option, value)
+        link.group = self._socket(link, self._multicast)
+        membership = struct.pack("=4s4si", socket.inet_aton(self._multicast), bytes(4), link.index)
+        link.group.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+
+    def _socket(self, link: _Link, address: str) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, link.device.encode() + b"\0")
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RCVBUF_BYTES)
+            sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SNDBUF_BYTES)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, PRIORITY)
+            sock.bind((address, self._port))
+        except OSError:
+            sock.close()
+            raise
+        return sock
