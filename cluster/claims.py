@@ -11,7 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-__all__ = ["UNSYNCED_LEASES", "Patience", "rank"]
+from cluster.acceptor import Acceptor
+from cluster.lease_types import GroupParams
+from cluster.view import NodeView
+
+__all__ = ["UNSYNCED_LEASES", "Candidacy", "Patience", "rank"]
 
 UNSYNCED_LEASES = 5
 
@@ -50,3 +54,90 @@ class Patience:
     def ripe(self, now_ns: int) -> bool:
         ripe_ns = self.ripe_ns()
         return ripe_ns is not None and now_ns >= ripe_ns
+
+
+class Candidacy:
+    """When this node may claim one group. Asked at every tick; remembers since when it is free."""
+
+    def __init__(self, group: GroupParams, view: NodeView, acceptor: Acceptor) -> None:
+        self._group = group
+        self._view = view
+        self._acceptor = acceptor
+        self._own = view.params.node_id
+        self._patience = Patience(UNSYNCED_LEASES * view.params.lease_ns)
+        self._free_since_ns: int | None = None
+        self.at_ns: int | None = None
+        """When a claim will be due if nothing changes."""
+
+    def reset(self) -> None:
+        self._free_since_ns = None
+
+    def due(self, now_ns: int, *, busy: bool, retry_ns: int) -> bool:
+        """Whether to claim now. `busy`: this node holds the group or is claiming it."""
+        self.at_ns = None
+        if self._own not in self._group.order or busy:
+            self._free_since_ns = None
+            return False
+        self._patience.observe(self._hopeless(now_ns), now_ns)
+        if not self._claimable(now_ns):
+            self._free_since_ns = None
+            return False
+        if self._free_since_ns is None:
+            self._free_since_ns = now_ns
+        at_ns = self._due_ns(now_ns, self._free_since_ns, retry_ns)
+        if at_ns is None or now_ns < at_ns:
+            self.at_ns = at_ns
+            return False
+        return True
+
+    def synced_seen(self, now_ns: int) -> bool:
+        """Whether a candidate (this node too) is alive and synced."""
+        return any(
+            self._view.synced(node, self._group.index, now_ns) for node in self._group.order
+        )
+
+    def _due_ns(self, now_ns: int, free_since_ns: int, retry_ns: int) -> int | None:
+        view, index = self._view, self._group.index
+        alive = [node for node in self._group.order if view.can_carry(node, now_ns)]
+        synced = [node for node in alive if view.synced(node, index, now_ns)]
+        place = rank(self._own, self._group.order, alive=alive, synced=synced)
+        assert place is not None
+        given = self._acceptor.released and self._acceptor.released_to == self._own
+        if given or self._counted_for_us(now_ns):
+            place = 0
+        at_ns = max(free_since_ns + place * view.params.heartbeat_ns, retry_ns)
+        if self._own in synced:
+            return at_ns
+        ripe_ns = self._patience.ripe_ns()
+        return None if ripe_ns is None else max(at_ns, ripe_ns)
+
+    def _claimable(self, now_ns: int) -> bool:
+        view, acceptor = self._view, self._acceptor
+        if not view.able() or acceptor.blocks(self._own, now_ns):
+            return False
+        if (
+            acceptor.live(now_ns)
+            and acceptor.released
+            and acceptor.released_to not in (0, self._own)
+        ):
+            return False  # Given to another by this node: it has until the lease would have ended.
+        if view.active_peer(self._group.index, now_ns)[0]:
+            return False
+        return view.voters_ready(now_ns)
+
+    def _counted_for_us(self, now_ns: int) -> bool:
+        """Whether voters still count a lease of this node, which an earlier process held."""
+        return any(
+            peer.groups[self._group.index].holder == self._own
+            for peer in self._view.alive_peers(now_ns)
+            if self._group.index in peer.groups
+        )
+
+    def _hopeless(self, now_ns: int) -> bool:
+        """Whether a majority of voters reports no holder and no synced candidate."""
+        reports = int(not self.synced_seen(now_ns) and not self._acceptor.running_for(now_ns))
+        for peer in self._view.alive_peers(now_ns):
+            beat = peer.groups.get(self._group.index)
+            if beat is not None and not beat.synced_seen and not beat.holder and not beat.active:
+                reports += 1
+        return reports >= self._view.majority

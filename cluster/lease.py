@@ -102,6 +102,9 @@ class LeaseCore:
         )
         self.groups = {group.index: GroupCore(group, self.view) for group in params.groups}
         self.era_error = ""
+        """Why the era file could not be written; empty: it could."""
+        self.wrong_voters_ns: int | None = None
+        """When a datagram that names another voter set last came."""
         self._persisting = False
         self._era_retry_ns = now_ns
         self._next_beat_ns = now_ns
@@ -228,6 +231,7 @@ class LeaseCore:
             return []
         if not self._same_voters(envelope):
             view.counters["wrong_voters"] += 1
+            self.wrong_voters_ns = now_ns
             return []
         peer = view.peers[sender]
         effects: list[Effect] = []

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from cluster.acceptor import Acceptor
 from cluster.announce_plan import AnnouncePlan
-from cluster.claims import UNSYNCED_LEASES, Patience, rank
+from cluster.claims import Candidacy
 from cluster.handover import TARGET_LEASES, HandOver
 from cluster.heartbeat import (
     Accepted,
@@ -67,9 +67,7 @@ class GroupCore:
         self.known_holder = 0
         self.moves = 0
         self.renewals = 0
-        self._patience = Patience(UNSYNCED_LEASES * view.params.lease_ns)
-        self._free_since_ns: int | None = None
-        self._claim_at_ns: int | None = None
+        self._candidacy = Candidacy(params, view, self.acceptor)
         self._released_at: tuple[int, Position] | None = None
         self._announces = AnnouncePlan(view.params.announce_interval_ns)
         self._role: RoleChange | None = None
@@ -193,7 +191,7 @@ class GroupCore:
         """No longer the holder, whatever the gate still does."""
         self.proposer.held = None
         self._announces.stop()
-        self._free_since_ns = None
+        self._candidacy.reset()
         self._view.beat_soon = True
 
     def _shut(self, event: str, now_ns: int) -> list[Effect]:
@@ -242,7 +240,7 @@ class GroupCore:
 
     def deadline(self, now_ns: int) -> int | None:
         """The next moment at which `tick` would do something by itself."""
-        times = [self._claim_at_ns, self._announces.at_ns, self.handover.deadline()]
+        times = [self._candidacy.at_ns, self._announces.at_ns, self.handover.deadline()]
         held, claim = self.proposer.held, self.proposer.claim
         if held is not None:
             times.append(held.deadline_ns)
@@ -264,7 +262,7 @@ class GroupCore:
             active=held.epoch if held is not None and held.opened else 0,
             holder=self.acceptor.running_for(now_ns),
             synced=synced and view.able(),
-            synced_seen=self._synced_seen(now_ns),
+            synced_seen=self._candidacy.synced_seen(now_ns),
             reason=reason,
         )
 
@@ -303,6 +301,14 @@ class GroupCore:
         self._view.counters["reclaims"] += 1
         return self.proposer.start(now_ns)
 
+    def _consider(self, now_ns: int) -> list[Effect]:
+        busy = self.proposer.held is not None or self.proposer.claim is not None
+        if not self._candidacy.due(now_ns, busy=busy, retry_ns=self.proposer.retry_ns):
+            return []
+        synced = self._view.synced(self._own, self.params.index, now_ns)
+        effects = self.proposer.start(now_ns, unsynced=not synced)
+        return [*effects, *self.grant_alone(now_ns)]
+
     def _tend_takeover(self, now_ns: int) -> list[Effect]:
         held = self.proposer.held
         if held is None or held.opened or held.await_position is None:
@@ -315,76 +321,6 @@ class GroupCore:
         effects = self._shut("takeover_abandoned", now_ns)
         self.proposer.retry_ns = now_ns + self._view.params.lease_ns
         return [*effects, *self.proposer.give_up(held.epoch)]
-
-    # ---- claiming -----------------------------------------------------------------------------
-
-    def _consider(self, now_ns: int) -> list[Effect]:
-        self._claim_at_ns = None
-        view, index = self._view, self.params.index
-        if self._own not in self.params.order or self.proposer.held or self.proposer.claim:
-            self._free_since_ns = None
-            return []
-        self._patience.observe(self._hopeless(now_ns), now_ns)
-        if not self._claimable(now_ns):
-            self._free_since_ns = None
-            return []
-        if self._free_since_ns is None:
-            self._free_since_ns = now_ns
-        alive = [node for node in self.params.order if view.can_carry(node, now_ns)]
-        synced = [node for node in alive if view.synced(node, index, now_ns)]
-        place = rank(self._own, self.params.order, alive=alive, synced=synced)
-        assert place is not None
-        given = self.acceptor.released and self.acceptor.released_to == self._own
-        if given or self._holder_elsewhere(now_ns):
-            place = 0
-        at_ns = max(self._free_since_ns + place * view.params.heartbeat_ns, self.proposer.retry_ns)
-        unsynced = self._own not in synced
-        if unsynced:
-            ripe_ns = self._patience.ripe_ns()
-            if ripe_ns is None:
-                return []
-            at_ns = max(at_ns, ripe_ns)
-        if now_ns < at_ns:
-            self._claim_at_ns = at_ns
-            return []
-        effects = self.proposer.start(now_ns, unsynced=unsynced)
-        return [*effects, *self.grant_alone(now_ns)]
-
-    def _claimable(self, now_ns: int) -> bool:
-        view, acceptor = self._view, self.acceptor
-        if not view.able() or acceptor.blocks(self._own, now_ns):
-            return False
-        if (
-            acceptor.live(now_ns)
-            and acceptor.released
-            and acceptor.released_to not in (0, self._own)
-        ):
-            return False  # Given to another by this node: it has until the lease would have ended.
-        if view.active_peer(self.params.index, now_ns)[0]:
-            return False
-        return view.voters_ready(now_ns)
-
-    def _holder_elsewhere(self, now_ns: int) -> bool:
-        """Whether voters still count a lease of this node, which its own process has lost."""
-        return any(
-            peer.groups[self.params.index].holder == self._own
-            for peer in self._view.alive_peers(now_ns)
-            if self.params.index in peer.groups
-        )
-
-    def _synced_seen(self, now_ns: int) -> bool:
-        return any(
-            self._view.synced(node, self.params.index, now_ns) for node in self.params.order
-        )
-
-    def _hopeless(self, now_ns: int) -> bool:
-        """Whether a majority of voters reports no holder and no synced candidate."""
-        reports = int(not self._synced_seen(now_ns) and not self.acceptor.running_for(now_ns))
-        for peer in self._view.alive_peers(now_ns):
-            beat = peer.groups.get(self.params.index)
-            if beat is not None and not beat.synced_seen and not beat.holder and not beat.active:
-                reports += 1
-        return reports >= self._view.majority
 
     # ---- telling ------------------------------------------------------------------------------
 

@@ -1,0 +1,63 @@
+"""The era file: the durable part of an epoch. Shell.
+
+One decimal number and a newline in `NodePaths.era`. It is raised at every start of leased, before
+anything is heard or said, and before this node answers an epoch of a higher era, so that epochs
+only grow over any number of restarts. A write is: temporary file, fsync, rename, fsync the folder.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hafw.errors import StateError
+
+__all__ = ["ERA_MAX", "read_era", "write_era"]
+
+ERA_MAX = (1 << 24) - 1
+_FILE_BYTES_MAX = 32
+
+
+def read_era(path: Path) -> int:
+    """The era on disk; 0 if this node never had one. Raises StateError if it cannot be known."""
+    mend = (
+        f"if the other nodes are up, remove it: this node then learns the era from them; "
+        f"otherwise write into it a number above any that `hafwctl status` showed (1 to {ERA_MAX})"
+    )
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise StateError(f"cannot read era file {path}: {error.strerror}; {mend}") from None
+    try:
+        content = os.read(fd, _FILE_BYTES_MAX)
+    except OSError as error:
+        raise StateError(f"cannot read era file {path}: {error.strerror}; {mend}") from None
+    finally:
+        os.close(fd)
+    digits = content.removesuffix(b"\n")
+    if not digits.isdigit() or int(digits) > ERA_MAX:
+        shown = content[:16].decode("ascii", "backslashreplace")
+        raise StateError(f"era file {path} does not hold a number ({shown!r}); {mend}")
+    return int(digits)
+
+
+def write_era(path: Path, era: int) -> None:
+    """Make `era` durable. Raises OSError; the file then holds the old era or the new one."""
+    if not 0 < era <= ERA_MAX:
+        raise OSError(f"era {era} is outside 1..{ERA_MAX}")
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(fd, b"%d\n" % era)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

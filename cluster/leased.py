@@ -1,0 +1,367 @@
+"""hafw-leased: the real-time loop that holds leases and opens the kernel gate. Shell.
+
+No policy here: wait for input or the deadline, call `LeaseCore`, carry out its effects in order.
+
+Two readings of the clock carry the safety of the lease and must stay where they are:
+
+- `now_ns` for an envelope is read **after** it was received. A voter's grant counts from it; read
+  earlier it could date from before the request was sent, and end before the holder's deadline.
+- `now_ns` is read **before** the core is called and anything is sent. A holder's deadline counts
+  from it, so however late the datagrams leave, no voter's grant can be older.
+
+`select`, not `epoll`: epoll.poll rounds its timeout up to a millisecond.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import assert_never
+
+import msgspec
+import structlog
+
+from cluster.announce import Announcer, announced_ports
+from cluster.era import read_era, write_era
+from cluster.gate import GateWriter, attached
+from cluster.heartbeat import Codec, DatagramError, derive_key
+from cluster.lease import LeaseCore
+from cluster.lease_types import (
+    Announce,
+    Arrived,
+    AskPosition,
+    Effect,
+    EraFailed,
+    EraPersisted,
+    LeaseParams,
+    MoveAsked,
+    Note,
+    PersistEra,
+    ReplyMove,
+    Send,
+    SetGate,
+    StopAsked,
+    SyncdSaid,
+    TellSyncd,
+)
+from cluster.leased_io import LinkSockets, LocalSocket, plan_paths
+from cluster.leased_status import DelayMeter, GateFacts, LinkMeter, leased_status
+from cluster.realtime import Collector, be_ordinary, last_cpu, make_realtime
+from hafw.config.load import load_cluster
+from hafw.config.model import ClusterConfig
+from hafw.errors import ConfigError, ConfigProblem, HafwError, StateError
+from hafw.instance import claim_instance, read_key
+from hafw.logs import configure_logs
+from hafw.messages import (
+    LeasedStatus,
+    MoveReply,
+    MoveRequest,
+    NewEpochRequest,
+    PositionReply,
+    PositionRequest,
+    StatusRequest,
+    SyncBeacon,
+    decode_leased,
+    encode,
+)
+from hafw.paths import NodePaths
+
+__all__ = ["Leased", "main", "now_boottime_ns"]
+
+RECENT_MAX = 256
+"""Datagrams remembered, so that copies over other paths are dropped by comparing bytes."""
+
+
+def now_boottime_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+class _Recent:
+    """The datagrams authenticated last, and who sent them."""
+
+    def __init__(self) -> None:
+        self._senders: dict[bytes, int] = {}
+        self._order: deque[bytes] = deque()
+
+    def sender_of(self, datagram: bytes) -> int | None:
+        return self._senders.get(datagram)
+
+    def add(self, datagram: bytes, sender: int) -> None:
+        self._senders[datagram] = sender
+        self._order.append(datagram)
+        if len(self._order) > RECENT_MAX:
+            self._senders.pop(self._order.popleft(), None)
+
+
+class _EraWriter:
+    """Writes the era file in a thread, because a disk may take as long as it likes."""
+
+    def __init__(self, path: Path, wake: socket.socket) -> None:
+        self._path = path
+        self._wake = wake
+        self._done: deque[EraPersisted | EraFailed] = deque()
+
+    def start(self, era: int) -> None:
+        threading.Thread(target=self._write, args=(era,), name="era", daemon=True).start()
+
+    def finished(self) -> list[EraPersisted | EraFailed]:
+        events: list[EraPersisted | EraFailed] = []
+        while self._done:
+            events.append(self._done.popleft())
+        return events
+
+    def _write(self, era: int) -> None:
+        try:
+            be_ordinary()
+            write_era(self._path, era)
+            self._done.append(EraPersisted(era))
+        except OSError as error:
+            self._done.append(EraFailed(era, error.strerror or str(error)))
+        self._wake.send(b"e")
+
+
+class Leased:
+    """One node's lease loop."""
+
+    def __init__(
+        self, config: ClusterConfig, node_name: str, log: structlog.stdlib.BoundLogger
+    ) -> None:
+        """Everything that can be refused is refused here. Raises HafwError."""
+        self._config = config
+        self._paths = NodePaths(node_name)
+        self._log = log
+        node = config.nodes[node_name]
+        key = derive_key(read_key(self._paths.lease_key), cluster_id=config.cluster_id)
+        self._codec = Codec(key, cluster_id=config.cluster_id, node_id=node.id)
+        self._gate = self._open_gate(node_name) if node.role == "gateway" else None
+        self._announcers = {
+            group.index: Announcer(announced_ports(config, name, node_name))
+            for name, group in config.groups.items()
+        }
+        self._has_syncd = node.role == "gateway"
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._era_writer = _EraWriter(self._paths.era, self._wake_out)
+        self._core = self._make_core(node_name)
+        counters = self._core.view.counters
+        self._links = LinkSockets(
+            plan_paths(config, node_name),
+            multicast=str(config.lease.multicast),
+            port=config.lease.port,
+            counters=counters,
+        )
+        self._local = LocalSocket(self._paths.leased_socket, counters)
+        self._link_meter = LinkMeter((p.name, p.peers) for p in self._links.peers_of())
+        self._delay = DelayMeter()
+        self._recent = _Recent()
+        self._stopping = False
+        self._realtime = False
+
+    def _open_gate(self, node_name: str) -> GateWriter:
+        gate = GateWriter.open(self._paths)  # StateError: no bpffs, private mount, no map.
+        for name, group in self._config.groups.items():
+            for port in announced_ports(self._config, name, node_name):
+                if not attached(self._paths, port.ifname):
+                    raise StateError(
+                        f"{port.ifname} of group {name} (index {group.index}) is missing or its "
+                        f"gate is not attached; prepare the node first (hafwd does it at start)"
+                    )
+        return gate
+
+    def _make_core(self, node_name: str) -> LeaseCore:
+        era = read_era(self._paths.era)
+        durable = True
+        try:
+            write_era(self._paths.era, era + 1)
+        except OSError as error:
+            durable = False
+            self._log.error("era_write_failed", path=str(self._paths.era), error=error.strerror)
+        return LeaseCore(
+            LeaseParams.from_config(self._config, node_name),
+            era=era + 1 if durable else era,
+            era_durable=durable,
+            rng=random.SystemRandom(),
+            now_ns=now_boottime_ns(),
+        )
+
+    # ---- the loop -----------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
+        cpu = self._config.cpus.lease
+        self._realtime, refused = make_realtime(last_cpu() if cpu is None else cpu)
+        self._note("started", era=self._core.view.era, realtime=self._realtime, refused=refused)
+        collector = Collector(now_boottime_ns())
+        try:
+            while not self._stopping:
+                self._turn(collector)
+            self._do(self._core.handle(StopAsked(), now_ns=now_boottime_ns()))
+            self._note("stopped")
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(-1)
+        self._local.close()
+        self._links.close()
+        for announcer in self._announcers.values():
+            announcer.close()
+        if self._gate is not None:
+            self._gate.close()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    def _turn(self, collector: Collector) -> None:
+        now_ns = now_boottime_ns()
+        self._links.check(now_ns)
+        deadline_ns = self._core.deadline(now_ns=now_ns)
+        readers = [self._wake_in, self._local.socket, *self._links.sockets()]
+        ready, _, _ = select.select(readers, [], [], max(0, deadline_ns - now_ns) / 1e9)
+        if ready:
+            self._take_datagrams()
+            self._take_local()
+            self._take_wakeups()
+        now_ns = now_boottime_ns()
+        if now_ns >= deadline_ns:
+            self._delay.add(now_ns - deadline_ns, now_ns)
+            self._do(self._core.tick(now_ns=now_ns))
+            collector.maybe(now_ns)
+
+    def _take_datagrams(self) -> None:
+        counters = self._core.view.counters
+        for datagram, path in self._links.receive():
+            now_ns = now_boottime_ns()  # After receiving: see the module's text.
+            sender = self._recent.sender_of(datagram)
+            if sender is not None:
+                self._link_meter.heard(sender, path, now_ns)
+                continue
+            try:
+                sender, envelope = self._codec.open(datagram)
+            except DatagramError as error:
+                counters[error.reason] += 1
+                continue
+            self._recent.add(datagram, sender)
+            self._link_meter.heard(sender, path, now_ns)
+            self._do(self._core.handle(Arrived(sender, envelope), now_ns=now_ns))
+
+    def _take_local(self) -> None:
+        for datagram, sender in self._local.receive():
+            try:
+                message = decode_leased(datagram)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                self._core.view.counters["local_malformed"] += 1
+                continue
+            now_ns = now_boottime_ns()
+            match message:
+                case SyncBeacon() | PositionReply() | NewEpochRequest():
+                    self._do(self._core.handle(SyncdSaid(message), now_ns=now_ns))
+                case MoveRequest():
+                    self._do(self._core.handle(MoveAsked(sender, message), now_ns=now_ns))
+                case StatusRequest():
+                    self._local.send(encode(self._status(now_ns)), sender)
+                case MoveReply() | LeasedStatus():
+                    self._core.view.counters["local_unexpected"] += 1
+                case _:
+                    assert_never(message)
+
+    def _take_wakeups(self) -> None:
+        try:
+            self._wake_in.recv(4096)
+        except BlockingIOError:
+            return
+        for event in self._era_writer.finished():
+            self._do(self._core.handle(event, now_ns=now_boottime_ns()))
+
+    def _on_signal(self, _signum: int, _frame: object) -> None:
+        self._stopping = True
+
+    # ---- effects ------------------------------------------------------------------------------
+
+    def _do(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send(to, envelope):
+                    self._links.send(self._codec.seal(envelope), to)
+                case SetGate(group, announce_ns, accept_ns):
+                    if self._gate is not None:
+                        self._gate.store(group, announce_ns=announce_ns, accept_ns=accept_ns)
+                case Announce(group):
+                    self._announcers[group].announce()
+                case PersistEra(era):
+                    self._era_writer.start(era)
+                case TellSyncd(message):
+                    if self._has_syncd:
+                        self._local.send(encode(message), str(self._paths.syncd_socket))
+                case AskPosition(group, epoch):
+                    question = PositionRequest(group=group, epoch=epoch)
+                    self._local.send(encode(question), str(self._paths.syncd_socket))
+                case ReplyMove(token, reply):
+                    self._local.send(encode(reply), token)
+                case Note(event, facts):
+                    self._note(event, **dict(facts))
+                case _:
+                    assert_never(effect)
+
+    def _note(self, event: str, **facts: object) -> None:
+        try:
+            self._log.info(event, **facts)
+        except OSError:
+            self._core.view.counters["log_errors"] += 1  # A full disk must not end a lease.
+
+    def _status(self, now_ns: int) -> LeasedStatus:
+        gate = self._gate
+
+        def facts(group: int) -> GateFacts:
+            assert gate is not None
+            deadlines = gate.read(group)
+            dropped_in, dropped_out = gate.dropped(group)
+            return deadlines.announce_ns, deadlines.accept_ns, dropped_in, dropped_out
+
+        return leased_status(
+            self._core,
+            now_ns=now_ns,
+            pid=os.getpid(),
+            realtime=self._realtime,
+            delay=self._delay.read(),
+            links=self._link_meter,
+            gate=None if gate is None else facts,
+        )
+
+
+def main() -> None:
+    """``hafw-leased --node NAME --config FILE``: in the node's network namespace, as root."""
+    parser = argparse.ArgumentParser(
+        prog="hafw-leased", description="The lease loop of one node. Started by hafwd."
+    )
+    parser.add_argument("--node", required=True, help="name of this node in the cluster file")
+    parser.add_argument("--config", required=True, type=Path, help="cluster.yaml")
+    arguments = parser.parse_args()
+    try:
+        config = load_cluster(arguments.config)
+        if arguments.node not in config.nodes:
+            names = ", ".join(sorted(config.nodes))
+            problem = ConfigProblem("nodes", f"no node is named {arguments.node}", hint=names)
+            raise ConfigError(str(arguments.config), [problem])
+        log = configure_logs("leased", arguments.node)
+        with claim_instance(NodePaths(arguments.node), "leased"):
+            Leased(config, arguments.node, log).run()
+    except HafwError as error:
+        print(f"hafw-leased: error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

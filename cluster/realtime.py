@@ -1,0 +1,73 @@
+"""Make this process' loop punctual: scheduling class, CPU, memory, garbage. Shell.
+
+An nft load holds every thread on its CPU for tens of milliseconds, SCHED_FIFO or not, so the
+lease loop has a CPU of its own choosing (DESIGN §5). What the machine does not allow is left out;
+`status` says whether the loop is real-time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import threading
+from pathlib import Path
+
+__all__ = ["Collector", "be_ordinary", "last_cpu", "make_realtime"]
+
+FIFO_PRIORITY = 20
+_MCL_CURRENT, _MCL_FUTURE = 1, 2
+_THREAD_STACK_BYTES = 512 * 1024
+_YOUNG_NS = 1_000_000_000
+_MIDDLE_NS = 60_000_000_000
+
+
+def last_cpu() -> int:
+    """The last CPU online, of all, not of those this process may use now."""
+    text = Path("/sys/devices/system/cpu/online").read_text().strip()
+    return int(text.replace("-", ",").split(",")[-1])
+
+
+def make_realtime(cpu: int) -> tuple[bool, list[str]]:
+    """Whether SCHED_FIFO was allowed, and what was not (`what: why`)."""
+    refused: list[str] = []
+    try:
+        os.sched_setaffinity(0, {cpu})
+    except OSError as error:
+        refused.append(f"CPU {cpu}: {error.strerror}")
+    threading.stack_size(_THREAD_STACK_BYTES)  # Locked memory: 8 MB a thread would be wasteful.
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE):
+        refused.append(f"mlockall: {os.strerror(ctypes.get_errno())}")
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(FIFO_PRIORITY))
+    except OSError as error:
+        refused.append(f"SCHED_FIFO: {error.strerror}")
+        return False, refused
+    return True, refused
+
+
+def be_ordinary() -> None:
+    """For a helper thread of a real-time process: it waits for disks and must not hold the CPU."""
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+class Collector:
+    """Garbage collection when we choose: young objects each second, the middle generation each
+    minute, the frozen start-up state never. The loop makes hardly any cycles."""
+
+    def __init__(self, now_ns: int) -> None:
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        self._young_ns = now_ns + _YOUNG_NS
+        self._middle_ns = now_ns + _MIDDLE_NS
+
+    def maybe(self, now_ns: int) -> None:
+        """To be called right after a heartbeat went out: there is time until the next."""
+        if now_ns >= self._middle_ns:
+            self._middle_ns = now_ns + _MIDDLE_NS
+            gc.collect(1)
+        elif now_ns >= self._young_ns:
+            self._young_ns = now_ns + _YOUNG_NS
+            gc.collect(0)
