@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 __all__ = [
+    "PATTERN_NAMES",
     "PATTERN_WORDS",
     "Address",
     "Device",
@@ -48,6 +49,12 @@ PATTERN_WORDS = {
     DEVICE_PATTERN: "a device name: 1 to 15 characters without space, / or :",
 }
 """What a name must look like, for error messages and the reference page."""
+
+PATTERN_NAMES = {
+    NAME_PATTERN: "name",
+    SEGMENT_PATTERN: "segment name",
+    DEVICE_PATTERN: "device name",
+}
 
 
 def _with_prefix(value: object) -> object:

@@ -53,8 +53,10 @@ class SegmentPort(Model):
     """How a gateway sits on a segment: its device and its own addresses (required: packets leave
     with the node's own MAC and resolve neighbours with its own address)."""
 
-    device: Device
-    addresses: list[Interface] = Field(min_length=1, max_length=8)
+    device: Device = Field(description="The physical device.")
+    addresses: list[Interface] = Field(
+        min_length=1, max_length=8, description="The node's own addresses."
+    )
 
     @property
     def ipv4(self) -> IPv4Interface | None:
@@ -64,17 +66,23 @@ class SegmentPort(Model):
 class LinkConfig(Model):
     """A path between nodes that hafw itself talks over."""
 
-    device: Device
-    address: LinkInterface
+    device: Device = Field(description="The device; a link has it to itself.")
+    address: LinkInterface = Field(description="The node's address on the link.")
 
 
 class NodeConfig(Model):
     """A member of the cluster. A gateway forwards; a witness only votes."""
 
     id: int = Field(ge=1, le=62, description="Node id in marks and on the wire.")
-    role: Literal["gateway", "witness"] = "gateway"
-    segments: dict[SegmentName, SegmentPort] = Field(default_factory=dict)
-    links: dict[Name, LinkConfig] = Field(min_length=1, max_length=8)
+    role: Literal["gateway", "witness"] = Field(
+        "gateway", description="A gateway forwards and votes; a witness only votes."
+    )
+    segments: dict[SegmentName, SegmentPort] = Field(
+        default_factory=dict, description="Where a gateway sits; hafw speaks over these too."
+    )
+    links: dict[Name, LinkConfig] = Field(
+        min_length=1, max_length=8, description="Paths to the other nodes, by shared names."
+    )
 
 
 class GroupConfig(Model):
@@ -84,7 +92,7 @@ class GroupConfig(Model):
     vrid: int = Field(ge=1, le=255, description="Last byte of the virtual MAC 00:00:5e:00:01:xx.")
     order: list[Name] = Field(min_length=1, max_length=62, description="Candidates, best first.")
     vips: dict[SegmentName, Annotated[list[Vip], Field(min_length=1, max_length=16)]] = Field(
-        min_length=1
+        min_length=1, description="VIPs by segment, both families."
     )
 
     @property
@@ -100,10 +108,14 @@ class LeaseConfig(Model):
     """Heartbeats and leases. 20/100 ms by default; 10/40 is the fast profile; 5/20 is an
     experiment."""
 
-    heartbeat_ms: int = Field(20, ge=1, le=300)
-    lease_ms: int = Field(100, ge=5, le=LEASE_MS_MAX)
-    port: Port = 7410
-    multicast: IPv4Address = IPv4Address("224.0.0.141")
+    heartbeat_ms: int = Field(20, ge=1, le=300, description="Between heartbeats.")
+    lease_ms: int = Field(
+        100, ge=5, le=LEASE_MS_MAX, description="How long a lease lasts: the outage is about this."
+    )
+    port: Port = Field(7410, description="UDP port of heartbeats and lease messages.")
+    multicast: IPv4Address = Field(
+        IPv4Address("224.0.0.141"), description="Where heartbeats go, in 224.0.0.0/24."
+    )
     announce_interval_s: float = Field(
         10.0, ge=0.1, le=60, description="Slow announcement of the virtual MAC, for ever."
     )
@@ -123,10 +135,12 @@ class LeaseConfig(Model):
 class SyncConfig(Model):
     """ct_sync: replication of conntrack entries."""
 
-    port: Port = 7411
-    snapshot_port: Port = 7412
-    multicast: IPv4Address = IPv4Address("239.192.74.11")
-    beacon_ms: int = Field(20, ge=5, le=1000)
+    port: Port = Field(7411, description="UDP port of deltas and beacons.")
+    snapshot_port: Port = Field(7412, description="TCP port of snapshots.")
+    multicast: IPv4Address = Field(
+        IPv4Address("239.192.74.11"), description="Where deltas and beacons go."
+    )
+    beacon_ms: int = Field(20, ge=5, le=1000, description="Between beacons.")
     ring_datagrams: int = Field(8192, ge=64, le=1 << 20, description="Kept for repair by NACK.")
     hold_s: int = Field(
         900, ge=60, le=86400, description="Least timeout of a replica; it dies by DESTROY."
@@ -183,11 +197,15 @@ class ClusterConfig(Model):
     """The whole file, the same on every node."""
 
     name: Name = Field(description="Cluster name; datagrams of other clusters are refused.")
-    nodes: dict[Name, NodeConfig] = Field(min_length=1, max_length=62)
-    groups: dict[Name, GroupConfig] = Field(min_length=1, max_length=15)
-    lease: LeaseConfig = LeaseConfig()
-    sync: SyncConfig = SyncConfig()
-    cpus: CpuConfig = CpuConfig()
+    nodes: dict[Name, NodeConfig] = Field(
+        min_length=1, max_length=62, description="The members, by name."
+    )
+    groups: dict[Name, GroupConfig] = Field(
+        min_length=1, max_length=15, description="The virtual gateways, by name."
+    )
+    lease: LeaseConfig = Field(LeaseConfig(), description="Heartbeats and leases.")
+    sync: SyncConfig = Field(SyncConfig(), description="Replication.")
+    cpus: CpuConfig = Field(CpuConfig(), description="Which CPUs are used for what.")
     policy: str = Field("policy.yaml", description="Policy file, relative to this one.")
 
     @property

@@ -14,7 +14,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hafw.config.model import ClusterConfig, NodeConfig
 
-__all__ = ["cluster_problems"]
+__all__ = ["RELATIONS", "cluster_problems"]
+
+RELATIONS = (
+    "`lease.heartbeat_ms` * 3 <= `lease.lease_ms`: two heartbeats may be lost.",
+    "`sync.refresh_s` * 2 <= `sync.hold_s`: a replica outlives one missed announcement.",
+    "`lease.port` and `sync.port` differ; `cpus.lease` and `cpus.policy` differ.",
+    "Node ids, group indexes and VRIDs are used once.",
+    "A gateway has segments, a witness has none.",
+    "A device is used once in a node; the networks of a node's segments do not overlap.",
+    "An address is used once, with the prefix length of its network.",
+    "Links, and segments, of one name are one network on every node.",
+    "Any two nodes have a link of one name.",
+    "A group's candidates are gateways with all of its segments, each listed once.",
+    "A gateway has an IPv4 address of its own where its group has an IPv4 VIP.",
+    "A VIP is nobody's own address, is used once, and is a unicast address that is not "
+    "link-local: the IPv6 virtual link-local address is made by hafw.",
+)
+"""What `cluster_problems` and the models check, for the reference page."""
 
 
 def cluster_problems(cluster: ClusterConfig) -> list[str]:

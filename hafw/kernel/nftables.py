@@ -124,7 +124,8 @@ class Nftables:
 
     def list_objects(self, what: str, **where: str) -> list[dict[str, Any]]:
         """The objects, without the metainfo: ``list_objects("tables")``,
-        ``list_objects("table", family="inet", name="x")``. Raises NftError, with ENOENT if there is no such thing."""
+        ``list_objects("table", family="inet", name="x")``. Raises NftError (ENOENT: there is no
+        such thing)."""
         asked = {"nftables": [{"list": {what: where or None}}]}
         return [item for item in self.json_cmd(asked) if "metainfo" not in item]
 

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import (
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 __all__ = ["OneOrMore", "PortRange", "Target", "merge_ports"]
 
@@ -97,4 +106,19 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-OneOrMore = (BeforeValidator(_as_list), Field(min_length=1, max_length=1024))
+class _OneOrMoreSchema:
+    """Tells the JSON Schema that one item may stand for a list of one."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        made = handler(schema)
+        return {"anyOf": [made, made["items"]]}
+
+
+OneOrMore = (
+    BeforeValidator(_as_list),
+    Field(min_length=1, max_length=1024),
+    _OneOrMoreSchema(),
+)
+"""Annotates a list that may be written as its only item."""

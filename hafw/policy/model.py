@@ -79,7 +79,9 @@ class Rule(Model):
     source: Networks | None = Field(None, description="Addresses and networks, both families.")
     destination: Networks | None = Field(None, description="Addresses and networks, after dnat.")
     services: Names | None = Field(None, description="Services; all of them if left out.")
-    action: Literal["accept", "drop", "reject"]
+    action: Literal["accept", "drop", "reject"] = Field(
+        description="`reject` answers with a TCP reset or an ICMP error; never from a VIP."
+    )
     log: bool = Field(
         False, description="Log first packets to the kernel log, at most 10 a second."
     )
@@ -99,7 +101,7 @@ class Masquerade(Model):
     to: Names = Field(description="Zones it leaves to.")
     source: Networks | None = Field(None, description="Only these sources.")
     destination: Networks | None = Field(None, description="Only these destinations.")
-    comment: Comment | None = None
+    comment: Comment | None = Field(None, description="Shown in `nft list`.")
 
 
 class Snat(Masquerade):
@@ -120,13 +122,13 @@ class Dnat(Model):
     )
     source: Networks | None = Field(None, description="Only these sources.")
     protocol: Annotated[list[Literal["tcp", "udp", "sctp"]], *OneOrMore] = Field(
-        default=["tcp"], description="Protocols."
+        default=["tcp"], description="Protocols of these ports."
     )
     ports: Ports = Field(description="Destination ports at the VIP.")
     to: Annotated[list[Target], *OneOrMore] = Field(
         description="One a family: address, or address:port."
     )
-    comment: Comment | None = None
+    comment: Comment | None = Field(None, description="Shown in `nft list`.")
 
 
 class Nat(Model):
@@ -146,8 +148,10 @@ class Policy(Model):
     services: dict[Name, Service] = Field(
         default={}, description="Services beside the built-in ones; may replace those."
     )
-    rules: list[Rule] = Field(default=[], max_length=200_000)
-    nat: Nat = Nat()
+    rules: list[Rule] = Field(
+        default=[], max_length=200_000, description="In order; what none accepts is dropped."
+    )
+    nat: Nat = Field(Nat(), description="Address translation.")
     helpers: dict[HelperName, Ports] = Field(
         default={}, description="Conntrack helpers and the destination ports they look at."
     )

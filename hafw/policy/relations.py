@@ -17,7 +17,19 @@ if TYPE_CHECKING:
     from hafw.config.model import ClusterConfig
     from hafw.policy.model import Dnat, Masquerade, Policy, Rule, Service, Snat
 
-__all__ = ["families_of", "policy_problems", "site_problems"]
+__all__ = ["RELATIONS", "families_of", "policy_problems", "site_problems"]
+
+RELATIONS = (
+    "Zones are disjoint; `any` (every segment) and `self` (the node) are built in.",
+    "Zones and services that a rule names exist, declared or built in.",
+    "The source, destination and services of a rule have an address family in common.",
+    "The node's own packets are not translated.",
+    "`snat` and `dnat` have at most one address a family; never a node's own address.",
+    "With a port in `to`, a dnat has a single port.",
+    "Segments exist in cluster.yaml. Where masquerade leads, a group has a VIP.",
+    "A dnat's VIPs are VIPs of its segments, one of each family it leads to.",
+)
+"""What `policy_problems` and `site_problems` check, for the reference page."""
 
 RESERVED_ZONES = ("any", "self")
 
