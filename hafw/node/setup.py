@@ -73,12 +73,13 @@ def prepare_node(
         _require_interfaces(node_name, node, devices)
         if node.role == "witness":
             return []
+        wanted = virtual_devices(config, node_name)
+        _require_free_names(node_name, wanted, devices)
         changes = [f"set {s.key} = {s.value}" for s in sysctl.apply(_sysctls(node))]
         if gate.ensure_map(paths):
             changes.append("pinned a shut gate")
         if gate_always_pass and gate.set_always_pass(paths, True):
             changes.append("UNSAFE: the gate never drops from now on (drill)")
-        wanted = virtual_devices(config, node_name)
         steps = plan(wanted, _found(paths, wanted, devices, always_pass=gate_always_pass))
         changes += [_carry_out(step, links, paths, gate_always_pass) for step in steps]
         for device in wanted:
@@ -133,14 +134,15 @@ def check_node(
     paths = NodePaths(node_name)
     with Links() as links:
         devices = links.devices()
+    wanted = virtual_devices(config, node_name)
     try:
         _require_interfaces(node_name, node, devices)
+        _require_free_names(node_name, wanted, devices)
     except StateError as error:
         return [str(error)]
     if node.role == "witness":
         return []
     problems = _missing_own_addresses(node_name, node, devices)
-    wanted = virtual_devices(config, node_name)
     try:
         reader = gate.GateReader.open(paths)
         if reader.always_pass and not gate_always_pass:
@@ -200,6 +202,19 @@ def _require_interfaces(node_name: str, node: NodeConfig, devices: list[DeviceSt
     ]
     if missing:
         raise StateError("; ".join(missing) + f"; there are: {', '.join(sorted(present))}")
+
+
+def _require_free_names(
+    node_name: str, wanted: list[VirtualDevice], devices: list[DeviceState]
+) -> None:
+    """No other kind of device sits on the name of a virtual MAC device. StateError."""
+    names = {device.name for device in wanted}
+    for device in devices:
+        if device.name in names and device.kind != "macvlan":
+            raise StateError(
+                f"node {node_name}: {device.name} is the name of a virtual MAC device of hafw, "
+                f"but a {device.kind or 'hardware'} device has it; rename that one"
+            )
 
 
 def _missing_own_addresses(
