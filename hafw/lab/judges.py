@@ -36,6 +36,7 @@ __all__ = [
     "open_spans",
     "overlaps",
     "percentile",
+    "taken_over_ns",
 ]
 
 OPEN_FOR_EVER_NS = 1 << 62
@@ -78,7 +79,8 @@ class MoveWindow(msgspec.Struct, frozen=True):
 class GateVerdict(msgspec.Struct, frozen=True):
     """What judge (a) found. `dual_ms` is proved; `possible_ms` is beyond it and within the
     judge's resolution; `allowed_ms` is accept overlap in commanded moves; `unguarded_ms` counts
-    virtual MAC devices up without our gate, whoever held the lease."""
+    virtual MAC devices up without our gate, whoever held the lease. `problem`: why the judge
+    could not judge, which fails the drill."""
 
     dual_ms: float
     possible_ms: float
@@ -88,10 +90,11 @@ class GateVerdict(msgspec.Struct, frozen=True):
     sample_gap_p99_ms: float
     sample_gap_max_ms: float
     spans: list[Span]
+    problem: str = ""
 
     @property
     def clean(self) -> bool:
-        return self.dual_ms == 0
+        return self.dual_ms == 0 and not self.problem
 
 
 class DualFrame(msgspec.Struct, frozen=True, array_like=True):
@@ -164,6 +167,7 @@ def judge_gates(
     end_ns: int,
     moves: Sequence[MoveWindow],
     sample_gaps_ns: Sequence[int],
+    problem: str = "",
 ) -> GateVerdict:
     """The verdict of judge (a) over deadlines and unguarded spans, one sequence a gateway."""
     dual: list[Span] = []
@@ -195,7 +199,16 @@ def judge_gates(
         sample_gap_p99_ms=percentile(gaps, 99) / _MS,
         sample_gap_max_ms=(gaps[-1] if gaps else 0) / _MS,
         spans=merged[:SPANS_SHOWN_MAX],
+        problem=problem if problem or gaps else "no sample of the gates was taken",
     )
+
+
+def taken_over_ns(changes: Sequence[Change], after_ns: int) -> int | None:
+    """When a gate was first seen open for announcing after a moment at which it was shut."""
+    for change in changes:
+        if change.seen_ns > after_ns and change.announce_ns > change.seen_ns:
+            return change.seen_ns
+    return None
 
 
 def judge_frames(

@@ -1,0 +1,360 @@
+"""Conducts one drill: probes up, faults one after another, everything measured. Shell.
+
+    with Conductor(lab, say, octets_s=..., frames=True) as conductor:
+        conductor.establish()
+        conductor.fault("silence gw1", act, takeover="must")
+        ...                                # the node is brought back
+        conductor.returned()
+        result = conductor.finish("power-cut", "heal")
+
+A step that goes wrong is noted and the drill goes on to its end, because what comes after a
+failure is worth knowing too; only what makes going on pointless raises `HafwError`. Leaving the
+block ends the probes and judges and mends every fault.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from hafw.errors import StateError
+from hafw.flow import Tuple
+from hafw.lab.faults import DRILL_GROUP, Faults, Holder, Sight, is_established, wait_until
+from hafw.lab.judges import MoveWindow
+from hafw.lab.lab import Lab
+from hafw.lab.probe_judges import FrameJudge, GateJudge, GateRecord
+from hafw.lab.probe_loop import now_ns
+from hafw.lab.probe_record import FlowReport, lost_reason, outage_ns
+from hafw.lab.probes import Probe, ProbeSet, Snapshot, lab_addresses, plan_probes, tuple_of
+from hafw.lab.report import DrillResult, ProbeResult, StepResult, StrictReading, judge_drill
+
+__all__ = ["ALIVE_BOUND_S", "Conductor", "Say"]
+
+ESTABLISH_BOUND_S = 10.0
+ESTABLISHED_BEFORE_S = 1.2
+TAKEOVER_BOUND_S = 10.0
+ALIVE_BOUND_S = 10.0
+"""A flow without a right exchange this long after a fault (or a return) is lost."""
+READY_BOUND_S = 20.0
+STREAM_BOUND_S = 30.0
+POLL_S = 0.05
+
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class _Step:
+    what: str
+    fault_ns: int
+    before: Holder
+    after: Holder
+    ready_s: float | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+class Conductor:
+    """One drill's probes, judges, faults and notes."""
+
+    def __init__(
+        self,
+        lab: Lab,
+        say: Say,
+        *,
+        octets_s: int,
+        frames: bool,
+        kinds: frozenset[str] | None = None,
+        families: tuple[int, ...] = (4, 6),
+    ) -> None:
+        self.lab = lab
+        self.sight = Sight(lab)
+        self.faults = Faults(lab)
+        self._say = say
+        self._frames = frames
+        self._addresses = tuple(a for a in lab_addresses(lab.config) if a.family in families)
+        self._plan = plan_probes(self._addresses, octets_s=octets_s, kinds=kinds)
+        self._stack = ExitStack()
+        self._steps: list[_Step] = []
+        self._moves: list[MoveWindow] = []
+        self._strict: list[StrictReading] = []
+        self._problems: list[str] = []
+        self._lost: dict[int, str] = {}
+        self._established_ns: dict[int, int] = {}
+        self._tuples: dict[int, Tuple] = {}
+        self._replicas: dict[int, bool] = {}
+        self._first: Snapshot | None = None
+        self._began = time.monotonic()
+        self._began_ns = now_ns()
+
+    def __enter__(self) -> Self:
+        try:
+            # Mended last, when nothing looks at the faults any more.
+            self._stack.callback(self.faults.mend)
+            config_file = self.lab.config_file
+            self.gate_judge = GateJudge(config_file, DRILL_GROUP)
+            self._stack.callback(self.gate_judge.close)
+            self.frame_judge: FrameJudge | None = None
+            if self._frames:
+                self.frame_judge = FrameJudge(config_file, self._addresses)
+                self._stack.callback(self.frame_judge.close)
+            self.probes = ProbeSet(self._spawn, self._addresses, self._plan)
+            self._stack.callback(self.probes.close)
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def _spawn(
+        self, host: str, argv: Sequence[str], options: dict[str, Any]
+    ) -> subprocess.Popen[bytes]:
+        return self.lab.spawn(host, argv, **options)
+
+    # ---- before the first fault ---------------------------------------------------------------
+
+    def establish(self) -> None:
+        """Open all flows and wait until each has been established long enough, by the ACTIVE
+        node's own conntrack table. Raises StateError that names those that are not."""
+        self._say("starting probes")
+        self._strict += self.sight.strict("at the beginning")
+        self.probes.start()
+        active = self.sight.holder().node
+        if not wait_until(ESTABLISH_BOUND_S, lambda: self._all_established(active), poll_s=POLL_S):
+            missing = ", ".join(
+                f"{probe.name} IPv{probe.spec.family}"
+                for probe in self._plan
+                if probe.spec.flow not in self._established_ns
+            )
+            raise StateError(
+                f"not established through {active} within {ESTABLISH_BOUND_S:g} s: {missing}"
+            )
+        latest_ns = max(self._established_ns.values())
+        time.sleep(max(ESTABLISHED_BEFORE_S - (now_ns() - latest_ns) / 1e9, 0.0))
+
+    def _all_established(self, active: str) -> bool:
+        table = self.sight.conntrack(active)
+        seen_ns = now_ns()
+        flows = self.probes.snapshot().flows
+        for probe in self._plan:
+            report = flows[probe.spec.flow]
+            if report.state == "failed":
+                raise StateError(f"{probe.name} IPv{probe.spec.family}: {report.error}")
+            if probe.spec.flow in self._established_ns or not report.exchanges:
+                continue
+            self._tuples[probe.spec.flow] = tuple_of(probe, report)
+            if is_established(table.get(self._tuples[probe.spec.flow])):
+                self._established_ns[probe.spec.flow] = seen_ns
+        return len(self._established_ns) == len(self._plan)
+
+    def _look_before_first_fault(self, active: str) -> None:
+        self._strict += self.sight.strict("just before the first fault")
+        replicas: set[Tuple] = set()
+        for peer in self.sight.others(active):
+            replicas |= self.sight.conntrack(peer).keys()
+        self._replicas = {flow: key in replicas for flow, key in self._tuples.items()}
+        self._first = self.probes.snapshot()
+
+    # ---- faults -------------------------------------------------------------------------------
+
+    def fault(
+        self,
+        what: str,
+        act: Callable[[str], int],
+        *,
+        takeover: Literal["must", "may"],
+        commanded: bool = False,
+    ) -> None:
+        """Do something to the cluster and see that the flows live. `act` gets the ACTIVE node and
+        returns the moment just before it acted. `takeover`: another node must be ACTIVE
+        afterwards, or may. `commanded`: a move, in which both may accept for one lease."""
+        before = self.sight.holder()
+        if self._first is None:
+            self._look_before_first_fault(before.node)
+        self._say(what)
+        fault_ns = act(before.node)
+        step = _Step(what, fault_ns, before, before)
+        self._steps.append(step)
+        if not wait_until(TAKEOVER_BOUND_S, lambda: self._is_carried(step, takeover)):
+            step.problems.append(f"nobody was ACTIVE within {TAKEOVER_BOUND_S:g} s")
+        elif commanded:
+            lease_ns = self.lab.config.lease.lease_ms * 1_000_000
+            self._moves.append(MoveWindow(fault_ns, now_ns() + lease_ns, lease_ns))
+        self._note_holder(step)
+        self._check_alive((now_ns() - fault_ns) / 1e9)
+
+    def _is_carried(self, step: _Step, takeover: Literal["must", "may"]) -> bool:
+        open_now = self.sight.open_gateways()
+        if takeover == "must":
+            return any(node != step.before.node for node in open_now)
+        # By then the lease that was running at the fault has ended, if it was not renewed.
+        passed_ns = 2 * self.lab.config.lease.lease_ms * 1_000_000
+        return now_ns() > step.fault_ns + passed_ns and bool(open_now)
+
+    def _note_holder(self, step: _Step) -> None:
+        for node in self.sight.open_gateways():
+            epoch = self.sight.epoch(node)
+            if epoch >= step.after.epoch:
+                step.after = Holder(node, epoch)
+
+    def _check_alive(self, spent_s: float = 0.0) -> None:
+        """Every flow that is not lost yet must exchange something new, in time."""
+        before = self.probes.snapshot()
+        self.probes.exchange()
+        left_s = max(ALIVE_BOUND_S - spent_s, 1.0)
+        wait_until(left_s, lambda: not self._why_lost(before), poll_s=POLL_S)
+        for flow, why in self._why_lost(before).items():
+            self._lost.setdefault(flow, why)
+
+    def _why_lost(self, before: Snapshot) -> dict[int, str]:
+        after = self.probes.snapshot()
+        found = {}
+        for probe in self._plan:
+            flow = probe.spec.flow
+            if flow not in self._lost:
+                why = lost_reason(
+                    before.flows[flow],
+                    after.flows[flow],
+                    exchanges=probe.exchanges_min,
+                    bound_s=ALIVE_BOUND_S,
+                )
+                if why:
+                    found[flow] = why
+        return found
+
+    def returned(self, also: Callable[[], bool] = lambda: True) -> None:
+        """The cluster is whole again: ready, all voters voting, and `also` what the drill wants;
+        then the flows must live still. What is missing is a problem of the last step."""
+        step = self._steps[-1]
+        self._say("waiting until the cluster is whole again")
+        began = time.monotonic()
+        if not wait_until(READY_BOUND_S, also, poll_s=POLL_S):
+            step.problems.append(f"the killed process did not return within {READY_BOUND_S:g} s")
+        try:
+            self.lab.wait_ready(READY_BOUND_S)
+        except StateError as error:
+            step.problems.append(str(error))
+        if not wait_until(READY_BOUND_S, lambda: not self.sight.mute_voters(), poll_s=POLL_S):
+            step.problems.append("; ".join(self.sight.mute_voters()))
+        step.ready_s = time.monotonic() - began
+        self._note_holder(step)
+        self._check_alive()
+
+    def wait_streams(self, octets: int) -> None:
+        """Wait until every stream has carried this much since now, and bytes are right."""
+        before = self.probes.snapshot()
+        streams = [
+            probe.spec.flow
+            for probe in self._plan
+            if probe.is_stream and probe.spec.flow not in self._lost
+        ]
+
+        def carried() -> bool:
+            flows = self.probes.snapshot().flows
+            return all(flows[f].octets - before.flows[f].octets >= octets for f in streams)
+
+        self._say(f"waiting for {octets / 1e6:.0f} MB per stream")
+        if not wait_until(STREAM_BOUND_S, carried, poll_s=POLL_S):
+            self._problems.append(
+                f"a stream did not carry {octets / 1e6:.0f} MB within {STREAM_BOUND_S:g} s"
+            )
+
+    # ---- the end ------------------------------------------------------------------------------
+
+    def finish(self, drill: str, variant: str, problem: str = "") -> DrillResult:
+        """Stop looking and judge. `problem`: why the drill could not go on, if it could not."""
+        self._strict += self.sight.strict("at the end")
+        record = self.gate_judge.take()
+        frames = self.frame_judge.verdict(self._moves) if self.frame_judge else None
+        last = self.probes.snapshot()
+        self._problems += [f"a stranger spoke to {words}" for words in last.strangers]
+        result = DrillResult(
+            drill=drill,
+            variant=variant,
+            seconds=time.monotonic() - self._began,
+            probes=[self._probe_result(probe, last) for probe in self._plan],
+            steps=self._step_results(record, last),
+            gate=record.verdict(self._moves),
+            frames=frames,
+            strict=self._strict,
+            agent_late_ms=last.late_ms,
+        )
+        return judge_drill(result, [problem, *self._problems] if problem else self._problems)
+
+    def _windows(self, end_ns: int) -> list[tuple[int, int]]:
+        starts = [step.fault_ns for step in self._steps]
+        return list(zip(starts, [*starts[1:], end_ns], strict=True))
+
+    def _probe_result(self, probe: Probe, last: Snapshot) -> ProbeResult:
+        flow = probe.spec.flow
+        after = last.flows[flow]
+        before = self._first.flows[flow] if self._first else after
+        worst_ns = max(
+            (outage_ns(after, *window) for window in self._windows(last.taken_ns)), default=0
+        )
+        first_ns = self._steps[0].fault_ns if self._steps else last.taken_ns
+        established_ns = self._established_ns.get(flow)
+        return ProbeResult(
+            name=probe.name,
+            family=probe.spec.family,
+            outage_ms=worst_ns / 1e6 if probe.measures_outage else None,
+            resolution_ms=after.resolution_ns / 1e6,
+            before=before.octets if probe.is_stream else before.exchanges,
+            after=(after.octets - before.octets)
+            if probe.is_stream
+            else (after.exchanges - before.exchanges),
+            unit="bytes" if probe.is_stream else "packets",
+            missing=0 if probe.is_tcp else after.sent - after.exchanges,
+            wrong=after.wrong,
+            established_s=None if established_ns is None else (first_ns - established_ns) / 1e9,
+            replica=self._replicas.get(flow),
+            lost=self._lost.get(flow, "") or _ended(after),
+        )
+
+    def _step_results(self, record: GateRecord, last: Snapshot) -> list[StepResult]:
+        results = []
+        for step, window in zip(self._steps, self._windows(last.taken_ns), strict=True):
+            taken_ns = record.takeover_ns(step.fault_ns, step.before.node)
+            taken_over = taken_ns is not None and taken_ns < window[1]
+            results.append(
+                StepResult(
+                    what=step.what,
+                    at_s=(step.fault_ns - self._began_ns) / 1e9,
+                    holder_before=step.before.node,
+                    holder_after=step.after.node,
+                    epoch_before=step.before.epoch,
+                    epoch_after=step.after.epoch,
+                    takeover_ms=(taken_ns - step.fault_ns) / 1e6
+                    if taken_over and taken_ns is not None
+                    else None,
+                    outage_ms=worst_udp_ms(self._plan, last.flows, window),
+                    ready_s=step.ready_s,
+                    problem="; ".join(step.problems),
+                )
+            )
+        return results
+
+
+def worst_udp_ms(
+    plan: tuple[Probe, ...], flows: Mapping[int, FlowReport], window: tuple[int, int]
+) -> float:
+    """The headline: the longest gap of any 1 kHz UDP probe in a window."""
+    gaps = [outage_ns(flows[p.spec.flow], *window) for p in plan if p.spec.kind == "udp"]
+    return max(gaps, default=0) / 1e6
+
+
+def _ended(report: FlowReport) -> str:
+    """Why a flow that passed every check is not alive at the very end."""
+    if report.wrong:
+        return f"{report.wrong} wrong: {report.wrong_why}"
+    return report.error or "failed" if report.state == "failed" else ""

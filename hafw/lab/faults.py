@@ -1,0 +1,229 @@
+"""What drills do to the lab and how they look at it: faults, moves, gates, tables. Shell.
+
+Looking is done at the kernel (gates' pages, conntrack tables, sysctls); only epochs are asked of
+the daemons, because the kernel does not know them. Everything that hurts a node is undone by
+`Faults.mend`, whatever happened in between.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.gate import GateReader
+from hafw.errors import HafwError, RefusedError, StateError
+from hafw.flow import IPS_ASSURED, IPS_SEEN_REPLY, FlowEntry, Tuple
+from hafw.lab.inside import call_in
+from hafw.lab.lab import Lab
+from hafw.lab.probe_loop import now_ns
+from hafw.lab.report import StrictReading
+from hafw.lab.topology import namespace_of
+from hafw.messages import MoveRequest
+from hafw.node.client import LocalClient, Unavailable
+from hafw.paths import NodePaths
+from sync.ctsocket import RequestSocket
+
+__all__ = ["DRILL_GROUP", "Faults", "Holder", "Sight", "is_established", "wait_until"]
+
+DRILL_GROUP = "main"
+MOVE_WAIT_S = 10.0
+DEATH_WAIT_S = 5.0
+POLL_S = 0.002
+STRICT_SYSCTLS = Path("/proc/sys/net/netfilter")
+
+
+def wait_until(bound_s: float, claim: Callable[[], bool], *, poll_s: float = POLL_S) -> bool:
+    """Poll a claim until it holds; False at the bound."""
+    deadline = time.monotonic() + bound_s
+    while not claim():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(poll_s)
+    return True
+
+
+def is_established(entry: FlowEntry | None) -> bool:
+    """TCP: ASSURED. Others: seen in both directions."""
+    if entry is None:
+        return False
+    wanted = IPS_ASSURED if entry.tcp is not None else IPS_SEEN_REPLY
+    return bool(entry.status & wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who is ACTIVE: by the gates, with the epoch that its leased names (0 = it did not say)."""
+
+    node: str
+    epoch: int
+
+
+class Sight:
+    """Looks at the gateways of a lab."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._group = lab.config.groups[DRILL_GROUP]
+
+    def open_gateways(self) -> list[str]:
+        """Gateways whose gate is open for announcing at this moment."""
+        return [name for name in self._lab.gateways if self._is_open(name)]
+
+    def _is_open(self, node: str) -> bool:
+        try:
+            reader = GateReader.open(NodePaths(node))
+        except HafwError:
+            return False  # No pins: nothing of hafw's can be open.
+        try:
+            return reader.read(self._group.index).announce_ns > now_ns()
+        finally:
+            reader.close()
+
+    def holder(self) -> Holder:
+        """The one gateway with an open gate. Raises StateError if there is not exactly one."""
+        found = self.open_gateways()
+        if len(found) != 1:
+            raise StateError(f"group {DRILL_GROUP} is ACTIVE on {', '.join(found) or 'no node'}")
+        return Holder(found[0], self.epoch(found[0]))
+
+    def epoch(self, node: str) -> int:
+        answer = LocalClient(NodePaths(node)).ask_leased()
+        if isinstance(answer, Unavailable):
+            return 0
+        return next((g.epoch for g in answer.groups if g.group == self._group.index), 0)
+
+    def mute_voters(self) -> list[str]:
+        """Nodes whose leased does not answer or may not vote yet, with the reason."""
+        found = []
+        for node in self._lab.config.nodes:
+            answer = LocalClient(NodePaths(node)).ask_leased()
+            if isinstance(answer, Unavailable):
+                found.append(f"{node}: {answer.reason}")
+            elif not answer.may_vote:
+                found.append(f"{node} may not vote yet")
+        return found
+
+    def others(self, node: str) -> list[str]:
+        return [name for name in self._lab.gateways if name != node]
+
+    def conntrack(self, node: str) -> dict[Tuple, FlowEntry]:
+        """A gateway's conntrack table by original tuple."""
+
+        def dump() -> dict[Tuple, FlowEntry]:
+            with RequestSocket() as requests:
+                return {entry.key.orig: entry for chunk in requests.dump() for entry in chunk}
+
+        return call_in(namespace_of(node), dump)
+
+    def strict(self, when: str) -> list[StrictReading]:
+        """tcp_loose and tcp_be_liberal of every gateway."""
+
+        def read() -> tuple[int, int]:
+            return (
+                int((STRICT_SYSCTLS / "nf_conntrack_tcp_loose").read_text()),
+                int((STRICT_SYSCTLS / "nf_conntrack_tcp_be_liberal").read_text()),
+            )
+
+        return [
+            StrictReading(when, node, *call_in(namespace_of(node), read))
+            for node in self._lab.gateways
+        ]
+
+
+class Faults:
+    """Hurts nodes and mends them. Each fault returns CLOCK_BOOTTIME ns, just before it."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._stopped: list[tuple[int, int]] = []
+        self._off: set[str] = set()
+
+    def silence(self, node: str) -> int:
+        return self._lab.silence(node)
+
+    def heal(self, node: str) -> None:
+        self._lab.heal(node)
+
+    def power_off(self, node: str) -> None:
+        """Processes, tables, pins and devices of the node are gone; it is held until `start`."""
+        self._off.add(node)
+        self._lab.power_off(node)
+
+    def start(self, node: str) -> None:
+        self._lab.start(node)
+        self._off.discard(node)
+
+    def freeze(self, node: str) -> int:
+        """SIGSTOP every process of the node. hafwd goes first, or it would mend the others."""
+        pids = self._lab.all_pids(node)
+        if not pids:
+            raise StateError(f"{node} has no process that could be stopped")
+        named = self._lab.pids(node)
+        first = named.get("hafwd", 0)
+        before_ns = now_ns()
+        for pid in sorted(pids, key=lambda pid: pid != first):
+            with suppress(ProcessLookupError):  # A worker that has just ended.
+                os.kill(pid, signal.SIGSTOP)
+                self._stopped.append((pid, _start_time(pid)))
+        return before_ns
+
+    def thaw(self) -> None:
+        """SIGCONT everything that `freeze` stopped."""
+        for pid, started in self._stopped:
+            with suppress(ProcessLookupError):
+                if _start_time(pid) == started:
+                    os.kill(pid, signal.SIGCONT)
+        self._stopped = []
+
+    def kill(self, node: str, daemon: str) -> int:
+        """SIGKILL one daemon; returns when the kernel has buried it. Raises StateError."""
+        pid = self._lab.pids(node).get(daemon)
+        if pid is None:
+            raise StateError(f"{daemon} is not running on {node}, so it cannot be killed")
+        started = _start_time(pid)
+        before_ns = now_ns()
+        os.kill(pid, signal.SIGKILL)
+        if not wait_until(DEATH_WAIT_S, lambda: _start_time(pid) != started):
+            raise StateError(
+                f"{daemon} on {node} (pid {pid}) outlived SIGKILL by {DEATH_WAIT_S} s"
+            )
+        return before_ns
+
+    def move(self, holder: str, target: str) -> int:
+        """A planned hand-over. Raises RefusedError with the holder's reason."""
+        request = MoveRequest(
+            group=self._lab.config.groups[DRILL_GROUP].index,
+            target_id=self._lab.config.nodes[target].id,
+            wait_s=MOVE_WAIT_S,
+        )
+        before_ns = now_ns()
+        answer = LocalClient(NodePaths(holder)).move(request)
+        if isinstance(answer, Unavailable):
+            raise RefusedError(f"move from {holder} to {target}: {answer.reason}")
+        if not answer.moved:
+            raise RefusedError(f"move from {holder} to {target} refused: {answer.reason}")
+        return before_ns
+
+    def mend(self) -> None:
+        """Undo everything: thaw, heal, release. Safe at any time, also without a lab."""
+        self.thaw()
+        if not self._lab.exists():
+            return
+        self._lab.heal_all()
+        for node in sorted(self._off):
+            self._lab.start(node)
+        self._off.clear()
+
+
+def _start_time(pid: int) -> int:
+    """Field 22 of /proc/PID/stat; 0 if there is no such process, or only its zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in "ZX" else int(fields[19])

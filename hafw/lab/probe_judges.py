@@ -1,0 +1,127 @@
+"""The judges' processes, as the conductor has them: start, take a record, get a verdict. Shell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from hafw.lab.judges import (
+    Change,
+    FrameVerdict,
+    GateVerdict,
+    MoveWindow,
+    judge_frames,
+    judge_gates,
+    taken_over_ns,
+)
+from hafw.lab.probe_frames import FrameRecord
+from hafw.lab.probe_gate import DeadlineRecord, DeviceRecord
+from hafw.lab.probe_loop import TICK_NS
+from hafw.lab.probe_process import LineProcess, spawn_here
+from hafw.lab.probes import Addresses
+
+__all__ = ["FrameJudge", "GateJudge", "GateRecord"]
+
+ASK_S = 10.0
+_ASK = b'{"op": "report"}'
+
+
+class GateRecord(msgspec.Struct, frozen=True):
+    """What judge (a) saw of one group since the last record."""
+
+    deadlines: DeadlineRecord
+    devices: DeviceRecord
+    group: str
+
+    def changes(self, node: str) -> list[Change]:
+        return self.deadlines.changes[node][self.group]
+
+    def takeover_ns(self, after_ns: int, not_by: str) -> int | None:
+        """When another gateway's gate opened after a fault."""
+        moments = [
+            moment
+            for node in self.deadlines.changes
+            if node != not_by
+            and (moment := taken_over_ns(self.changes(node), after_ns)) is not None
+        ]
+        return min(moments, default=None)
+
+    def verdict(self, moves: Sequence[MoveWindow]) -> GateVerdict:
+        nodes = sorted(self.deadlines.changes)
+        return judge_gates(
+            [self.changes(node) for node in nodes],
+            [self.devices.unguarded[node][self.group] for node in nodes],
+            end_ns=self.deadlines.end_ns,
+            moves=moves,
+            sample_gaps_ns=self.deadlines.gaps_ns,
+            problem="" if self.devices.looks else "nobody looked at the devices",
+        )
+
+
+class GateJudge:
+    """Judge (a): the sampler of deadlines and the watch over devices."""
+
+    def __init__(self, config_file: Path, group: str, prefix: str = "hafw-") -> None:
+        arguments = ("--config", str(config_file), "--prefix", prefix)
+        module = "hafw.lab.probe_gate"
+        self._group = group
+        self._children = [LineProcess(spawn_here, "", module, "deadlines", *arguments)]
+        try:
+            self._children.append(LineProcess(spawn_here, "", module, "devices", *arguments))
+            self.take()
+        except BaseException:
+            self.close()
+            raise
+
+    def take(self) -> GateRecord:
+        """What was seen since the last call."""
+        deadlines, devices = (child.ask(_ASK, timeout_s=ASK_S) for child in self._children)
+        return GateRecord(
+            msgspec.json.decode(deadlines, type=DeadlineRecord),
+            msgspec.json.decode(devices, type=DeviceRecord),
+            self._group,
+        )
+
+    def close(self) -> None:
+        for child in self._children:
+            child.close()
+
+
+class FrameJudge:
+    """Judge (b): marked frames into every gateway's port."""
+
+    def __init__(
+        self, config_file: Path, addresses: Sequence[Addresses], switch: str = "hafw-sw"
+    ) -> None:
+        arguments = ["--config", str(config_file), "--switch", switch]
+        for place in addresses:
+            arguments += ["--client", place.client, "--server", place.server]
+        self._child = LineProcess(spawn_here, "", "hafw.lab.probe_frames", *arguments)
+        try:
+            self.take()
+        except BaseException:
+            self.close()
+            raise
+
+    def take(self) -> FrameRecord:
+        return msgspec.json.decode(self._child.ask(_ASK, timeout_s=ASK_S), type=FrameRecord)
+
+    def verdict(self, moves: Sequence[MoveWindow]) -> FrameVerdict:
+        """Over everything since the last `take` or `verdict`."""
+        record = self.take()
+        problem = ""
+        if record.strayed:
+            problem = f"{record.strayed} frames left by a gateway they were not given to"
+        return judge_frames(
+            record.dual,
+            interval_ns=TICK_NS,
+            injected=record.injected,
+            forwarded=record.forwarded,
+            moves=moves,
+            problem=problem,
+        )
+
+    def close(self) -> None:
+        self._child.close()
