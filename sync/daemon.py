@@ -1,0 +1,525 @@
+"""hafw-syncd: one process a gateway that keeps every peer's kernel able to take over. Shell.
+
+One loop, bounded turns. Each turn takes, in this order and each within a bound: words of leased
+(who holds what), datagrams of peers, conntrack events, snapshot traffic, one slice of a pass. The
+beacon is looked at between all of them, because leased takes three missed beacons for "unsynced".
+Long walks through the conntrack table run in threads (`sync.dumper`).
+
+The decisions are elsewhere: `sync.roles` who holds, `sync.publish` and `sync.adopt` what is said,
+`sync.stream` and `sync.replica` what counts, `sync.standing` whether this node is synced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import math
+import os
+import secrets
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from random import SystemRandom
+from typing import assert_never
+
+import structlog
+import zmq
+
+from hafw.config.load import load_cluster
+from hafw.config.model import ClusterConfig
+from hafw.errors import ConfigError, ConfigProblem, HafwError, StateError
+from hafw.flow import GROUP_SHIFT
+from hafw.human import format_epoch
+from hafw.instance import claim_instance, read_key
+from hafw.logs import configure_logs
+from hafw.messages import (
+    Position,
+    PositionReply,
+    PositionRequest,
+    RoleChange,
+    StatusRequest,
+    SyncBeacon,
+    SyncdMessage,
+    SyncdStatus,
+)
+from hafw.paths import NodePaths
+from sync.adopt import TIMEOUT_SYSCTLS
+from sync.applier import Applier
+from sync.ctsocket import EventSocket, Overrun
+from sync.dumper import Dumper, Waker
+from sync.follower import Follower, FollowerPorts
+from sync.holder import GROUP_MASK, Holder, HolderPorts
+from sync.inbox import Inbox
+from sync.localbus import LocalBus
+from sync.outbox import Outbox
+from sync.publish import Publisher
+from sync.registry import Registry
+from sync.replica import ReplicaGroup, Superseded
+from sync.report import Reporter
+from sync.roles import BecomeStale, Follow, RoleEffect, Roles, StartHolding, StopHolding
+from sync.snapshot import Serving, SnapshotServer
+from sync.snapshot_client import SnapshotClient
+from sync.transport import Transport
+from sync.wire import Sealer
+
+__all__ = ["Syncd", "main"]
+
+RECEIVE_SLICE_S = 0.004
+DATAGRAMS_PER_READ = 8
+EVENTS_PER_TURN = 128
+EVENTS_RCVBUF_BYTES = 64 << 20
+DRAIN_BEFORE_HOLDING_S = 0.1
+"""Before this node speaks for a group, what its holder had sent is applied, at most so long."""
+DRAIN_POSITION_S = 0.02
+IDLE_S_MAX = 0.1
+APPLIED_NEWS_S = 0.005
+"""A new applied position is told to leased at once, but not more often than this."""
+
+
+class Syncd:
+    """One run of the daemon: construct, `run`, `close`."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        node_name: str,
+        master: bytes,
+        paths: NodePaths,
+        log: structlog.stdlib.BoundLogger,
+    ) -> None:
+        node = config.nodes[node_name]
+        self._config = config
+        self._log = log
+        self._node_id = node.id
+        self._lease_cpu = config.cpus.lease
+        if self._lease_cpu is None:
+            self._lease_cpu = max(os.sched_getaffinity(0))
+        self._stopping = False
+        numbers = sorted(group.index for group in config.groups.values())
+        self._names = {group.index: name for name, group in config.groups.items()}
+        boot = _boot_id()
+        self._bus = LocalBus(paths)
+        self._waker = Waker()
+        # The event socket first: what changes from now on is heard.
+        self._events = EventSocket(rcvbuf_bytes=EVENTS_RCVBUF_BYTES)
+        self._applier = Applier(hold_s=config.sync.hold_s)
+        self._transport = Transport(config, node_name)
+        sealer = Sealer(
+            master,
+            cluster_id=config.cluster_id,
+            sender_id=node.id,
+            session=secrets.randbits(63) | 1,
+        )
+        self._outbox = Outbox(
+            sealer,
+            self._transport.multicast,
+            ring_datagrams=config.sync.ring_datagrams,
+            boot=boot,
+        )
+        self._inbox = Inbox(master, config.cluster_id, self._outbox, self._transport, boot=boot)
+        self._roles = Roles(node.id, numbers)
+        self._registry = Registry()
+        self._groups = {number: ReplicaGroup() for number in numbers}
+        self._publisher = Publisher(self._registry, SystemRandom())
+        self._timeouts_s: dict[str, int] = {}
+        self._holder = Holder(
+            config,
+            node.id,
+            registry=self._registry,
+            groups=self._groups,
+            publisher=self._publisher,
+            applier=self._applier,
+            outbox=self._outbox,
+            timeouts_s=self._timeouts_s,
+            ports=HolderPorts(self._start_dump, self._bus.to_leased),
+        )
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        peers = {
+            peer.id: [str(link.address.ip) for _, link in sorted(peer.links.items())]
+            for peer in config.nodes.values()
+            if peer.id != node.id and peer.role == "gateway"
+        }
+        port = config.sync.snapshot_port
+        self._client = SnapshotClient(
+            self._context, master, node_id=node.id, peers=peers, port=port
+        )
+        self._server = SnapshotServer(
+            self._context,
+            master,
+            node_id=node.id,
+            addresses=[str(link.address.ip) for _, link in sorted(node.links.items())],
+            port=port,
+            registry=self._registry,
+            serving=Serving(self._serve_from, self._start_dump),
+        )
+        self._follower = Follower(
+            registry=self._registry,
+            groups=self._groups,
+            roles=self._roles.states,
+            applier=self._applier,
+            stream=self._inbox.stream,
+            client=self._client,
+            ports=FollowerPorts(
+                self._on_superseded,
+                self._start_dump,
+                lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+            ),
+        )
+        self._counters: Counter[str] = Counter()
+        self._reporter = Reporter(
+            config,
+            node.id,
+            roles=self._roles.states,
+            groups=self._groups,
+            registry=self._registry,
+            holder=self._holder,
+            follower=self._follower,
+            inbox=self._inbox,
+        )
+        self._server_problems: list[str] = []
+        self._poller = zmq.Poller()
+        self._polled: tuple[object, ...] = ()
+        self._read_from = 0
+        self._beacon_s = config.sync.beacon_ms / 1e3
+        self._beacon_at = 0.0
+        self._told: SyncBeacon | None = None
+        self._told_at = 0.0
+        self._second_at = 0.0
+        self._reasons: dict[int, str] = {}
+
+    # -- life
+
+    def stop(self, *_: object) -> None:
+        """Signal handler: end after this turn."""
+        self._stopping = True
+
+    def run(self) -> None:
+        self._log.info("syncd_started", session=f"{self._outbox.session:016x}")
+        # Hundreds of thousands of records make a full collection take half a second, and the
+        # beacon must not wait for it. Nothing here makes cycles; references are counted.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        while not self._stopping:
+            self._turn()
+        self._log.info("syncd_stopped")
+
+    def close(self) -> None:
+        self._holder.close()
+        self._follower.close()
+        self._server.close()
+        self._context.destroy(linger=0)
+        self._transport.close()
+        self._events.close()
+        self._applier.close()
+        self._bus.close()
+        self._waker.close()
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        self._watch_sockets()
+        self._poller.poll(self._wait_ms(now))
+        self._waker.clear()
+        self._beacons()
+        for message, sender in self._bus.receive():
+            self._on_local(message, sender)
+        self._receive(time.monotonic() + RECEIVE_SLICE_S)
+        self._beacons()
+        self._read_events(EVENTS_PER_TURN)
+        self._outbox.flush()
+        self._beacons()
+        now = time.monotonic()
+        self._server.on_readable(now=now)
+        self._server.work(now=now)
+        self._follower.work(now=now)
+        self._beacons()
+        self._holder.work(now=time.monotonic())
+        self._outbox.flush()
+        self._every_second()
+
+    def _watch_sockets(self) -> None:
+        wanted: tuple[object, ...] = (
+            self._bus.socket,
+            self._events,
+            self._waker,
+            *self._transport.sockets(),
+            *self._server.sockets,
+            *((self._client.socket,) if self._client.socket is not None else ()),
+        )
+        if wanted == self._polled:
+            return
+        self._poller = zmq.Poller()
+        for sock in wanted:
+            # What is no ZeroMQ socket is polled by its descriptor.
+            self._poller.register(
+                sock if isinstance(sock, zmq.Socket) else sock.fileno(),  # type: ignore[attr-defined]
+                zmq.POLLIN,
+            )
+        self._polled = wanted
+
+    def _wait_ms(self, now: float) -> int:
+        if self._server.busy or self._follower.busy or self._holder.busy(now=now):
+            return 0
+        times = [now + IDLE_S_MAX, self._beacon_at]
+        times += [t for t in (self._inbox.deadline(), self._holder.next_at()) if t is not None]
+        # Rounded up: a millisecond late is harmless, a busy loop is not.
+        return max(0, math.ceil((min(times) - now) * 1e3))
+
+    # -- leased and hafwd
+
+    def _on_local(self, message: SyncdMessage, sender: str) -> None:
+        match message:
+            case RoleChange():
+                now = time.monotonic()
+                state = self._roles.states.get(message.group)
+                if message.active and state is not None and not state.active:
+                    self._drain_peers()
+                self._on_roles(self._roles.on_role_change(message, now=now))
+            case PositionRequest(group, epoch):
+                self._read_all_events(DRAIN_POSITION_S)
+                self._outbox.flush()
+                position = Position(self._node_id, self._outbox.session, self._outbox.position)
+                self._bus.answer(PositionReply(group, epoch, position), sender)
+            case StatusRequest():
+                self._bus.answer(self._status(), sender)
+            case SyncdStatus():
+                self._counters["local_unexpected"] += 1
+            case _:
+                assert_never(message)
+
+    def _on_superseded(self, effect: Superseded) -> None:
+        self._follower.flush(now=time.monotonic())
+        self._on_roles(self._roles.on_superseded(effect.group, effect.epoch, effect.holder_id))
+
+    def _on_roles(self, effects: list[RoleEffect]) -> None:
+        for number, state in self._roles.states.items():
+            group = self._groups[number]
+            group.epoch, group.active = state.epoch, state.active
+        now = time.monotonic()
+        for effect in effects:
+            name = self._names[effect.group]
+            match effect:
+                case StartHolding():
+                    self._log.info(
+                        "group_held",
+                        group=name,
+                        epoch=format_epoch(effect.epoch),
+                        contiguous=effect.contiguous,
+                        known_flows=self._registry.count(effect.group),
+                    )
+                    self._read_timeouts()
+                    self._follower.on_held(effect.group, now=now)
+                    self._holder.start(effect, now=now)
+                case StopHolding(group=number):
+                    self._log.info("group_released", group=name)
+                    # What was read while holding goes out; what waits in the socket does not.
+                    self._outbox.flush()
+                    self._holder.stop(number)
+                    self._server.cancel_group(number)
+                case BecomeStale(group=number):
+                    self._follower.on_stale(number, now=now)
+                    self._log.info(
+                        "group_stale", group=name, flows=len(self._groups[number].stale)
+                    )
+                case Follow(group=number, holder_id=holder_id, epoch=epoch):
+                    holder = self._config.node_name(holder_id)
+                    self._log.info(
+                        "group_followed", group=name, holder=holder, epoch=format_epoch(epoch)
+                    )
+                    self._follower.on_follow(number, holder_id, now=now)
+                case _:
+                    assert_never(effect)
+
+    def _serve_from(self, number: int) -> tuple[int, int, int] | str:
+        if number not in self._groups:
+            return f"no group has index {number}"
+        epoch = self._holder.ready_epoch(number)
+        if epoch is None:
+            held = self._groups[number].active
+            return "not all flows are published yet" if held else "the group is not held here"
+        self._outbox.flush()
+        return self._outbox.session, self._outbox.position, epoch
+
+    def _start_dump(self, number: int) -> Dumper:
+        return Dumper(number << GROUP_SHIFT, GROUP_MASK, self._waker, avoid_cpu=self._lease_cpu)
+
+    # -- peers
+
+    def _receive(self, until: float) -> bool:
+        """Datagrams, round robin over the sockets; True if some may be left at `until`."""
+        sockets = self._transport.sockets()
+        now = time.monotonic()
+        found = True
+        while found and sockets:
+            found = False
+            for _ in range(len(sockets)):
+                self._read_from = (self._read_from + 1) % len(sockets)
+                datagrams = self._transport.receive(sockets[self._read_from], DATAGRAMS_PER_READ)
+                found = found or bool(datagrams)
+                for datagram in datagrams:
+                    for item in self._inbox.on_datagram(datagram, now=now):
+                        self._follower.on_incoming(item, now=now)
+            now = time.monotonic()
+            if now >= until:
+                break
+        for item in self._inbox.tick(now=now):
+            self._follower.on_incoming(item, now=now)
+        self._follower.flush(now=now)
+        return found
+
+    def _drain_peers(self) -> None:
+        """Before this node speaks for a group: apply what its holder had sent."""
+        until = time.monotonic() + DRAIN_BEFORE_HOLDING_S
+        while self._receive(time.monotonic() + RECEIVE_SLICE_S):
+            self._beacons()
+            if time.monotonic() >= until:
+                self._counters["drain_before_holding_cut"] += 1
+                return
+
+    # -- the kernel
+
+    def _read_events(self, limit: int) -> bool:
+        """True if more may wait."""
+        try:
+            events = self._events.drain(limit)
+        except Overrun:
+            self._log.warning("event_overrun")
+            self._holder.on_overrun()
+            return True
+        if not events:
+            return False
+        others = self._holder.on_events(events)
+        if others:
+            self._follower.on_events(others)
+        return len(events) >= limit
+
+    def _read_all_events(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while self._read_events(EVENTS_PER_TURN):
+            if time.monotonic() >= until:
+                self._counters["position_drain_cut"] += 1
+                return
+
+    def _read_timeouts(self) -> None:
+        for kind, name in TIMEOUT_SYSCTLS.items():
+            with contextlib.suppress(OSError, ValueError):
+                text = Path("/proc/sys/net/netfilter", name).read_text(encoding="ascii")
+                self._timeouts_s[kind] = int(text)
+
+    # -- clocks
+
+    def _beacons(self) -> None:
+        """The peers' beacon and leased's, when due; leased's also when something changed."""
+        now = time.monotonic()
+        due = now >= self._beacon_at
+        if due:
+            self._beacon_at = max(self._beacon_at + self._beacon_s, now + self._beacon_s / 2)
+            self._outbox.flush()
+            self._outbox.beacon({n: s.epoch for n, s in self._roles.states.items() if s.epoch})
+            self._on_roles(self._roles.tick(now=now))
+        news = self._reporter.beacon(now=now)
+        told = self._told
+        changed = told is None or (news.synced, news.reasons) != (told.synced, told.reasons)
+        moved = told is not None and news.applied != told.applied
+        if due or changed or (moved and now - self._told_at >= APPLIED_NEWS_S):
+            self._told, self._told_at = news, now
+            self._bus.to_leased(news)
+        if changed:
+            self._log_standing(news)
+
+    def _log_standing(self, news: SyncBeacon) -> None:
+        for number, synced in news.synced.items():
+            reason = news.reasons.get(number, "")
+            if self._reasons.get(number) == reason:
+                continue
+            before = self._reasons.get(number)
+            self._reasons[number] = reason
+            if synced:
+                self._log.info("synced", group=self._names[number])
+            elif before in (None, ""):
+                self._log.info("unsynced", group=self._names[number], reason=reason)
+
+    def _every_second(self) -> None:
+        now = time.monotonic()
+        if now < self._second_at:
+            return
+        self._second_at = now + 1.0
+        self._transport.refresh(now=now)
+        self._server_problems = self._server.bind()
+
+    # -- status
+
+    def _status(self) -> SyncdStatus:
+        counters: Counter[str] = Counter()
+        for part in (
+            self._counters, self._bus.counters, self._transport.counters, self._outbox.counters,
+            self._inbox.counters, self._inbox.stream.counters, self._publisher.counters,
+            self._holder.counters, self._follower.counters, self._follower.table.counters,
+            self._applier.counters, self._roles.counters, self._server.counters,
+            self._client.counters,
+        ):  # fmt: skip
+            counters.update(part)
+        alarms = [*self._transport.problems(), *self._server_problems]
+        return self._reporter.status(
+            session=self._outbox.session,
+            seq=self._outbox.position,
+            counters=dict(sorted(counters.items())),
+            alarms=alarms,
+            now=time.monotonic(),
+        )
+
+
+def _boot_id() -> int:
+    """64 bits of this kernel's boot id: equal for all nodes of a lab."""
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return int(text.replace("-", "")[:16], 16)
+
+
+def _load(config_file: Path, node_name: str) -> ClusterConfig:
+    config = load_cluster(config_file)
+    node = config.nodes.get(node_name)
+    if node is None:
+        names = ", ".join(sorted(config.nodes))
+        problem = ConfigProblem("nodes", f"no node is named {node_name}", hint=f"one of {names}")
+        raise ConfigError(str(config_file), [problem])
+    if node.role != "gateway":
+        raise StateError(f"{node_name} is a {node.role}: only gateways replicate flows")
+    if not config.sync.enabled:
+        raise StateError(f"{config_file}: sync.enabled is false")
+    return config
+
+
+def main() -> None:
+    """``hafw-syncd --node NAME --config FILE``: in the node's network namespace, as root."""
+    parser = argparse.ArgumentParser(
+        prog="hafw-syncd", description="Replicates conntrack entries. Started by hafwd."
+    )
+    parser.add_argument("--node", required=True, help="name of this node in the cluster file")
+    parser.add_argument("--config", required=True, type=Path, help="cluster.yaml")
+    arguments = parser.parse_args()
+    try:
+        config = _load(arguments.config, arguments.node)
+        paths = NodePaths(arguments.node)
+        master = read_key(paths.sync_key)
+        log = configure_logs("syncd", arguments.node)
+        with claim_instance(paths, "syncd"):
+            syncd = Syncd(config, arguments.node, master, paths, log)
+            signal.signal(signal.SIGTERM, syncd.stop)
+            signal.signal(signal.SIGINT, syncd.stop)
+            try:
+                syncd.run()
+            finally:
+                syncd.close()
+    except HafwError as error:
+        print(f"hafw-syncd: error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

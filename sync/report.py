@@ -1,0 +1,168 @@
+"""What syncd says of itself: the beacon to leased, and the status. Reads everything, changes
+nothing."""
+
+from __future__ import annotations
+
+import os
+
+from hafw.config.model import ClusterConfig
+from hafw.messages import (
+    Position,
+    SyncBeacon,
+    SyncdStatus,
+    SyncGroupStatus,
+    SyncPeerStatus,
+)
+from sync.follower import Follower
+from sync.holder import Holder
+from sync.inbox import Inbox
+from sync.registry import Registry
+from sync.replica import ReplicaGroup
+from sync.roles import RoleState
+from sync.standing import FollowFacts, HoldFacts, judge_follower, judge_holder
+
+__all__ = ["Reporter"]
+
+
+class Reporter:
+    """Gathers facts for `sync.standing` and for people."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        node_id: int,
+        *,
+        roles: dict[int, RoleState],
+        groups: dict[int, ReplicaGroup],
+        registry: Registry,
+        holder: Holder,
+        follower: Follower,
+        inbox: Inbox,
+    ) -> None:
+        self._config = config
+        self._node_id = node_id
+        self._roles = roles
+        self._groups = groups
+        self._registry = registry
+        self._holder = holder
+        self._follower = follower
+        self._inbox = inbox
+        self._peer_ids = sorted(
+            node.id
+            for node in config.nodes.values()
+            if node.id != node_id and node.role == "gateway"
+        )
+
+    def beacon(self, *, now: float) -> SyncBeacon:
+        reasons = {number: self._reason(number, now) for number in self._roles}
+        applied = [
+            Position(sender_id, view.session, view.applied_seq)
+            for sender_id in self._peer_ids
+            if (view := self._inbox.stream.view(sender_id)) is not None
+        ]
+        return SyncBeacon(
+            synced={number: not reason for number, reason in reasons.items()},
+            reasons={number: reason for number, reason in reasons.items() if reason},
+            applied=applied,
+            stale_entries=sum(len(group.stale) for group in self._groups.values()),
+        )
+
+    def status(
+        self,
+        *,
+        session: int,
+        seq: int,
+        counters: dict[str, int],
+        alarms: list[str],
+        now: float,
+    ) -> SyncdStatus:
+        groups = [self._group(number, now) for number in sorted(self._roles)]
+        peers = [self._peer(sender_id, now) for sender_id in self._peer_ids]
+        names = {group.index: name for name, group in self._config.groups.items()}
+        alarms = alarms + [
+            f"group {names[group.group]}: held, but {group.reason}"
+            for group in groups
+            if group.active and not group.synced
+        ]
+        return SyncdStatus(
+            node_id=self._node_id,
+            pid=os.getpid(),
+            session=session,
+            seq=seq,
+            codec="python",
+            groups=groups,
+            peers=peers,
+            counters=counters,
+            alarms=alarms,
+        )
+
+    def _group(self, number: int, now: float) -> SyncGroupStatus:
+        state, replica = self._roles[number], self._groups[number]
+        reason = self._reason(number, now)
+        count = self._registry.count(number)
+        return SyncGroupStatus(
+            group=number,
+            active=state.active,
+            epoch=state.epoch,
+            holder_id=state.holder_id,
+            synced=not reason,
+            reason=reason,
+            owned=count if state.active else 0,
+            replicas=0 if state.active else count,
+            liberal=self._holder.liberal_count(number),
+            stale=len(replica.stale),
+        )
+
+    def _peer(self, sender_id: int, now: float) -> SyncPeerStatus:
+        view = self._inbox.stream.view(sender_id)
+        heard_at = self._inbox.beacon_at.get(sender_id)
+        delays = self._follower.delays.get(sender_id)
+        p50, p99 = (None, None) if delays is None else delays.percentiles(now)
+        return SyncPeerStatus(
+            node_id=sender_id,
+            session=0 if view is None else view.session,
+            accepted=view is not None,
+            applied_seq=0 if view is None else view.applied_seq,
+            high_water_seq=0 if view is None else view.high_water,
+            lag_deltas=0 if view is None else view.high_water - view.applied_seq,
+            beacon_age_ms=None if heard_at is None else (now - heard_at) * 1e3,
+            delay_p50_ms=p50,
+            delay_p99_ms=p99,
+        )
+
+    def _reason(self, number: int, now: float) -> str:
+        state, replica = self._roles[number], self._groups[number]
+        if state.active:
+            overrun, replacing, recovering = self._holder.trouble(number)
+            return judge_holder(HoldFacts(overrun, len(replica.stale), replacing, recovering))
+        holder_id = state.last_holder_id
+        view = self._inbox.stream.view(holder_id)
+        source = self._follower.sources.get(number)
+        done = (
+            source is not None
+            and view is not None
+            and (source.holder_id, source.session) == (holder_id, view.session)
+            and not replica.suspect
+        )
+        gap_age_s = 0.0
+        if view is not None and view.gap_since is not None:
+            gap_age_s = view.heard_at - view.gap_since
+        return judge_follower(
+            FollowFacts(
+                holder=self._config.node_name(holder_id) if holder_id else "",
+                holder_is_self=holder_id == self._node_id,
+                holder_lives=state.holder_id == holder_id,
+                session_accepted=view is not None,
+                snapshot_done=done,
+                caught_up=done
+                and view is not None
+                and source is not None
+                and view.applied_seq >= source.seq,
+                stale=len(replica.stale),
+                heard_age_s=0.0 if view is None else now - view.heard_at,
+                gap_age_at_contact_s=gap_age_s,
+                lag=0 if view is None else view.high_water - view.applied_seq,
+                beacon_s=self._config.sync.beacon_ms / 1e3,
+                table_full=number in self._follower.table_full_until,
+            )
+        )
