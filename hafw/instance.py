@@ -1,8 +1,8 @@
 """One instance of a daemon per node, by an exclusive flock; and the keys a daemon reads.
 
 The lock is the truth: the kernel drops it when the process dies, however it dies. The pid file
-beside it only names the holder, and is believed only if that process has the lock file open. So a
-stale pid file, a recycled pid or a half-written file never passes for a running daemon.
+beside it only names the holder, and is believed only if the kernel says that this process holds
+the lock. So a stale pid file, a recycled pid or a half-written file never passes for a daemon.
 
 A foundation: `cluster` and `sync` use it too. Shell: touches files, /proc and locks.
 """
@@ -102,14 +102,12 @@ def running_pid(paths: NodePaths, daemon: str) -> int | None:
         lock_stat = os.fstat(fd)
         for _ in range(3):
             pid = _read_pid(paths.pid(daemon))
-            if pid is not None and _has_open(pid, lock_stat):
+            if pid is not None and _holds(pid, lock_stat):
                 return pid
             if _try_lock(fd):
                 return None  # Nobody held it; closing the descriptor gives it back.
             time.sleep(0.005)  # Held, but the pid file is not there yet: it is starting.
-        return next(
-            (pid for pid in _all_pids() if pid != os.getpid() and _has_open(pid, lock_stat)), None
-        )
+        return next((pid for pid in _all_pids() if _holds(pid, lock_stat)), None)
     finally:
         os.close(fd)
 
@@ -136,10 +134,11 @@ def read_key(path: Path) -> bytes:
         raise StateError(f"key {path} does not exist; {make}") from None
     except OSError as error:
         raise StateError(f"cannot read key {path}: {error.strerror}") from None
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(fd)
+        raise StateError(f"key {path} is not a regular file; {make}")
     with os.fdopen(fd, "rb") as file:
-        info = os.fstat(file.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            raise StateError(f"key {path} is not a regular file; {make}")
         if info.st_uid != os.geteuid():
             raise StateError(
                 f"key {path} belongs to uid {info.st_uid}, not to uid {os.geteuid()}; "
@@ -197,17 +196,21 @@ def _read_pid(path: Path) -> int | None:
     return pid if pid > 0 else None
 
 
-def _has_open(pid: int, target: os.stat_result) -> bool:
-    folder = f"/proc/{pid}/fd"
+def _holds(pid: int, target: os.stat_result) -> bool:
+    """The process has the lock file open by a descriptor that holds a flock: proc_pid_fdinfo(5),
+    a line ``lock: 1: FLOCK ...``. Having it open is not enough: a probe has it open too."""
+    folder = f"/proc/{pid}"
     try:
-        names = os.listdir(folder)
+        names = os.listdir(f"{folder}/fd")
     except OSError:
         return False
     for name in names:
         # A descriptor may be closed between the listing and the look.
         with suppress(OSError):
-            if os.path.samestat(os.stat(f"{folder}/{name}"), target):
-                return True
+            if os.path.samestat(os.stat(f"{folder}/fd/{name}"), target):
+                text = Path(f"{folder}/fdinfo/{name}").read_text()
+                if any(line.startswith("lock:") and "FLOCK" in line for line in text.splitlines()):
+                    return True
     return False
 
 

@@ -57,6 +57,8 @@ SETUP_RETRY_S = 2.0
 POLICY_RETRY_S = 10.0
 """Without a policy in force, loading is tried again after this long, and in any case as soon as
 the file that failed has changed."""
+POLICY_VERIFY_S = 60.0
+"""Between two comparisons of what the kernel has with what was loaded."""
 EVENT_ALARM_S = 60.0
 """How long something that hafwd has mended by itself stays an alarm; its counter stays."""
 
@@ -272,7 +274,7 @@ class Node:
             await self._load(self.policy.wanted_file)
         self.policy_decided = True
         self.decide()
-        tried = time.monotonic()
+        tried = verified = time.monotonic()
         while True:
             try:
                 async with asyncio.timeout(LOOK_S):
@@ -295,6 +297,9 @@ class Node:
             elif failed is not None and self.policy.failed_file_changed():
                 await self._load(failed)
             else:
+                if time.monotonic() - verified >= POLICY_VERIFY_S:
+                    await self.policy.verify()
+                    verified = time.monotonic()
                 self.decide()
                 continue
             tried = time.monotonic()
@@ -327,6 +332,8 @@ class Node:
             alarms.append("UNSAFE: started with HAFW_UNSAFE_GATE_ALWAYS_PASS: no exclusivity")
         if self.devices.error:
             alarms.append(f"the node's devices cannot be set up: {self.devices.error}")
+        if self.policy.drift:
+            alarms.append(f"policy: {self.policy.drift}")
         if self._forwarding_error:
             alarms.append(f"forwarding cannot be set: {self._forwarding_error}")
         alarms += [

@@ -24,10 +24,11 @@ from hafw.instance import write_atomically
 from hafw.node.status_rows import PolicyFacts
 from hafw.node.worker import run_worker
 from hafw.paths import NodePaths
+from hafw.policy.apply import LOAD_S_MAX, parse_result
 
 __all__ = ["PolicyKeeper", "PolicyRecord", "read_policy_record"]
 
-LOAD_S_MAX = 120.0
+VERIFY_S_MAX = 60.0
 
 
 class PolicyRecord(msgspec.Struct, frozen=True):
@@ -40,16 +41,6 @@ class PolicyRecord(msgspec.Struct, frozen=True):
     seconds: float
     generation: int
     loaded_at: str
-
-
-class WorkerReport(msgspec.Struct, frozen=True):
-    """The policy worker's result on stdout."""
-
-    ok: bool
-    error: str = ""
-    hash: str = ""
-    rules: int = 0
-    seconds: float = 0.0
 
 
 def _record_file(paths: NodePaths) -> Path:
@@ -99,6 +90,8 @@ class PolicyKeeper:
         self.loads = 0
         self.failures = 0
         self.vanished = 0
+        self.drift = ""
+        """What the last `verify` found changed by somebody else."""
 
     @property
     def in_force(self) -> bool:
@@ -109,8 +102,10 @@ class PolicyKeeper:
     def wanted_file(self) -> Path:
         """What to load at start, or after somebody removed the tables: what was in force last,
         else the configured file. A hafwd that is restarted does not go back to another policy by
-        itself."""
-        return self._current if self._current.exists() else self._configured
+        itself, not even if the file was removed meanwhile and the kernel still has it."""
+        if self._present or self._current.exists():
+            return self._current
+        return self._configured
 
     def up_to_date(self) -> bool:
         """The loaded policy is what the files say now."""
@@ -123,15 +118,22 @@ class PolicyKeeper:
 
     def look(self) -> bool:
         """See whether the tables are still there; False if they vanished since the last look."""
-        try:
-            present = self._in_kernel()
-        except KernelError:
-            return True  # Not an answer; the next look is soon.
-        was, self._present = self._present, present
+        was = self._present
+        self._look()
         if was and not self._present:
             self.vanished += 1
             return False
         return True
+
+    async def verify(self) -> None:
+        """Compare what the kernel has with what was loaded; `drift` says what it found. Only a
+        comparison that was made counts: a worker that could not run says nothing."""
+        if self._loading or not self._present:
+            return
+        result = await run_worker([*self._command, "--verify"], timeout_s=VERIFY_S_MAX)
+        report = parse_result(result.stdout)
+        if report is not None and not self._loading:
+            self.drift = "" if report.ok else report.error
 
     def failed_file_changed(self) -> bool:
         """The file that failed to load is another one by now: worth another try."""
@@ -176,17 +178,17 @@ class PolicyKeeper:
             rules=loaded.rules if loaded else None,
             file=loaded.file if loaded else (failure.file if failure else None),
             loaded_at=loaded.loaded_at if loaded else None,
-            error=f"{failure.file}: {failure.error}" if failure else "",
+            error=failure.error if failure else self.drift,
         )
 
     async def _load(self, file: Path, *, by_hand: bool) -> PolicyRecord:
         source = self._source(file)
         result = await run_worker([*self._command, "--policy", str(file)], timeout_s=LOAD_S_MAX)
-        report = _parse_report(result.stdout)
+        report = parse_result(result.stdout)
         error = (report.error if report is not None else "") or result.error
         if not error and (report is None or not report.ok):
             error = "the policy worker gave no result"
-        self._present = self._in_kernel()
+        self._look()
         if not error and not self._present:
             error = "it was loaded, but its tables are not in the kernel now"
         if error or report is None:
@@ -196,6 +198,7 @@ class PolicyKeeper:
             raise RefusedError(f"policy not loaded: {error}")
         self.loads += 1
         self._failure = None
+        self.drift = ""
         self._current = file
         self._record = PolicyRecord(
             file=str(file),
@@ -212,6 +215,10 @@ class PolicyKeeper:
             )
         return self._record
 
+    def _look(self) -> None:
+        with suppress(KernelError):  # Not an answer: what was seen last stands, the next is soon.
+            self._present = self._in_kernel()
+
     def _source(self, file: Path) -> str:
         digest = hashlib.sha256()
         for part in (file, self._config_file):
@@ -221,11 +228,3 @@ class PolicyKeeper:
                 content = f"unreadable: {error.errno}".encode()
             digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()
-
-
-def _parse_report(stdout: bytes) -> WorkerReport | None:
-    """The last line of stdout that is a report."""
-    for line in reversed(stdout.splitlines()):
-        with suppress(msgspec.MsgspecError):
-            return msgspec.json.decode(line, type=WorkerReport)
-    return None

@@ -218,7 +218,8 @@ class Supervisor:
             if child.state is ChildState.UP and self._should_stop(child, now):
                 assert child.pid is not None
                 child.state = ChildState.STOPPING
-                child.kill_at = (self._stopping_since or now) + STOP_S
+                since = now if self._stopping_since is None else self._stopping_since
+                child.kill_at = since + STOP_S
                 effects.append(SignalChild(child.name, child.pid, kill=False))
             elif (
                 child.state is ChildState.STOPPING

@@ -1,0 +1,301 @@
+"""Status: rows from facts, and the verdict over rows. The keys are a contract."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hafw.config.load import load_cluster
+from hafw.human import make_epoch
+from hafw.messages import (
+    GroupLeaseStatus,
+    LeasedStatus,
+    LinkStatus,
+    LoopDelay,
+    PeerStatus,
+    SyncdStatus,
+    SyncGroupStatus,
+    SyncPeerStatus,
+)
+from hafw.node.status_rows import (
+    COLUMNS,
+    DaemonFacts,
+    DeviceFacts,
+    GateFacts,
+    NodeFacts,
+    PolicyFacts,
+    build_tables,
+    merge,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = load_cluster(ROOT / "hafw/lab/cluster.yaml")
+NOW_NS = 1_000_000_000_000
+EPOCH = make_epoch(3, 17, 1)
+IDS = {"gw1": 1, "gw2": 2, "wit": 9}
+OPEN = GateFacts(NOW_NS + 80_000_000, NOW_NS + 80_000_000, 4, 5)
+SHUT = GateFacts(NOW_NS - 1, NOW_NS - 1, 40, 50)
+
+
+def leased(node: str, *, active: bool = False, holder: str = "gw1") -> LeasedStatus:
+    peers = [
+        PeerStatus(
+            node_id=IDS[peer], alive=True, proven=True, age_ms=3.25, era=2, synced={1: True},
+            reasons={}, rtt_ms=0.4,
+            links=[LinkStatus("sync0", True, 3.0, 7), LinkStatus("lan", True, 3.0, 7)],
+        )
+        for peer in IDS if peer != node
+    ]  # fmt: skip
+    group = GroupLeaseStatus(
+        group=1, active=active, epoch=EPOCH, holder_id=IDS.get(holder, 0), lease_left_ms=80.0,
+        announce_deadline_ns=0, accept_deadline_ns=0, dropped_in=0, dropped_out=0, moves=2,
+        renewals=99,
+    )  # fmt: skip
+    return LeasedStatus(
+        node_id=IDS[node], pid=5, session=1, era=3, now_ns=NOW_NS, may_vote=True,
+        votes_from_ns=0, voters_id=1, voters_hash="ab" * 8, realtime=True, groups=[group],
+        peers=peers, loop_delay=LoopDelay(0.01, 0.2, 1.5), counters={"refused": 3}, alarms=[],
+    )  # fmt: skip
+
+
+def syncd(node: str, *, active: bool = False, synced: bool = True) -> SyncdStatus:
+    peer = "gw2" if node == "gw1" else "gw1"
+    return SyncdStatus(
+        node_id=IDS[node], pid=6, session=2, seq=8, codec="python",
+        groups=[SyncGroupStatus(1, active, EPOCH, 1, synced, "" if synced else "snapshot", 7, 8,
+                                1, 0)],
+        peers=[SyncPeerStatus(IDS[peer], 4, True, 10, 12, 2, 5.0, 0.5, 1.5)],
+        counters={"deltas_sent": 12}, alarms=[],
+    )  # fmt: skip
+
+
+def facts(node: str, *, active: bool = False) -> NodeFacts:
+    gateway = node != "wit"
+    daemons = [DaemonFacts("hafwd", "up", 1, 100.0), DaemonFacts("leased", "up", 2, 99.0, 0)]
+    if gateway:
+        daemons.append(DaemonFacts("syncd", "up", 3, 98.0, 1))
+    return NodeFacts(
+        node=node,
+        now_ns=NOW_NS,
+        assembled_by="hafwd",
+        daemons=daemons,
+        leased=leased(node, active=active),
+        syncd=syncd(node, active=active) if gateway else None,
+        gates={1: OPEN if active else SHUT} if gateway else None,
+        devices=[DeviceFacts("main", "lan", "hv1-lan", True, True, True)] if gateway else [],
+        policy=PolicyFacts("in force", "c0ffee" * 8, 2, 31, "p.yaml", "now") if gateway else None,
+        counters={"api_answered": 1} if gateway else {},
+    )
+
+
+def healthy() -> dict[str, NodeFacts]:
+    return {"gw1": facts("gw1", active=True), "gw2": facts("gw2"), "wit": facts("wit")}
+
+
+def document(nodes: dict[str, NodeFacts]) -> dict[str, Any]:
+    return merge("lab", [build_tables(CONFIG, node) for node in nodes.values()])
+
+
+def problems(nodes: dict[str, NodeFacts]) -> list[str]:
+    return [f"{p['scope']}: {p['problem']}" for p in document(nodes)["problems"]]
+
+
+def test_a_healthy_cluster_has_no_problem() -> None:
+    result = document(healthy())
+    assert result["problems"] == []
+    assert result["healthy"] is True
+    assert result["cluster"] == "lab"
+
+
+def test_every_row_has_exactly_the_declared_keys() -> None:
+    result = document(healthy())
+    assert set(result) == {"cluster", "healthy", "problems", *COLUMNS}
+    for table, columns in COLUMNS.items():
+        if table == "alarms":
+            continue
+        assert result[table], table
+        for row in result[table]:
+            assert tuple(row) == columns, table
+    json.dumps(result)
+
+
+def test_alarm_rows_have_the_declared_keys() -> None:
+    nodes = healthy()
+    nodes["gw1"] = replace(nodes["gw1"], alarms=["the disk is full"])
+    assert [tuple(row) for row in document(nodes)["alarms"]] == [COLUMNS["alarms"]]
+    assert problems(nodes) == ["gw1: alarm of hafwd: the disk is full"]
+
+
+def test_every_key_is_documented() -> None:
+    page = (ROOT / "docs/reference/status.md").read_text()
+    sections = {
+        part.split("`", 2)[1]: part for part in page.split("\n## Table ")[1:] if "`" in part
+    }
+    assert set(sections) == set(COLUMNS)
+    for table, columns in COLUMNS.items():
+        for column in columns:
+            assert f"| `{column}` |" in sections[table], f"{table}.{column}"
+
+
+def test_group_rows_show_both_words_kernel_and_leased() -> None:
+    row = document(healthy())["groups"][0]
+    assert row["node"] == "gw1"
+    assert (row["role"], row["holder"], row["epoch"]) == ("ACTIVE", "gw1", "3.17.1")
+    assert (row["gate"], row["announce_left_ms"], row["accept_left_ms"]) == ("open", 80.0, 80.0)
+    assert (row["dropped_in"], row["dropped_out"]) == (4, 5)
+    assert row["epoch_number"] == EPOCH
+    backup, witness = document(healthy())["groups"][1:]
+    assert (backup["role"], backup["gate"], backup["announce_left_ms"]) == ("BACKUP", "shut", 0.0)
+    assert (witness["role"], witness["gate"]) == ("-", None)
+
+
+def test_nothing_of_a_silent_leased_is_shown_but_the_gate_is() -> None:
+    nodes = healthy()
+    nodes["gw1"] = replace(
+        nodes["gw1"],
+        leased=None,
+        daemons=[
+            DaemonFacts("hafwd", "up", 1, 100.0),
+            DaemonFacts("leased", "silent", 2, 99.0, 0, "the process is stopped"),
+            DaemonFacts("syncd", "up", 3, 98.0, 1),
+        ],
+    )
+    row = document(nodes)["groups"][0]
+    assert [row[key] for key in ("role", "holder", "epoch", "lease_left_ms")] == [None] * 4
+    assert row["gate"] == "open"
+    assert problems(nodes) == [
+        "gw1: hafw-leased is silent: the process is stopped",
+        "main: gate of gw1 is open, but its leased cannot be asked",
+    ]
+
+
+def test_accept_alone_is_not_active() -> None:
+    nodes = healthy()
+    gate = GateFacts(0, NOW_NS + 50_000_000, 0, 0)
+    nodes["gw1"] = replace(nodes["gw1"], gates={1: gate}, leased=leased("gw1", holder="-"))
+    nodes["gw2"] = replace(nodes["gw2"], leased=leased("gw2", holder="-"))
+    nodes["wit"] = replace(nodes["wit"], leased=leased("wit", holder="-"))
+    assert document(nodes)["groups"][0]["gate"] == "accept only"
+    assert problems(nodes) == ["main: no node is ACTIVE: nobody's gate is open"]
+
+
+def test_two_open_gates_are_the_first_thing_to_say() -> None:
+    nodes = healthy()
+    nodes["gw2"] = replace(
+        nodes["gw2"], gates={1: OPEN}, leased=leased("gw2", active=True, holder="gw2")
+    )
+    found = problems(nodes)
+    assert found[0] == "main: TWO ACTIVE NODES: gw1 and gw2 have their gates open"
+    assert "main: nodes disagree about the holder: gw1 says gw1, gw2 says gw2, wit says gw1" in (
+        found
+    )
+
+
+def test_a_belief_that_the_kernel_does_not_share_is_a_problem() -> None:
+    nodes = healthy()
+    nodes["gw1"] = replace(nodes["gw1"], gates={1: SHUT})
+    assert problems(nodes) == [
+        "main: no node is ACTIVE: nobody's gate is open",
+        "main: leased of gw1 believes it is ACTIVE, but its gate is shut",
+    ]
+
+
+def test_one_node_alone_may_name_a_holder_elsewhere() -> None:
+    assert problems({"gw2": facts("gw2")}) == []
+
+
+def test_one_node_alone_that_knows_no_holder_is_not_healthy() -> None:
+    nodes = {"gw2": replace(facts("gw2"), leased=leased("gw2", holder="-"))}
+    assert problems(nodes) == ["main: no node is ACTIVE: nobody's gate is open"]
+
+
+def test_an_unreadable_gate_is_not_taken_for_a_shut_one() -> None:
+    nodes = {"gw1": replace(facts("gw1"), gates=None, leased=None)}
+    assert document(nodes)["groups"][0]["gate"] is None
+    assert problems(nodes) == [
+        "main: not known who is ACTIVE: neither gates nor leased can be read"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("device", "text"),
+    [
+        ((False, False, False), "virtual MAC device hv1-lan is missing"),
+        ((True, True, False), "virtual MAC device hv1-lan is up WITHOUT the gate: it counts as"),
+        ((True, False, False), "virtual MAC device hv1-lan has no gate"),
+        ((True, False, True), "virtual MAC device hv1-lan is down"),
+    ],
+)
+def test_devices(device: tuple[bool, bool, bool], text: str) -> None:
+    nodes = healthy()
+    row = DeviceFacts("main", "lan", "hv1-lan", *device)
+    nodes["gw2"] = replace(nodes["gw2"], devices=[row])
+    assert len(problems(nodes)) == 1
+    assert problems(nodes)[0].startswith(f"gw2: {text}")
+
+
+def test_devices_that_cannot_be_seen_are_no_problem_by_themselves() -> None:
+    nodes = healthy()
+    row = DeviceFacts("main", "lan", "hv1-lan", None, None, None)
+    nodes["gw2"] = replace(nodes["gw2"], devices=[row])
+    assert problems(nodes) == []
+
+
+def test_a_dead_peer_is_said_once_and_a_dead_link_by_name() -> None:
+    nodes = healthy()
+    status = leased("gw1", active=True)
+    gw2, wit = status.peers
+    dead = [LinkStatus(link.name, False, 900.0, link.received) for link in gw2.links]
+    changed = [
+        PeerStatus(2, False, True, 900.0, 2, {}, {}, None, dead),
+        PeerStatus(9, True, True, 3.0, 2, {}, {}, 0.4, [dead[0], wit.links[1]]),
+    ]
+    fields = {name: getattr(status, name) for name in status.__struct_fields__}
+    nodes["gw1"] = replace(nodes["gw1"], leased=LeasedStatus(**{**fields, "peers": changed}))
+    assert problems(nodes) == [
+        "gw1: no heartbeat from gw2 on any link",
+        "gw1: no heartbeat from wit on link sync0",
+    ]
+
+
+def test_unsynced_says_why() -> None:
+    nodes = healthy()
+    nodes["gw2"] = replace(nodes["gw2"], syncd=syncd("gw2", synced=False))
+    assert problems(nodes) == ["gw2: not synced for group main: snapshot"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "text"),
+    [
+        (PolicyFacts("failed", error="line 3"), "no policy is in force: line 3"),
+        (
+            PolicyFacts("kept", "c0ffee" * 8, 2, error="line 3"),
+            "the new policy failed, generation 2 is kept: line 3",
+        ),
+        (PolicyFacts("gone"), "the policy's tables are gone from the kernel"),
+    ],
+)
+def test_policy_states(policy: PolicyFacts, text: str) -> None:
+    nodes = healthy()
+    nodes["gw2"] = replace(nodes["gw2"], policy=policy)
+    assert problems(nodes) == [f"gw2: {text}"]
+
+
+def test_different_policies_are_a_problem() -> None:
+    nodes = healthy()
+    nodes["gw2"] = replace(nodes["gw2"], policy=PolicyFacts("in force", "bad" * 16, 3))
+    assert problems(nodes) == [
+        "policy: the nodes have different policies loaded: gw1 c0ffeec0ffee, gw2 badbadbadbad"
+    ]
+
+
+def test_replication_switched_off_is_a_problem() -> None:
+    nodes = healthy()
+    off = DaemonFacts("syncd", "off", reason="sync.enabled is false")
+    nodes["gw2"] = replace(nodes["gw2"], daemons=[*nodes["gw2"].daemons[:2], off], syncd=None)
+    assert problems(nodes) == ["gw2: hafw-syncd is off: sync.enabled is false"]
+    assert document(nodes)["nodes"][1]["up"] is True
