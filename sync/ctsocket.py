@@ -1,16 +1,20 @@
 """The shell around ctnetlink: one socket to hear events, one to make requests.
 
-Both live in the network namespace of the process that opens them. The kernel works through a
+Both live in the network namespace in which they were opened. The kernel works through a
 request inside the sending system call, so all errors of a batch are in the receive queue when the
 call returns: no acknowledgements are asked for, and silence is success.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
+import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -46,6 +50,8 @@ EXPECTATION_GROUPS = (4, 5, 6)
 
 _NETLINK_NETFILTER = 12
 _SO_RCVBUFFORCE = 33
+_SIOCGSKNS = 0x894C
+_CLONE_NEWNET = 0x40000000
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
 _MESSAGE_BYTES_MAX = 16 << 10  # No event is nearly as long; recv() would cut a longer one.
@@ -53,6 +59,7 @@ _EVENT_BUFFER_BYTES = 256 << 10
 _DUMP_BUFFER_BYTES = 64 << 10  # The kernel fills at most 32 kB a receive.
 _DUMP_TIMEOUT_S = 5.0
 _CT_DELETE = 0x0102
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Overrun(KernelError):  # noqa: N818 - the kernel's word for it, and not a failure
@@ -84,6 +91,32 @@ def _open(groups: Sequence[int], rcvbuf_bytes: int) -> socket.socket:
             error.errno or 0, "a conntrack socket", "NETLINK_NETFILTER", "it needs CAP_NET_ADMIN"
         ) from error
     return sock
+
+
+@contextmanager
+def _namespace_of(sock: socket.socket) -> Iterator[None]:
+    """Be in the network namespace of `sock`. In a daemon one is always there; a program that
+    entered it only to open `sock` must not dump another table without a word."""
+    theirs = fcntl.ioctl(sock.fileno(), _SIOCGSKNS)
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        elsewhere = os.fstat(theirs).st_ino != os.fstat(home).st_ino
+        if elsewhere:
+            _setns(theirs)
+        try:
+            yield
+        finally:
+            if elsewhere:
+                _setns(home)
+    finally:
+        os.close(theirs)
+        os.close(home)
+
+
+def _setns(fd: int) -> None:
+    if _libc.setns(fd, _CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        raise KernelError(code, "setns", "the network namespace of a conntrack socket")
 
 
 class _Socket:
@@ -196,7 +229,8 @@ class RequestSocket(_Socket):
         change during the dump may be seen before or after; one that lives throughout is not
         missed, and may come twice. Raises KernelError if the dump breaks off.
         """
-        sock = _open((), RCVBUF_BYTES)
+        with _namespace_of(self._sock):
+            sock = _open((), RCVBUF_BYTES)
         try:
             sock.settimeout(_DUMP_TIMEOUT_S)
             buffer = bytearray(_DUMP_BUFFER_BYTES)
