@@ -146,7 +146,7 @@ class _Composer:
             raise self._error(f"is not valid YAML: {words}", line) from None
         except ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
-            message = f"has a character that YAML does not allow (U+{ord(error.character):04X})"
+            message = f"has a character that YAML does not allow (U+{_code(error.character):04X})"
             raise self._error(message, line) from None
         except (YAMLError, ValueError) as error:
             raise self._error(f"is not valid YAML: {error}") from None
@@ -212,6 +212,10 @@ class _Composer:
     def _problem(self, path: Path_, message: str, line: int) -> None:
         dotted = ".".join(str(part) for part in path)
         self._problems.append(ConfigProblem(dotted, message, line))
+
+
+def _code(character: str | int) -> int:
+    return character if isinstance(character, int) else ord(character)
 
 
 def validate(document: Document, model: type[M]) -> M:

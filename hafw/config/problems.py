@@ -44,6 +44,7 @@ _TYPES = {
     "list_type": "must be a list",
     "dict_type": "must be a mapping",
     "model_type": "must be a mapping",
+    "json_invalid": "has an escape that is no character",
 }
 _RANGES = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 

@@ -1,0 +1,89 @@
+"""check_file: what kind a file is, what is wrong with it, what is worth a look."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hafw.config.check import check_file
+
+LAB = Path(__file__).resolve().parents[3] / "hafw/lab"
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Path:
+    for name in ("cluster.yaml", "policy.yaml"):
+        shutil.copy(LAB / name, tmp_path)
+    return tmp_path
+
+
+def test_the_lab_cluster_and_its_policy_are_right(lab: Path) -> None:
+    report = check_file(lab / "cluster.yaml")
+    assert (report.ok, report.kind, report.lines) == (True, "cluster", [])
+    assert ("voters", "3, majority 2, hash 16599b2484efdbd9") in report.facts
+    assert report.also is not None
+    assert report.also.kind == "policy"
+    assert dict(report.also.facts)["compiled for gw1"].endswith(" nft rules")
+
+
+def test_a_policy_is_checked_against_the_cluster_beside_it(lab: Path) -> None:
+    policy = lab / "policy.yaml"
+    policy.write_text(policy.read_text().replace("lan: [lan]", "lan: [lam]"))
+    report = check_file(policy)
+    assert report.lines == [f"{policy}:3: zones.lan: no segment is named lam; did you mean lan?"]
+    assert check_file(lab / "cluster.yaml").lines == report.lines
+    (lab / "cluster.yaml").unlink()
+    alone = check_file(policy)
+    assert alone.ok
+    assert f"no {lab / 'cluster.yaml'}: segments and VIPs were not checked" in alone.notes
+
+
+def test_a_policy_beside_a_broken_cluster(lab: Path) -> None:
+    (lab / "cluster.yaml").write_text("name: X\n")
+    report = check_file(lab / "policy.yaml")
+    assert report.ok
+    assert "has 3 problems" in report.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "said"),
+    [
+        ("", "unknown", "is empty"),
+        ("foo: 1\n", "unknown", "is neither a cluster nor a policy"),
+        ("nodes: {}\n", "cluster", "name: is required"),
+        ("rules: [{}]\n", "policy", "zones: is required"),
+    ],
+)
+def test_what_is_wrong_is_a_report_not_an_exception(
+    tmp_path: Path, text: str, kind: str, said: str
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    report = check_file(file)
+    assert not report.ok
+    assert report.kind == kind
+    assert any(said in line for line in report.lines)
+
+
+def test_notes_on_a_cluster_that_survives_nothing(lab: Path) -> None:
+    file = lab / "cluster.yaml"
+    text = file.read_text()
+    text = text[: text.index("  wit:")] + text[text.index("groups:") :]
+    text = text.replace("order: [gw1, gw2]", "order: [gw1]")
+    text = text.replace("      sync1: {device: sync1, address: 203.0.113.130/25}\n", "")
+    file.write_text(text)
+    (lab / "policy.yaml").unlink()
+    notes = check_file(file).notes
+    assert any("all 2 voters are needed" in note for note in notes)
+    assert any("group main has one candidate" in note for note in notes)
+    assert any("node gw2 has one link" in note for note in notes)
+    assert any("does not exist here" in note for note in notes)
+
+
+def test_a_policy_without_ssh_is_noted(lab: Path) -> None:
+    policy = lab / "policy.yaml"
+    assert any("ssh" in note for note in check_file(policy).notes)
+    policy.write_text(policy.read_text() + "ssh_from: [203.0.113.0/24]\n")
+    assert not any("ssh" in note for note in check_file(policy).notes)
