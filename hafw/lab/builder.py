@@ -91,8 +91,7 @@ def remove_all(source: Path) -> bool:
     if state is None and not present and not nodes and not lab_folder().exists():
         return False
     _stop_labd()
-    inodes = {inode for name in present if (inode := namespace_inode(name)) is not None}
-    kill_all_in(inodes)
+    kill_all_in(present)
     for node in nodes:
         if namespace_inode(namespace_of(node)) is not None:
             wipe.remove_vmac_devices(namespace_of(node))  # before their gates' pins

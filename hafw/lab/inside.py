@@ -13,7 +13,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -175,23 +176,39 @@ def processes_in(inodes: set[int]) -> list[int]:
     return sorted(found)
 
 
-def kill_all_in(inodes: set[int]) -> int:
+def _entering(namespaces: Collection[str]) -> list[int]:
+    """Processes that are `nsenter` on its way into one of these."""
+    options = {f"--net={namespace_path(name)}" for name in namespaces}
+    return [
+        int(entry)
+        for entry in os.listdir("/proc")
+        if entry.isdigit()
+        and (words := read_cmdline(int(entry)))
+        and words[0].rpartition("/")[2] == "nsenter"
+        and options.intersection(words[1:2])
+    ]
+
+
+def kill_all_in(namespaces: Collection[str]) -> int:
     """SIGKILL every process in these namespaces until none is left; how many there were.
 
-    Repeats, because a parent may start a child between the look and the signal. Raises StateError
-    if something outlives `KILL_WAIT_S` (a process stuck in the kernel).
+    Two looks in a row must find nobody: a parent may start a child between a look and its
+    signal, and a process that is just about to enter is not inside yet. Raises StateError if
+    something outlives `KILL_WAIT_S` (a process stuck in the kernel).
     """
+    inodes = {inode for name in namespaces if (inode := namespace_inode(name)) is not None}
     killed: set[int] = set()
     deadline = time.monotonic() + KILL_WAIT_S
-    while pids := processes_in(inodes):
-        if time.monotonic() > deadline:
+    empty_looks = 0
+    while empty_looks < 2:
+        pids = {*processes_in(inodes), *_entering(namespaces)}
+        if pids and time.monotonic() > deadline:
             words = "; ".join(f"{pid} ({' '.join(read_cmdline(pid)[:3])})" for pid in pids)
             raise StateError(f"processes survived SIGKILL for {KILL_WAIT_S:g} s: {words}")
         for pid in pids:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-            killed.add(pid)
+                killed.add(pid)
+        empty_looks = 0 if pids else empty_looks + 1
         time.sleep(0.005)
     return len(killed)

@@ -238,10 +238,9 @@ class Lab:
         paths = self.paths(node)
         self.hold(node)
         namespace = namespace_of(node)
-        inode = namespace_inode(namespace)
-        if inode is None:
+        if namespace_inode(namespace) is None:
             raise StateError(f"there is no namespace {namespace}; is the lab up?")
-        kill_all_in({inode})
+        kill_all_in([namespace])
         wipe.clear_kernel_state(namespace)
         wipe.remove_pins(paths)
         shutil.rmtree(paths.run, ignore_errors=True)

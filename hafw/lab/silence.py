@@ -170,7 +170,13 @@ class Switch:
             assert self._requests is not None
             future: Future[tuple[FaultTime, str]] = Future()
             self._requests.put(_Request(commands, ports, future))
-        return future.result(timeout=ANSWER_WAIT_S)
+        try:
+            return future.result(timeout=ANSWER_WAIT_S)
+        except TimeoutError:
+            raise StateError(
+                f"nft in hafw-sw did not come to an end in {ANSWER_WAIT_S:g} s; it is not known "
+                "whether the fault is in force"
+            ) from None
 
     def _stop(self) -> None:
         if self._requests is not None:

@@ -8,12 +8,10 @@ all conntrack entries and expectations, the neighbour tables, and the pins.
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import socket
 import struct
 import subprocess
-from pathlib import Path
 
 from pyroute2 import IPRoute, NetlinkError
 
@@ -129,11 +127,3 @@ def _flush_neighbours() -> None:
                         raise KernelError(
                             error.code, "the removal of a neighbour", str(neighbour.get("dst"))
                         ) from None
-
-
-def pins_of(paths: NodePaths) -> list[Path]:
-    """What a node has pinned."""
-    try:
-        return sorted(paths.bpf / name for name in os.listdir(paths.bpf))
-    except OSError:
-        return []
