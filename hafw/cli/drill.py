@@ -68,7 +68,7 @@ def run(
     Exit 0 only if no flow established at least 1 s before the fault was lost, dual-ACTIVE is 0 by
     both judges, the node came back synced and TCP was strict throughout; else 1.
     """
-    from hafw.lab.drills import lab_for_drills, plan_drills, run_drills
+    from hafw.lab.drills import lab_for_drills, plan_drills, run_drills, save_logs
     from hafw.lab.lab import Lab
     from hafw.lab.report import render_drill, render_report, to_json
 
@@ -88,6 +88,8 @@ def run(
     ):  # fmt: skip
         report = run_drills(lab, plan, say, show)
         _write(json_file, to_json(report))
+        if not report.passed:
+            click.echo(f"the nodes' logs were copied to {save_logs(lab)}", err=True)
     click.echo(render_report(report), nl=False)
     if not report.passed:
         sys.exit(1)

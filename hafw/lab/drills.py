@@ -14,18 +14,25 @@ One lab serves all drills of a run; probes and judges are started anew for each 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
 
 from hafw.errors import HafwError, RefusedError
 from hafw.lab.conductor import Conductor, Say
+from hafw.lab.files import lab_folder
 from hafw.lab.lab import Lab
 from hafw.lab.report import DrillReport, DrillResult, judge_failed
+from hafw.paths import NodePaths
 
-__all__ = ["DRILLS", "VARIANTS", "lab_for_drills", "plan_drills", "run_drills"]
+__all__ = ["DRILLS", "VARIANTS", "lab_for_drills", "plan_drills", "run_drills", "save_logs"]
 
 DRILLS = ("power-cut", "freeze", "kill", "there-and-back")
 VARIANTS = ("restart", "heal")
@@ -82,7 +89,8 @@ def lab_for_drills(
             )
         say("waiting until the cluster is ready")
         lab.wait_ready(READY_BOUND_S)
-        yield lab
+        with _only_drill():
+            yield lab
     finally:
         if built and not keep:
             say("removing the lab")
@@ -90,11 +98,38 @@ def lab_for_drills(
         lab.close()
 
 
+@contextmanager
+def _only_drill() -> Iterator[None]:
+    """Two drills in one lab would measure each other. Raises RefusedError."""
+    fd = os.open(lab_folder() / "drill.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RefusedError(
+                "a drill is running in this lab already; wait for its end"
+            ) from None
+        yield
+    finally:
+        os.close(fd)
+
+
+def save_logs(lab: Lab) -> Path:
+    """Copy the logs of the lab and its nodes to a new folder, before the lab goes."""
+    folder = Path(tempfile.mkdtemp(prefix="hafw-drill-logs-"))
+    for source in (lab_folder(), *(NodePaths(node).run for node in lab.config.nodes)):
+        for log in sorted(source.glob("*.log")):
+            with suppress(OSError):  # A node that is switched off has no folder any more.
+                shutil.copyfile(log, folder / f"{source.name}.{log.name}")
+    return folder
+
+
 def run_drills(
     lab: Lab, plan: Sequence[Plan], say: Say, show: Callable[[DrillResult], None]
 ) -> DrillReport:
     """Run them one after another in a ready lab; `show` gets each result as it comes."""
     began = time.monotonic()
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     results: list[DrillResult] = []
     for number, (drill, variant) in enumerate(plan, 1):
         prefix = f"{number}/{len(plan)} {drill} {variant}".strip()
@@ -103,6 +138,7 @@ def run_drills(
         results.append(result)
     state = lab.state()
     return DrillReport(
+        started=started,
         heartbeat_ms=lab.config.lease.heartbeat_ms,
         lease_ms=lab.config.lease.lease_ms,
         without=list(state.without) if state else [],

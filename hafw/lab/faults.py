@@ -33,6 +33,7 @@ __all__ = ["DRILL_GROUP", "Faults", "Holder", "Sight", "is_established", "wait_u
 DRILL_GROUP = "main"
 MOVE_WAIT_S = 10.0
 DEATH_WAIT_S = 5.0
+HOLDER_WAIT_S = 3.0
 POLL_S = 0.002
 STRICT_SYSCTLS = Path("/proc/sys/net/netfilter")
 
@@ -85,9 +86,15 @@ class Sight:
             reader.close()
 
     def holder(self) -> Holder:
-        """The one gateway with an open gate. Raises StateError if there is not exactly one."""
-        found = self.open_gateways()
-        if len(found) != 1:
+        """The one gateway with an open gate. Raises StateError if there is not exactly one
+        within `HOLDER_WAIT_S`."""
+        found: list[str] = []
+
+        def one() -> bool:
+            found[:] = self.open_gateways()
+            return len(found) == 1
+
+        if not wait_until(HOLDER_WAIT_S, one):
             raise StateError(f"group {DRILL_GROUP} is ACTIVE on {', '.join(found) or 'no node'}")
         return Holder(found[0], self.epoch(found[0]))
 

@@ -182,10 +182,13 @@ def judge_gates(
         possible = overlaps(
             [[*pair[1], *open_] for pair, open_ in zip(pairs, unguarded, strict=True)]
         )
-        doubt_ns = _length(possible) - _length(proved)
         if field == "accept":
+            possible = _outside(possible, moves)
+            doubt_ns = _length(possible) - _length(_outside(proved, moves))
             proved, pardoned_ns = _pardon(proved, moves)
             allowed_ns += pardoned_ns
+        else:
+            doubt_ns = _length(possible) - _length(proved)
         dual += proved
         possible_ns = max(possible_ns, doubt_ns)
     merged = _merge(dual)
@@ -272,6 +275,22 @@ def _pardon(spans: list[Span], moves: Sequence[MoveWindow]) -> tuple[list[Span],
             ]
         left = rest
     return left, pardoned_ns
+
+
+def _outside(spans: list[Span], moves: Sequence[MoveWindow]) -> list[Span]:
+    """What of the spans lies in no move window."""
+    left = spans
+    for move in moves:
+        left = [
+            piece
+            for span in left
+            for piece in (
+                Span(span.start_ns, min(span.end_ns, move.start_ns)),
+                Span(max(span.start_ns, move.end_ns), span.end_ns),
+            )
+            if piece.end_ns > piece.start_ns
+        ]
+    return left
 
 
 def _merge(spans: Sequence[Span]) -> list[Span]:

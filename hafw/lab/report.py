@@ -95,6 +95,7 @@ class DrillResult(msgspec.Struct, frozen=True):
 class DrillReport(msgspec.Struct, frozen=True):
     """A whole run of `hafwctl drill run`."""
 
+    started: str
     heartbeat_ms: int
     lease_ms: int
     without: list[str]
@@ -122,11 +123,11 @@ def judge_drill(result: DrillResult, problems: Sequence[str] = ()) -> DrillResul
     elif result.gate.problem:
         reasons.append(f"judge (a) could not judge: {result.gate.problem}")
     elif result.gate.dual_ms > 0:
-        reasons.append(f"dual-ACTIVE for {result.gate.dual_ms:.3f} ms by the gates' deadlines")
+        reasons.append(f"dual-ACTIVE for {_ms(result.gate.dual_ms)} by the gates' deadlines")
     if result.frames is not None and result.frames.problem:
         reasons.append(f"judge (b) could not judge: {result.frames.problem}")
     elif result.frames is not None and result.frames.dual_ms > 0:
-        reasons.append(f"dual-ACTIVE for {result.frames.dual_ms:g} ms by forwarded frames")
+        reasons.append(f"dual-ACTIVE for {_ms(result.frames.dual_ms)} by forwarded frames")
     reasons += [
         f"TCP is not strict on {reading.node} ({reading.when}): "
         f"tcp_loose={reading.tcp_loose} tcp_be_liberal={reading.tcp_be_liberal}"
@@ -184,13 +185,13 @@ def render_report(report: DrillReport) -> str:
             "passed" if result.passed else "FAILED",
             _outages(result),
             str(sum(bool(probe.lost) for probe in result.probes)),
-            f"{result.gate.dual_ms:g}" if result.gate else "?",
-            f"{result.frames.dual_ms:g}" if result.frames else "-",
+            _ms(result.gate.dual_ms) if result.gate else "?",
+            _ms(result.frames.dual_ms) if result.frames else "-",
             f"{result.seconds:.1f}",
         )
         for result in report.drills
     ]
-    head = ("drill", "verdict", "outage ms", "lost", "dual (a)", "dual (b)", "s")
+    head = ("drill", "verdict", "outage ms", "lost", "dual (a)", "dual (b)", "seconds")
     lines = table(head, rows)
     without = f", without {', '.join(report.without)}" if report.without else ""
     failed = sum(not result.passed for result in report.drills)
@@ -257,12 +258,12 @@ def _judge_lines(result: DrillResult) -> list[str]:
     gate = result.gate
     if gate is not None:
         line = (
-            f"dual-ACTIVE (a) gates' deadlines: {gate.dual_ms:g} ms "
-            f"(+ {gate.possible_ms:g} ms within resolution; {gate.samples} samples, gap p99 "
+            f"dual-ACTIVE (a) gates' deadlines: {_ms(gate.dual_ms)} "
+            f"(+ {_ms(gate.possible_ms)} within resolution; {gate.samples} samples, gap p99 "
             f"{gate.sample_gap_p99_ms:.2f} ms, max {gate.sample_gap_max_ms:.2f} ms)"
         )
         if gate.allowed_ms:
-            line += f"; accept overlap in commanded moves {gate.allowed_ms:.1f} ms (allowed)"
+            line += f"; accept overlap in commanded moves {_ms(gate.allowed_ms)} (allowed)"
         if gate.unguarded_ms:
             line += f"; virtual MAC devices up without the gate for {gate.unguarded_ms:.0f} ms"
         lines.append(line)
@@ -270,11 +271,11 @@ def _judge_lines(result: DrillResult) -> list[str]:
     if frames is not None:
         counts = ", ".join(f"{name} {count}" for name, count in sorted(frames.forwarded.items()))
         line = (
-            f"dual-ACTIVE (b) forwarded frames: {frames.dual_ms:g} ms "
+            f"dual-ACTIVE (b) forwarded frames: {_ms(frames.dual_ms)} "
             f"({frames.injected} injected into each; forwarded by {counts})"
         )
         if frames.allowed_ms:
-            line += f"; in commanded moves {frames.allowed_ms:g} ms (allowed)"
+            line += f"; in commanded moves {_ms(frames.allowed_ms)} (allowed)"
         if frames.apart:
             line += f"; {frames.apart} forwarded twice at different moments"
         lines.append(line)
@@ -297,6 +298,13 @@ def _outage(probe: ProbeResult) -> str:
     if probe.outage_ms == 0:
         return f"<{probe.resolution_ms:.0f}"
     return f"{probe.outage_ms:.0f}"
+
+
+def _ms(milliseconds: float) -> str:
+    """Never rounded to 0 unless it is."""
+    if milliseconds == 0:
+        return "0 ms"
+    return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.3g} ms"
 
 
 def _amount(count: int, unit: str) -> str:
