@@ -172,7 +172,7 @@ class Follower:
         for group in [g for g, source in self.sources.items() if source.holder_id == sender_id]:
             del self.sources[group]
         if self._fetch is not None and self._fetch.holder_id == sender_id:
-            self._abort("stream broken or begun again", now)
+            self._abort("stream_changed", now)
 
     # -- events of groups that are not held
 
@@ -200,20 +200,20 @@ class Follower:
     def on_held(self, group: int, *, now: float) -> None:
         """This node holds the group now: nobody else's snapshot counts."""
         if self._fetch is not None and self._fetch.group == group:
-            self._abort("this node holds the group", now)
+            self._abort("held_here", now)
         self.sources.pop(group, None)
         self.table_full_until.pop(group, None)
 
     def on_stale(self, group: int, *, now: float) -> None:
         if self._fetch is not None and self._fetch.group == group:
-            self._abort("entries became stale", now)
+            self._abort("became_stale", now)
         self.sources.pop(group, None)
         self.counters["entries_gone_stale"] += self.table.mark_stale(group)
 
     def on_follow(self, group: int, holder_id: int, *, now: float) -> None:
         fetch = self._fetch
         if fetch is not None and fetch.group == group and fetch.holder_id != holder_id:
-            self._abort("another node holds the group", now)
+            self._abort("other_holder", now)
         self._retry_at.pop(group, None)
 
     # -- snapshots
@@ -255,7 +255,7 @@ class Follower:
             if message is not None:
                 self._on_reply(fetch, message, now)
         if self._fetch is fetch and now - fetch.progress_at > NO_PROGRESS_S:
-            self._abort(f"no progress for {NO_PROGRESS_S:.0f} s", now)
+            self._abort("no_progress", now)
 
     def close(self) -> None:
         if self._fetch is not None and self._fetch.sweep is not None:
@@ -281,21 +281,21 @@ class Follower:
     def _on_reply(self, fetch: _Fetch, message: SnapshotReply, now: float) -> None:
         fetch.progress_at = now
         match message:
-            case SnapshotRefused(reason=reason):
-                self._abort(f"refused: {reason}", now, next_link=False)
+            case SnapshotRefused():
+                self._abort("refused", now, next_link=False)
             case SnapshotHead():
                 known = self._groups[fetch.group].epoch
                 if (message.node_id, message.session) != (fetch.holder_id, fetch.session):
-                    self._abort("head of another session", now)
+                    self._abort("other_session", now)
                 elif message.epoch < known:
-                    self._abort("head of an older epoch", now)
+                    self._abort("older_epoch", now)
                 else:
                     fetch.head, fetch.phase = message, Phase.RECEIVING
             case SnapshotChunk():
                 self._on_chunk(fetch, message, now)
             case SnapshotEnd():
                 if fetch.head is None or message.chunks != fetch.chunks:
-                    self._abort("chunks are missing", now)
+                    self._abort("chunks_missing", now)
                     return
                 self.flush(now=now)
                 self._applier.apply(self.table.end_snapshot(fetch.group))
@@ -305,13 +305,13 @@ class Follower:
 
     def _on_chunk(self, fetch: _Fetch, chunk: SnapshotChunk, now: float) -> None:
         if fetch.head is None or chunk.index != fetch.chunks:
-            self._abort("chunk out of turn", now)
+            self._abort("chunk_out_of_turn", now)
             return
         try:
             deltas = decode_deltas(chunk.deltas, header_epoch=fetch.head.epoch)
         except DeltaError as error:
             self.counters[f"quarantined_{error.reason}"] += 1
-            self._abort("chunk cannot be decoded", now)
+            self._abort("chunk_undecodable", now)
             return
         for delta in deltas:
             if isinstance(delta, Upsert):
@@ -339,7 +339,7 @@ class Follower:
             self._applier.apply(orphans)
         elif fetch.sweep.done:
             if fetch.sweep.error is not None:
-                self._abort("sweep failed", now)
+                self._abort("sweep_failed", now)
                 return
             self.table.snapshot_swept(fetch.group)
             if fetch.group not in self.table_full_until:
@@ -356,7 +356,7 @@ class Follower:
         self._client.close()
         self.table.abort_snapshot(fetch.group)
         self._fetch = None
-        self.counters[f"snapshot_aborted: {reason}"] += 1
+        self.counters[f"snapshot_aborted_{reason}"] += 1
         if next_link:
             self._attempts[fetch.group] += 1
         wait = RETRY_S * (1 << min(self._attempts[fetch.group], 5)) if next_link else RETRY_S

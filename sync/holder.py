@@ -26,9 +26,10 @@ from hafw.flow import GROUP_SHIFT, FlowEntry, FlowKey, mark_group
 from hafw.messages import NewEpochRequest
 from sync.adopt import OwnPass, normal_timeout_s
 from sync.applier import Applier
-from sync.ctnetlink import CtEvent, EventKind, tcp_is_learnt
+from sync.ctnetlink import CtEvent, EventKind
 from sync.dumper import Dumper
-from sync.ops import MakeStrict, SetTimeout
+from sync.liberal import LiberalFlows
+from sync.ops import SetTimeout
 from sync.outbox import Outbox
 from sync.publish import LookUp, PublishEffect, Publisher, publishable
 from sync.registry import Registry
@@ -41,9 +42,6 @@ GROUP_MASK = 0xF << GROUP_SHIFT
 TAKE_ENTRIES_PER_S = 20_000
 REFRESH_ENTRIES_PER_S = 5_000
 LOOKUPS_PER_SLICE = 40
-LIBERAL_POLL_S = 1.0
-LIBERAL_BY_GET_MAX = 512
-"""Up to this many liberal flows are polled one by one; more by a dump."""
 NEW_EPOCH_RETRY_S = 0.3
 NEW_EPOCH_WAIT_S = 2.0
 """Without a new epoch after this long the flows are said again under the old one."""
@@ -81,17 +79,15 @@ class _Held:
     retry_at: float = 0.0
     vanished: list[FlowKey] = field(default_factory=list)
     refresh_at: float = 0.0
-    liberal: set[FlowKey] = field(default_factory=set)
-    liberal_at: float = 0.0
-    liberal_todo: list[FlowKey] = field(default_factory=list)
-    liberal_dump: Dumper | None = None
+    liberal: LiberalFlows = field(default_factory=LiberalFlows)
     adopted: set[FlowKey] = field(default_factory=set)
     adopted_until: float = 0.0
 
     def cancel(self) -> None:
-        for dumper in (self.scan, self.dump, self.liberal_dump):
+        for dumper in (self.scan, self.dump):
             if dumper is not None:
                 dumper.cancel()
+        self.liberal.cancel()
 
 
 class Holder:
@@ -130,7 +126,7 @@ class Holder:
             old.cancel()
         held = _Held(effect.epoch, refresh_at=now + self._refresh_s)
         if old is not None:
-            held.liberal = old.liberal
+            held.liberal.keys = old.liberal.keys
         self._held[effect.group] = held
         if effect.first:
             held.recovering = True
@@ -158,7 +154,7 @@ class Holder:
 
     def liberal_count(self, group: int) -> int:
         held = self._held.get(group)
-        return 0 if held is None else len(held.liberal)
+        return 0 if held is None else len(held.liberal.keys)
 
     def trouble(self, group: int) -> tuple[bool, bool, bool]:
         """(overrun not repaired, replacing own stale entries, recovering)."""
@@ -188,7 +184,7 @@ class Holder:
             if held.own_pass is not None:
                 held.own_pass.touch(key)
             if event.kind is EventKind.DESTROY:
-                held.liberal.discard(key)
+                held.liberal.keys.discard(key)
             elif key in held.adopted:
                 timeouts.append(SetTimeout(key, self._current_timeout_s(event.entry)))
             self._publish(self._publisher.on_event(event, epochs))
@@ -221,8 +217,8 @@ class Holder:
         times: list[float] = []
         for held in self._held.values():
             times.append(held.refresh_at)
-            if held.liberal:
-                times.append(held.liberal_at)
+            if held.liberal.keys:
+                times.append(held.liberal.poll_at)
             if held.own_pass is not None or held.want_take or held.want_repair:
                 times.append(max(held.next_chunk_at, held.retry_at))
             if held.epoch_wait_until is not None and held.epoch_asked_at is not None:
@@ -232,11 +228,10 @@ class Holder:
     def busy(self, *, now: float) -> bool:
         """Is there work that should not wait for an event?"""
         for held in self._held.values():
-            if held.vanished or held.liberal_todo:
+            if held.vanished or held.liberal.busy:
                 return True
-            for dump in (held.scan, held.liberal_dump):
-                if dump is not None and (dump.ready or dump.done):
-                    return True
+            if held.scan is not None and (held.scan.ready or held.scan.done):
+                return True
             ready = held.dump is not None and (held.dump.ready or held.dump.done)
             if ready and now >= held.next_chunk_at:
                 return True
@@ -261,7 +256,9 @@ class Holder:
                 wanted = held.want_take or held.want_repair or held.want_refresh
                 if wanted and now >= held.retry_at:
                     self._begin(group, held)
-            self._poll_liberal(group, held, now)
+            held.liberal.work(
+                self._applier, lambda group=group: self._ports.start_dump(group), now=now
+            )
             if held.adopted and now > held.adopted_until and held.own_pass is None:
                 held.adopted.clear()
 
@@ -306,7 +303,7 @@ class Holder:
             group=self._groups[group],
             publisher=self._publisher,
             timeouts_s=self._timeouts_s,
-            liberal=held.liberal,
+            liberal=held.liberal.keys,
             refresh=held.want_refresh,
         )
         held.dump = self._ports.start_dump(group)
@@ -360,41 +357,6 @@ class Holder:
         held.overrun = held.want_repair
         held.refresh_at = now + self._refresh_s
         self._groups[group].suspect = False
-
-    # -- liberal flows
-
-    def _poll_liberal(self, group: int, held: _Held, now: float) -> None:
-        if held.liberal_dump is not None:
-            chunk = held.liberal_dump.take()
-            if chunk is not None:
-                self._judge_liberal(held, [e for e in chunk if e.key in held.liberal])
-            elif held.liberal_dump.done:
-                held.liberal_dump = None
-        elif held.liberal_todo:
-            entries: list[FlowEntry] = []
-            for _ in range(min(LOOKUPS_PER_SLICE, len(held.liberal_todo))):
-                key = held.liberal_todo.pop()
-                try:
-                    entry = self._applier.get(key)
-                except KernelError:
-                    continue
-                if entry is None:
-                    held.liberal.discard(key)
-                else:
-                    entries.append(entry)
-            self._judge_liberal(held, entries)
-        elif held.liberal and now >= held.liberal_at:
-            held.liberal_at = now + LIBERAL_POLL_S
-            if len(held.liberal) > LIBERAL_BY_GET_MAX:
-                held.liberal_dump = self._ports.start_dump(group)
-            else:
-                held.liberal_todo = list(held.liberal)
-
-    def _judge_liberal(self, held: _Held, entries: list[FlowEntry]) -> None:
-        learnt = [entry.key for entry in entries if tcp_is_learnt(entry)]
-        self._applier.apply([MakeStrict(key) for key in learnt])
-        held.liberal.difference_update(learnt)
-        self.counters["made_strict"] += len(learnt)
 
     # -- publications
 

@@ -13,10 +13,7 @@ from hafw.messages import (
     SyncGroupStatus,
     SyncPeerStatus,
 )
-from sync.follower import Follower
-from sync.holder import Holder
-from sync.inbox import Inbox
-from sync.registry import Registry
+from sync.parts import Parts
 from sync.replica import ReplicaGroup
 from sync.roles import RoleState
 from sync.standing import FollowFacts, HoldFacts, judge_follower, judge_holder
@@ -27,26 +24,15 @@ __all__ = ["Reporter"]
 class Reporter:
     """Gathers facts for `sync.standing` and for people."""
 
-    def __init__(
-        self,
-        config: ClusterConfig,
-        node_id: int,
-        *,
-        roles: dict[int, RoleState],
-        groups: dict[int, ReplicaGroup],
-        registry: Registry,
-        holder: Holder,
-        follower: Follower,
-        inbox: Inbox,
-    ) -> None:
+    def __init__(self, config: ClusterConfig, node_id: int, parts: Parts) -> None:
         self._config = config
         self._node_id = node_id
-        self._roles = roles
-        self._groups = groups
-        self._registry = registry
-        self._holder = holder
-        self._follower = follower
-        self._inbox = inbox
+        self._roles: dict[int, RoleState] = parts.roles.states
+        self._groups: dict[int, ReplicaGroup] = parts.groups
+        self._registry = parts.registry
+        self._holder = parts.holder
+        self._follower = parts.follower
+        self._inbox = parts.inbox
         self._peer_ids = sorted(
             node.id
             for node in config.nodes.values()

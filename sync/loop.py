@@ -1,0 +1,351 @@
+"""The main loop of hafw-syncd. Shell.
+
+One loop, bounded turns. Each turn takes, in this order and each within a bound: words of leased
+(who holds what), datagrams of peers, conntrack events, snapshot traffic, one slice of a pass. The
+beacon is looked at between all of them, because leased takes three missed beacons for "unsynced".
+Long walks through the conntrack table run in threads (`sync.dumper`).
+
+The decisions are elsewhere: `sync.roles` who holds, `sync.publish` and `sync.adopt` what is said,
+`sync.stream` and `sync.replica` what counts, `sync.standing` whether this node is synced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import time
+from collections import Counter
+from pathlib import Path
+from typing import assert_never
+
+import structlog
+import zmq
+
+from hafw.config.model import ClusterConfig
+from hafw.human import format_epoch
+from hafw.messages import (
+    Position,
+    PositionReply,
+    PositionRequest,
+    RoleChange,
+    StatusRequest,
+    SyncBeacon,
+    SyncdMessage,
+    SyncdStatus,
+)
+from hafw.paths import NodePaths
+from sync.adopt import TIMEOUT_SYSCTLS
+from sync.ctsocket import Overrun
+from sync.parts import Parts
+from sync.replica import Superseded
+from sync.report import Reporter
+from sync.roles import BecomeStale, Follow, RoleEffect, StartHolding, StopHolding
+
+__all__ = ["Syncd"]
+
+RECEIVE_SLICE_S = 0.004
+DATAGRAMS_PER_READ = 8
+EVENTS_PER_TURN = 128
+DRAIN_BEFORE_HOLDING_S = 0.1
+"""Before this node speaks for a group, what its holder had sent is applied, at most so long."""
+DRAIN_POSITION_S = 0.02
+IDLE_S_MAX = 0.1
+APPLIED_NEWS_S = 0.005
+"""A new applied position is told to leased at once, but not more often than this."""
+
+
+class Syncd:
+    """One run of the daemon: construct, `run`, `close`."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        node_name: str,
+        master: bytes,
+        paths: NodePaths,
+        log: structlog.stdlib.BoundLogger,
+    ) -> None:
+        self._config = config
+        self._log = log
+        self._node_id = config.nodes[node_name].id
+        self._names = {group.index: name for name, group in config.groups.items()}
+        parts = Parts(config, node_name, master, paths, superseded=self._on_superseded)
+        self._parts = parts
+        self._bus = parts.bus
+        self._events = parts.events
+        self._transport = parts.transport
+        self._outbox = parts.outbox
+        self._inbox = parts.inbox
+        self._roles = parts.roles
+        self._groups = parts.groups
+        self._holder = parts.holder
+        self._follower = parts.follower
+        self._server = parts.server
+        self._reporter = Reporter(config, self._node_id, parts)
+        self._stopping = False
+        self._counters: Counter[str] = Counter()
+        self._server_problems: list[str] = []
+        self._poller = zmq.Poller()
+        self._polled: tuple[object, ...] = ()
+        self._read_from = 0
+        self._beacon_s = config.sync.beacon_ms / 1e3
+        self._beacon_at = 0.0
+        self._told: SyncBeacon | None = None
+        self._told_at = 0.0
+        self._second_at = 0.0
+        self._reasons: dict[int, str] = {}
+
+    # -- life
+
+    def stop(self, *_: object) -> None:
+        """Signal handler: end after this turn."""
+        self._stopping = True
+
+    def run(self) -> None:
+        self._log.info("syncd_started", session=f"{self._outbox.session:016x}")
+        # Hundreds of thousands of records make a full collection take half a second, and the
+        # beacon must not wait for it. Nothing here makes cycles; references are counted.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        while not self._stopping:
+            self._turn()
+        self._log.info("syncd_stopped")
+
+    def close(self) -> None:
+        self._parts.close()
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        self._watch_sockets()
+        self._poller.poll(self._wait_ms(now))
+        self._parts.waker.clear()
+        self._beacons()
+        for message, sender in self._bus.receive():
+            self._on_local(message, sender)
+        self._receive(time.monotonic() + RECEIVE_SLICE_S)
+        self._beacons()
+        self._read_events(EVENTS_PER_TURN)
+        self._outbox.flush()
+        self._beacons()
+        now = time.monotonic()
+        self._server.on_readable(now=now)
+        self._server.work(now=now)
+        self._follower.work(now=now)
+        self._beacons()
+        self._holder.work(now=time.monotonic())
+        self._outbox.flush()
+        self._every_second()
+
+    def _watch_sockets(self) -> None:
+        wanted: tuple[object, ...] = (
+            self._bus.socket,
+            self._events,
+            self._parts.waker,
+            *self._transport.sockets(),
+            *self._server.sockets,
+            *((self._parts.client.socket,) if self._parts.client.socket is not None else ()),
+        )
+        if wanted == self._polled:
+            return
+        self._poller = zmq.Poller()
+        for sock in wanted:
+            # What is no ZeroMQ socket is polled by its descriptor.
+            self._poller.register(
+                sock if isinstance(sock, zmq.Socket) else sock.fileno(),  # type: ignore[attr-defined]
+                zmq.POLLIN,
+            )
+        self._polled = wanted
+
+    def _wait_ms(self, now: float) -> int:
+        if self._server.busy or self._follower.busy or self._holder.busy(now=now):
+            return 0
+        times = [now + IDLE_S_MAX, self._beacon_at]
+        times += [t for t in (self._inbox.deadline(), self._holder.next_at()) if t is not None]
+        # Rounded up: a millisecond late is harmless, a busy loop is not.
+        return max(0, math.ceil((min(times) - now) * 1e3))
+
+    # -- leased and hafwd
+
+    def _on_local(self, message: SyncdMessage, sender: str) -> None:
+        match message:
+            case RoleChange():
+                now = time.monotonic()
+                state = self._roles.states.get(message.group)
+                if message.active and state is not None and not state.active:
+                    self._drain_peers()
+                self._on_roles(self._roles.on_role_change(message, now=now))
+            case PositionRequest(group, epoch):
+                self._read_all_events(DRAIN_POSITION_S)
+                self._outbox.flush()
+                position = Position(self._node_id, self._outbox.session, self._outbox.position)
+                self._bus.answer(PositionReply(group, epoch, position), sender)
+            case StatusRequest():
+                self._bus.answer(self._status(), sender)
+            case SyncdStatus():
+                self._counters["local_unexpected"] += 1
+            case _:
+                assert_never(message)
+
+    def _on_superseded(self, effect: Superseded) -> None:
+        self._follower.flush(now=time.monotonic())
+        self._on_roles(self._roles.on_superseded(effect.group, effect.epoch, effect.holder_id))
+
+    def _on_roles(self, effects: list[RoleEffect]) -> None:
+        for number, state in self._roles.states.items():
+            group = self._groups[number]
+            group.epoch, group.active = state.epoch, state.active
+        now = time.monotonic()
+        for effect in effects:
+            name = self._names[effect.group]
+            match effect:
+                case StartHolding():
+                    self._log.info(
+                        "group_held",
+                        group=name,
+                        epoch=format_epoch(effect.epoch),
+                        contiguous=effect.contiguous,
+                        known_flows=self._parts.registry.count(effect.group),
+                    )
+                    self._read_timeouts()
+                    self._follower.on_held(effect.group, now=now)
+                    self._holder.start(effect, now=now)
+                case StopHolding(group=number):
+                    self._log.info("group_released", group=name)
+                    # What was read while holding goes out; what waits in the socket does not.
+                    self._outbox.flush()
+                    self._holder.stop(number)
+                    self._server.cancel_group(number)
+                case BecomeStale(group=number):
+                    self._follower.on_stale(number, now=now)
+                    self._log.info(
+                        "group_stale", group=name, flows=len(self._groups[number].stale)
+                    )
+                case Follow(group=number, holder_id=holder_id, epoch=epoch):
+                    holder = self._config.node_name(holder_id)
+                    self._log.info(
+                        "group_followed", group=name, holder=holder, epoch=format_epoch(epoch)
+                    )
+                    self._follower.on_follow(number, holder_id, now=now)
+                case _:
+                    assert_never(effect)
+
+    # -- peers
+
+    def _receive(self, until: float) -> bool:
+        """Datagrams, round robin over the sockets; True if some may be left at `until`."""
+        sockets = self._transport.sockets()
+        now = time.monotonic()
+        found = True
+        while found and sockets:
+            found = False
+            for _ in range(len(sockets)):
+                self._read_from = (self._read_from + 1) % len(sockets)
+                datagrams = self._transport.receive(sockets[self._read_from], DATAGRAMS_PER_READ)
+                found = found or bool(datagrams)
+                for datagram in datagrams:
+                    for item in self._inbox.on_datagram(datagram, now=now):
+                        self._follower.on_incoming(item, now=now)
+            now = time.monotonic()
+            if now >= until:
+                break
+        for item in self._inbox.tick(now=now):
+            self._follower.on_incoming(item, now=now)
+        self._follower.flush(now=now)
+        return found
+
+    def _drain_peers(self) -> None:
+        """Before this node speaks for a group: apply what its holder had sent."""
+        until = time.monotonic() + DRAIN_BEFORE_HOLDING_S
+        while self._receive(time.monotonic() + RECEIVE_SLICE_S):
+            self._beacons()
+            if time.monotonic() >= until:
+                self._counters["drain_before_holding_cut"] += 1
+                return
+
+    # -- the kernel
+
+    def _read_events(self, limit: int) -> bool:
+        """True if more may wait."""
+        try:
+            events = self._events.drain(limit)
+        except Overrun:
+            self._log.warning("event_overrun")
+            self._holder.on_overrun()
+            return True
+        if not events:
+            return False
+        others = self._holder.on_events(events)
+        if others:
+            self._follower.on_events(others)
+        return len(events) >= limit
+
+    def _read_all_events(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while self._read_events(EVENTS_PER_TURN):
+            if time.monotonic() >= until:
+                self._counters["position_drain_cut"] += 1
+                return
+
+    def _read_timeouts(self) -> None:
+        for kind, name in TIMEOUT_SYSCTLS.items():
+            with contextlib.suppress(OSError, ValueError):
+                text = Path("/proc/sys/net/netfilter", name).read_text(encoding="ascii")
+                self._parts.timeouts_s[kind] = int(text)
+
+    # -- clocks
+
+    def _beacons(self) -> None:
+        """The peers' beacon and leased's, when due; leased's also when something changed."""
+        now = time.monotonic()
+        due = now >= self._beacon_at
+        if due:
+            self._beacon_at = max(self._beacon_at + self._beacon_s, now + self._beacon_s / 2)
+            self._outbox.flush()
+            self._outbox.beacon({n: s.epoch for n, s in self._roles.states.items() if s.epoch})
+            self._on_roles(self._roles.tick(now=now))
+        news = self._reporter.beacon(now=now)
+        told = self._told
+        changed = told is None or (news.synced, news.reasons) != (told.synced, told.reasons)
+        moved = told is not None and news.applied != told.applied
+        if due or changed or (moved and now - self._told_at >= APPLIED_NEWS_S):
+            self._told, self._told_at = news, now
+            self._bus.to_leased(news)
+        if changed:
+            self._log_standing(news)
+
+    def _log_standing(self, news: SyncBeacon) -> None:
+        for number, synced in news.synced.items():
+            reason = news.reasons.get(number, "")
+            if self._reasons.get(number) == reason:
+                continue
+            before = self._reasons.get(number)
+            self._reasons[number] = reason
+            if synced:
+                self._log.info("synced", group=self._names[number])
+            elif before in (None, ""):
+                self._log.info("unsynced", group=self._names[number], reason=reason)
+
+    def _every_second(self) -> None:
+        now = time.monotonic()
+        if now < self._second_at:
+            return
+        self._second_at = now + 1.0
+        self._transport.refresh(now=now)
+        self._server_problems = self._server.bind()
+
+    # -- status
+
+    def _status(self) -> SyncdStatus:
+        counters = self._counters.copy()
+        for part in self._parts.counters():
+            counters.update(part)
+        alarms = [*self._transport.problems(), *self._server_problems]
+        return self._reporter.status(
+            session=self._outbox.session,
+            seq=self._outbox.position,
+            counters=dict(sorted(counters.items())),
+            alarms=alarms,
+            now=time.monotonic(),
+        )

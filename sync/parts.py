@@ -1,0 +1,160 @@
+"""The parts of one hafw-syncd and how they are joined. Shell: it opens what they need."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from random import SystemRandom
+
+import zmq
+
+from hafw.config.model import ClusterConfig
+from hafw.flow import GROUP_SHIFT
+from hafw.paths import NodePaths
+from sync.applier import Applier
+from sync.ctsocket import EventSocket
+from sync.dumper import Dumper, Waker
+from sync.follower import Follower, FollowerPorts
+from sync.holder import GROUP_MASK, Holder, HolderPorts
+from sync.inbox import Inbox
+from sync.localbus import LocalBus
+from sync.outbox import Outbox
+from sync.publish import Publisher
+from sync.registry import Registry
+from sync.replica import ReplicaGroup, Superseded
+from sync.roles import Roles
+from sync.snapshot import Serving, SnapshotServer
+from sync.snapshot_client import SnapshotClient
+from sync.transport import Transport
+from sync.wire import Sealer
+
+__all__ = ["Parts"]
+
+EVENTS_RCVBUF_BYTES = 64 << 20
+
+
+class Parts:
+    """Constructed once; `close` in any state."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        node_name: str,
+        master: bytes,
+        paths: NodePaths,
+        *,
+        superseded: Callable[[Superseded], None],
+    ) -> None:
+        node = config.nodes[node_name]
+        cpu = config.cpus.lease
+        self._lease_cpu = max(os.sched_getaffinity(0)) if cpu is None else cpu
+        numbers = sorted(group.index for group in config.groups.values())
+        boot = _boot_id()
+        self.bus = LocalBus(paths)
+        self.waker = Waker()
+        # The event socket first: what changes from now on is heard.
+        self.events = EventSocket(rcvbuf_bytes=EVENTS_RCVBUF_BYTES)
+        self.applier = Applier(hold_s=config.sync.hold_s)
+        self.transport = Transport(config, node_name)
+        session = secrets.randbits(63) | 1
+        sealer = Sealer(master, cluster_id=config.cluster_id, sender_id=node.id, session=session)
+        ring = config.sync.ring_datagrams
+        self.outbox = Outbox(sealer, self.transport.multicast, ring_datagrams=ring, boot=boot)
+        self.inbox = Inbox(master, config.cluster_id, self.outbox, self.transport, boot=boot)
+        self.roles = Roles(node.id, numbers)
+        self.registry = Registry()
+        self.groups = {number: ReplicaGroup() for number in numbers}
+        self.publisher = Publisher(self.registry, SystemRandom())
+        self.timeouts_s: dict[str, int] = {}
+        self.holder = Holder(
+            config,
+            node.id,
+            registry=self.registry,
+            groups=self.groups,
+            publisher=self.publisher,
+            applier=self.applier,
+            outbox=self.outbox,
+            timeouts_s=self.timeouts_s,
+            ports=HolderPorts(self._start_dump, self.bus.to_leased),
+        )
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._open_snapshots(config, node_name, master)
+        self.follower = Follower(
+            registry=self.registry,
+            groups=self.groups,
+            roles=self.roles.states,
+            applier=self.applier,
+            stream=self.inbox.stream,
+            client=self.client,
+            ports=FollowerPorts(
+                superseded,
+                self._start_dump,
+                lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+            ),
+        )
+
+    def _open_snapshots(self, config: ClusterConfig, node_name: str, master: bytes) -> None:
+        addresses = {
+            name: [str(link.address.ip) for _, link in sorted(node.links.items())]
+            for name, node in config.nodes.items()
+            if node.role == "gateway"
+        }
+        peers = {config.nodes[n].id: a for n, a in addresses.items() if n != node_name}
+        port = config.sync.snapshot_port
+        node_id = config.nodes[node_name].id
+        self.client = SnapshotClient(self.context, master, node_id=node_id, peers=peers, port=port)
+        self.server = SnapshotServer(
+            self.context,
+            master,
+            node_id=node_id,
+            addresses=addresses[node_name],
+            port=port,
+            registry=self.registry,
+            serving=Serving(self._serve_from, self._start_dump),
+        )
+
+    def counters(self) -> list[Counter[str]]:
+        return [
+            self.bus.counters, self.transport.counters, self.outbox.counters,
+            self.inbox.counters, self.inbox.stream.counters, self.publisher.counters,
+            self.holder.counters, self.follower.counters, self.follower.table.counters,
+            self.applier.counters, self.roles.counters, self.server.counters,
+            self.client.counters,
+        ]  # fmt: skip
+
+    def close(self) -> None:
+        self.holder.close()
+        self.follower.close()
+        self.server.close()
+        self.context.destroy(linger=0)
+        self.transport.close()
+        self.events.close()
+        self.applier.close()
+        self.bus.close()
+        self.waker.close()
+
+    def _serve_from(self, number: int) -> tuple[int, int, int] | str:
+        if number not in self.groups:
+            return f"no group has index {number}"
+        epoch = self.holder.ready_epoch(number)
+        if epoch is None:
+            held = self.groups[number].active
+            return "not all flows are published yet" if held else "the group is not held here"
+        self.outbox.flush()
+        return self.outbox.session, self.outbox.position, epoch
+
+    def _start_dump(self, number: int) -> Dumper:
+        return Dumper(number << GROUP_SHIFT, GROUP_MASK, self.waker, avoid_cpu=self._lease_cpu)
+
+
+def _boot_id() -> int:
+    """64 bits of this kernel's boot id: equal for all nodes of a lab."""
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return int(text.replace("-", "")[:16], 16)
