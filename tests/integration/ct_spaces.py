@@ -14,6 +14,7 @@ import re
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from hafw.kernel.netns import entered
 from sync.ctnetlink import build_get
 from tests.unit.sync.flow_strategies import read_tree
 
+READY_S = 10.0
 PREFIX = f"hafw-t-ct-{os.getpid()}"
 
 
@@ -43,6 +45,12 @@ def spaces(*names: str) -> Iterator[list[str]]:
     try:
         for name in full:
             run("ip", "netns", "add", name)
+            for setting in (
+                "net.ipv4.ping_group_range=0 0",
+                "net.ipv6.conf.all.accept_dad=0",
+                "net.ipv6.conf.default.accept_dad=0",
+            ):
+                inside(name, "sysctl", "-qw", setting)
             inside(name, "ip", "link", "set", "lo", "up")
         yield full
     finally:
@@ -179,7 +187,6 @@ def world() -> Iterator[World]:
         for end, own in ((client, "client"), (server, "server")):
             for address in _ADDRESSES[own]:
                 inside(end, "ip", "address", "add", address, "dev", "lo")
-            inside(end, "sysctl", "-qw", "net.ipv4.ping_group_range=0 0")
         for number, gateway in ((1, a), (2, b)):
             for name in ("ipv4.ip_forward", "ipv6.conf.all.forwarding"):
                 inside(gateway, "sysctl", "-qw", f"net.{name}=1")
@@ -190,9 +197,35 @@ def world() -> Iterator[World]:
         # b has nat hooks but no rule that translates, and takes no new flow: replicas or nothing.
         rules = GATEWAY_RULES % {"nat": "ct mark 0xffffffff", "new": "ct state new counter drop"}
         inside(b, "nft", "-f", "-", stdin=rules)
+        for gateway in (a, b):
+            _wait_for_neighbours(gateway)
         one = World(client, a, b, server)
         one.carry(a)
         yield one
+
+
+def _wait_for_neighbours(gateway: str) -> None:
+    """Links come up and link-local addresses settle within a second or so."""
+    for address in sorted({text.split("/")[0] for own in _ADDRESSES.values() for text in own}):
+        v6 = ":" in address
+        family = socket.AF_INET6 if v6 else socket.AF_INET
+        proto = socket.IPPROTO_ICMPV6 if v6 else socket.IPPROTO_ICMP
+        with entered(gateway):
+            sock = socket.socket(family, socket.SOCK_DGRAM, proto)
+        with sock:
+            sock.settimeout(0.2)
+            deadline = time.monotonic() + READY_S
+            while not _answers(sock, address, 128 if v6 else 8):
+                assert time.monotonic() < deadline, f"{gateway} does not reach {address}"
+
+
+def _answers(sock: socket.socket, address: str, kind: int) -> bool:
+    try:
+        sock.sendto(struct.pack(">BBHHH", kind, 0, 0, 0, 1), (address, 0))
+        return bool(sock.recv(100))
+    except OSError:
+        time.sleep(0.02)
+        return False
 
 
 def _join(end: str, gateway: str, number: int, side: int, owned: tuple[str, ...]) -> None:
