@@ -16,6 +16,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from hafw.errors import KernelError
 from hafw.flow import (
     AF_INET,
     AF_INET6,
@@ -414,6 +415,22 @@ def test_execute_maps_each_errno_to_its_message(requests: RequestSocket) -> None
     mixed = [build_delete(entries[0].key), build_delete(entries[0].key),
              build_update(entries[1].key, status=0x08)]  # fmt: skip
     assert requests.execute(mixed) == [0, errno.ENOENT, errno.EBUSY]
+
+
+def test_a_socket_that_fails_says_so_as_a_kernel_error(space: str) -> None:
+    with entered(space):
+        requests, events = RequestSocket(), EventSocket()
+    requests.close()
+    events.close()
+    key = entry_of(4, UDP, "plain").key
+    for attempt in (
+        lambda: requests.execute([build_delete(key)]),
+        lambda: requests.get(key),
+        lambda: events.drain(1),
+    ):
+        with pytest.raises(KernelError) as failed:
+            attempt()
+        assert failed.value.errno == errno.EBADF
 
 
 def test_a_delete_without_a_tuple_never_reaches_the_kernel(
