@@ -146,11 +146,13 @@ def _rule(table: TableWriter, site: Site, number: int, rule: Rule) -> None:
     if "self" in rule.from_ and egress:
         ways.append(("output", _by(site, egress, "out")))
     for chain, way in ways:
-        for matches in rule_matches(site, rule):
+        for family, matches in rule_matches(site, rule):
             expressions = [*way, *matches, *rule.nft]
             if rule.log:
                 log: Expression = {"log": {"prefix": f"hafw {rule.comment or comment} "}}
                 table.rule(chain, *expressions, _LOG_RATE, log, comment=comment)
+            if rule.action == "reject" and chain == "input":
+                _no_reject_to_vips(table, family, expressions, rule, comment)
             _verdict(table, chain, expressions, rule, comment)
 
 
@@ -167,6 +169,17 @@ def _by(site: Site, zones: Sequence[str], way: str) -> list[Expression]:
     return [match(one_of(sorted(set(devices))))]
 
 
+def _no_reject_to_vips(
+    table: TableWriter, family: int | None, matches: list[Expression], rule: Rule, comment: str
+) -> None:
+    """A VIP must not answer for a flow whose entry is still on its way."""
+    counter = count() if rule.counter else None
+    for number, protocol in ((4, "ip"), (6, "ip6")):
+        if family in (None, number):
+            to_vip = payload(protocol, "daddr", f"@vips{number}")
+            table.rule("input", *matches, to_vip, counter, DROP, comment=comment)
+
+
 def _verdict(
     table: TableWriter, chain: str, matches: list[Expression], rule: Rule, comment: str
 ) -> None:
@@ -176,25 +189,37 @@ def _verdict(
     elif rule.action == "drop":
         table.rule(chain, *matches, counter, DROP, comment=comment)
     else:
-        if chain == "input":  # A VIP must not answer for a flow whose entry is still on its way.
-            for protocol, vips in (("ip", "@vips4"), ("ip6", "@vips6")):
-                to_vip = payload(protocol, "daddr", vips)
-                table.rule(chain, *matches, to_vip, counter, DROP, comment=comment)
-        tcp = meta("l4proto", "tcp")
-        table.rule(chain, *matches, tcp, counter, _REJECT_TCP, comment=comment)
-        table.rule(chain, *matches, counter, _REJECT, comment=comment)
+        protocol = _protocol_of(matches)
+        if protocol in (None, "tcp"):
+            tcp = meta("l4proto", "tcp") if protocol is None else None
+            table.rule(chain, *matches, tcp, counter, _REJECT_TCP, comment=comment)
+        if protocol != "tcp":
+            table.rule(chain, *matches, counter, _REJECT, comment=comment)
+
+
+def _protocol_of(matches: list[Expression]) -> str | None:
+    """The protocol that the conditions imply; None if they leave it open."""
+    for part in matches:
+        left = part.get("match", {}).get("left", {})
+        name = left.get("payload", {}).get("protocol")
+        if name in (*_TRANSPORTS, "icmp", "icmpv6"):
+            return str(name)
+        if left.get("meta", {}).get("key") == "l4proto":
+            return "other"  # Services give whole protocols; none of them is TCP.
+    return None
 
 
 _REJECT_TCP: Expression = {"reject": {"type": "tcp reset"}}
 _REJECT: Expression = {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}
 
 
-def rule_matches(site: Site, rule: Rule) -> Iterator[list[Expression]]:
-    """The address and service conditions of a rule: one list for each nft rule it takes."""
+def rule_matches(site: Site, rule: Rule) -> Iterator[tuple[int | None, list[Expression]]]:
+    """The address and service conditions of a rule, one list for each nft rule it takes, and the
+    family they imply (None: both)."""
     for family, addresses in _addresses(rule):
         for service_family, service in _services(site, rule):
             if family is None or service_family is None or family == service_family:
-                yield [*addresses, *service]
+                yield family or service_family, [*addresses, *service]
 
 
 def _addresses(rule: Rule) -> Iterator[tuple[int | None, list[Expression]]]:

@@ -151,7 +151,7 @@ class Policy(Model):
     rules: list[Rule] = Field(
         default=[], max_length=200_000, description="In order; what none accepts is dropped."
     )
-    nat: Nat = Field(Nat(), description="Address translation.")
+    nat: Nat = Field(Nat(), description="Sources and destinations to translate.")
     helpers: dict[HelperName, Ports] = Field(
         default={}, description="Conntrack helpers and the destination ports they look at."
     )

@@ -133,7 +133,12 @@ def _nat(policy: Policy) -> Iterator[str]:
         if not families_of(rule.source) & families_of(rule.destination):
             yield f"{path}: source and destination have no address family in common"
     for number, snat in enumerate(policy.nat.snat):
-        yield from _one_a_family(f"nat.snat.{number}.address", snat.address)
+        path = f"nat.snat.{number}.address"
+        yield from _one_a_family(path, snat.address)
+        possible = families_of(snat.source) & families_of(snat.destination)
+        for place, address in enumerate(snat.address):
+            if address.version not in possible:
+                yield f"{path}.{place}: source or destination has no address of this family"
     for number, dnat in enumerate(policy.nat.dnat):
         yield from _dnat(f"nat.dnat.{number}", dnat)
 

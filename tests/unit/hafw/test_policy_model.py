@@ -149,6 +149,10 @@ def test_a_policy_survives_its_own_json() -> None:
             "p.yaml:2: nat.snat.0.address: more than one IPv4 address",
         ),
         (
+            "nat: {snat: [{from: lan, to: wan, source: 192.0.2.9, address: '2001:db8:2::fe'}]}",
+            "p.yaml:2: nat.snat.0.address.0: source or destination has no address of this family",
+        ),
+        (
             "nat: {dnat: [{on: wan, ports: 80, to: 192.0.2.20, vip: 198.51.100.9}]}",
             "p.yaml:2: nat.dnat.0.vip.0: not a VIP there; the VIPs are 198.51.100.254, "
             "2001:db8:2::fe",
