@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -16,10 +17,11 @@ import pytest
 from hafw.errors import RefusedError, StateError
 from hafw.lab import files
 from hafw.lab.lab import Lab
+from hafw.lab.recipe import default_config_file
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("lab_alone")]
 
-LAB_NAMES = {"gw1", "gw2", "wit", "client", "server", "sw"}
+LAB_NAMES = {"gw1", "gw2", "gw3", "wit", "client", "server", "sw"}
 
 
 def listing(root: str) -> set[str]:
@@ -105,6 +107,7 @@ CRASH = """
 import os, signal, sys
 from hafw.lab import builder, files, machine, topology
 from hafw.lab.lab import Lab
+from hafw.lab.recipe import default_config_file
 module, name, count = {module}, "{name}", {count}
 original = getattr(module, name)
 def deadly(*arguments, **keywords):
@@ -156,6 +159,44 @@ def test_killed_in_the_middle_of_down(before: dict[str, object]) -> None:
     died = subprocess.run([sys.executable, "-c", script], timeout=60, check=False)
     assert died.returncode == -signal.SIGKILL
     assert Lab().down() is True
+    assert footprint() == before
+
+
+@pytest.mark.parametrize("then", ["down", "up"])
+def test_killed_when_the_nodes_had_begun_to_run(before: dict[str, object], then: str) -> None:
+    script = CRASH.replace("bare=True", "").format(module="files", name="write_state", count=2)
+    died = subprocess.run([sys.executable, "-c", script], timeout=60, check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert [words for words in processes() if "hafw.lab.labd" in words]
+    lab = Lab()
+    if then == "up":
+        assert lab.up(bare=True) is True
+    assert lab.down() is True
+    assert footprint() == before
+
+
+def test_a_third_gateway(before: dict[str, object], tmp_path: Path) -> None:
+    text = default_config_file().read_text()
+    third = (
+        "  gw3:\n    id: 3\n    segments:\n"
+        '      lan: {device: lan0, addresses: [192.0.2.3/24, "2001:db8:1::3/64"]}\n'
+        '      wan: {device: wan0, addresses: [198.51.100.3/24, "2001:db8:2::3/64"]}\n'
+        "    links:\n      sync0: {device: sync0, address: 203.0.113.3/25}\n"
+        "      sync1: {device: sync1, address: 203.0.113.131/25}\n  wit:\n"
+    )
+    config = tmp_path / "three.yaml"
+    config.write_text(text.replace("  wit:\n", third))
+    told = hafwctl("lab", "up", "--bare", "--config", str(config))
+    assert told.returncode == 0, told.stderr
+    # What is not named is the running lab: no --config for the rest of its life.
+    status = json.loads(hafwctl("lab", "status", "--json").stdout)
+    assert set(status["hosts"]) == {"gw1", "gw2", "gw3", "wit", "client", "server"}
+    assert "gw3-sync1" in status["bridges"]["sync1"]
+    assert Lab().gateways == ("gw1", "gw2", "gw3")
+    told = hafwctl("lab", "up", "--bare")
+    assert told.returncode == 1
+    assert f"from {config}, not bare, from {default_config_file()}" in told.stderr
+    assert hafwctl("lab", "down").returncode == 0
     assert footprint() == before
 
 
