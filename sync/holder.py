@@ -256,9 +256,7 @@ class Holder:
                 wanted = held.want_take or held.want_repair or held.want_refresh
                 if wanted and now >= held.retry_at:
                     self._begin(group, held)
-            held.liberal.work(
-                self._applier, lambda group=group: self._ports.start_dump(group), now=now
-            )
+            held.liberal.work(self._applier, self._ports.start_dump, group, now=now)
             if held.adopted and now > held.adopted_until and held.own_pass is None:
                 held.adopted.clear()
 

@@ -43,7 +43,9 @@ class LiberalFlows:
             self._dump = None
         self._todo.clear()
 
-    def work(self, applier: Applier, start_dump: Callable[[], Dumper], *, now: float) -> None:
+    def work(
+        self, applier: Applier, start_dump: Callable[[int], Dumper], group: int, *, now: float
+    ) -> None:
         """One slice."""
         if self._dump is not None:
             chunk = self._dump.take()
@@ -56,7 +58,7 @@ class LiberalFlows:
         elif self.keys and now >= self.poll_at:
             self.poll_at = now + POLL_S
             if len(self.keys) > BY_GET_MAX:
-                self._dump = start_dump()
+                self._dump = start_dump(group)
             else:
                 self._todo = list(self.keys)
 
