@@ -94,9 +94,7 @@ class Answers:
 
     def _require_gateway(self) -> None:
         if not self._node.is_gateway:
-            raise RefusedError(
-                f"{self._node.name} is a witness: it forwards nothing, has no policy"
-            )
+            raise RefusedError(f"{self._node.name} is a witness: it has no policy")
 
     # ---- status ----------------------------------------------------------------------------
 

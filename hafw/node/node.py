@@ -2,10 +2,10 @@
 
 Order of things, because each step makes the next one safe::
 
-    devices with the gate attached   (worker: hafw.node.setup)
-      → the policy in force          (worker: hafw.policy.worker)      gateways only
-      → forwarding on
-      → hafw-leased, hafw-syncd
+    devices with the gate attached   (worker: hafw.node.setup)        ─┐
+    the policy in force              (worker: hafw.policy.worker)      ├→ forwarding → hafw-leased
+                                      gateways only                   ─┘
+    devices with the gate attached → hafw-syncd
 
 If a policy cannot be loaded, one that the kernel already has is kept, with an alarm; without any,
 forwarding is off and leased is not started (fail closed), while the API answers with the reason
@@ -291,6 +291,8 @@ class Node:
                     time.monotonic(),
                     "somebody removed hafw's nftables tables; loaded again",
                 )
+                # Not decided until it was tried: a leased stopped now would move the group.
+                self.policy_decided = False
                 await self._load(self.policy.wanted_file)
             elif not self.policy.in_force and time.monotonic() - tried >= POLICY_RETRY_S:
                 await self._load(self.policy.wanted_file)
@@ -303,6 +305,7 @@ class Node:
                 self.decide()
                 continue
             tried = time.monotonic()
+            self.policy_decided = True
             self.decide()
 
     async def _load(self, file: Path | None) -> None:
