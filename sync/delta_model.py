@@ -1,0 +1,74 @@
+"""What a delta is: one change of one flow, its version, its part in a digest. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+
+from hafw.errors import PeerError
+from hafw.flow import FlowEntry, FlowKey
+
+__all__ = ["Delta", "DeltaError", "Destroy", "Upsert", "Version", "contribution"]
+
+
+class DeltaError(PeerError):
+    """A delta that no sender of ours writes. `reason` names the counter."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason = reason
+        super().__init__(f"delta refused ({reason}): {detail}")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Version:
+    """The ownership version: the epoch under which it was read, then a count within it."""
+
+    epoch: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Upsert:
+    """The flow exists and looks like this. `refresh`: nothing changed, it is only said again."""
+
+    entry: FlowEntry
+    incarnation: int
+    version: Version
+    refresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Destroy:
+    """The flow is gone. It acts only where key, incarnation and contribution all match."""
+
+    key: FlowKey
+    incarnation: int
+    version: Version
+    contribution: int
+
+
+Delta = Upsert | Destroy
+
+
+def contribution(entry: FlowEntry, incarnation: int) -> int:
+    """What a flow adds to its digest: 64 bits of BLAKE2b over its identity.
+
+    Identity is zone, both tuples (and so the NAT), helper and incarnation; nothing that changes
+    while the flow lives.
+    """
+    orig, reply = entry.key.orig, entry.reply
+    head = struct.pack(
+        ">HBIHHHHB",
+        entry.key.zone,
+        orig.proto,
+        incarnation,
+        orig.sport,
+        orig.dport,
+        reply.sport,
+        reply.dport,
+        orig.family,
+    )
+    helper = (entry.helper or "").encode("ascii", "replace")
+    text = b"".join((head, orig.src, orig.dst, reply.src, reply.dst, helper))
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
