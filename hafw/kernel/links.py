@@ -102,27 +102,33 @@ class Links:
 
     def add_address(self, name: str, address: str) -> None:
         """Without duplicate address detection; an IPv6 VIP is deprecated, so that the node's own
-        traffic never takes it as its source."""
+        traffic never takes it as its source. One that is there is made anew."""
+        try:
+            self._add_address(name, address)
+        except KernelError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            # The kernel's own, perhaps still in detection: its flags would stay.
+            self.remove_address(name, address)
+            self._add_address(name, address)
+
+    def _add_address(self, name: str, address: str) -> None:
         text, _, prefix = address.partition("/")
         extra: dict[str, Any] = {}
         if ":" in text:
             extra["flags"] = _IFA_F_NODAD
             if prefix == "128":
                 extra |= {"preferred": 0, "valid": _FOREVER}
-        try:
-            self._ask(
-                f"the address {address}",
-                name,
-                self._ipr.addr,
-                "add",
-                index=self.ifindex(name),
-                address=text,
-                prefixlen=int(prefix),
-                **extra,
-            )
-        except KernelError as error:
-            if error.errno != errno.EEXIST:
-                raise
+        self._ask(
+            f"the address {address}",
+            name,
+            self._ipr.addr,
+            "add",
+            index=self.ifindex(name),
+            address=text,
+            prefixlen=int(prefix),
+            **extra,
+        )
 
     def remove_address(self, name: str, address: str) -> None:
         text, _, prefix = address.partition("/")

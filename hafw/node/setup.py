@@ -285,9 +285,10 @@ def _carry_out(step: Step, links: Links, paths: NodePaths, always_pass: bool) ->
             return f"removed the pins of {name}"
         case Create(device):
             links.create(device, links.ifindex(device.parent))
-            sysctl.apply(sysctl.device_sysctls(sysctl.VIRTUAL, device.name))
             return f"created {device.name} on {device.parent} with {device.mac}"
         case Attach(device):
+            # While the device is down: once it is up, the kernel gives it a link-local itself.
+            sysctl.apply(sysctl.device_sysctls(sysctl.VIRTUAL, device.name))
             ifindex = links.ifindex(device.name)
             gate.attach(paths, device.group_index, device.name, ifindex, always_pass=always_pass)
             return f"attached the gate to {device.name}"
