@@ -140,9 +140,9 @@ def check_node(
         _require_free_names(node_name, wanted, devices)
     except StateError as error:
         return [str(error)]
+    problems = _interface_problems(node_name, node, devices)
     if node.role == "witness":
-        return []
-    problems = _missing_own_addresses(node_name, node, devices)
+        return problems
     try:
         reader = gate.GateReader.open(paths)
         if reader.always_pass and not gate_always_pass:
@@ -217,10 +217,11 @@ def _require_free_names(
             )
 
 
-def _missing_own_addresses(
-    node_name: str, node: NodeConfig, devices: list[DeviceState]
-) -> list[str]:
+def _interface_problems(node_name: str, node: NodeConfig, devices: list[DeviceState]) -> list[str]:
+    """Segment and link devices that are down or lack the node's own address: the system's to
+    give, not hafw's."""
     held = {device.name: {a.text for a in device.addresses} for device in devices}
+    down = {device.name for device in devices if not device.up}
     wanted = [
         (f"segment {name}", port.device, str(address))
         for name, port in node.segments.items()
@@ -229,10 +230,16 @@ def _missing_own_addresses(
     wanted += [
         (f"link {name}", link.device, str(link.address)) for name, link in node.links.items()
     ]
-    return [
+    problems = [
         f"node {node_name}, {place}: {device} does not have the address {address}"
         for place, device, address in wanted
         if address not in held[device]
+    ]
+    places = {place: device for place, device, _ in wanted}
+    return problems + [
+        f"node {node_name}, {place}: {device} is down"
+        for place, device in places.items()
+        if device in down
     ]
 
 

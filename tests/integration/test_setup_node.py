@@ -185,6 +185,16 @@ def test_changed_sysctls_are_named_with_the_reason_and_set_again(node: GateNet) 
     assert check_node(node.config, "gw1") == []
 
 
+def test_an_interface_that_is_down_is_reported(node: GateNet) -> None:
+    node.ip("gw1", "link set wan0 down")
+    try:
+        problems = check_node(node.config, "gw1")
+    finally:
+        node.ip("gw1", "link set wan0 up")
+        node.ip("gw1", "addr add 2001:db8:2::1/64 dev wan0 nodad")
+    assert "node gw1, segment wan: wan0 is down" in problems
+
+
 def test_what_is_missing_is_reported_before_the_first_set_up(net: GateNet) -> None:
     with net.inside("gw2"):
         problems = check_node(net.config, "gw2")
@@ -270,7 +280,9 @@ def test_a_witness_needs_its_links_and_gets_nothing(net: GateNet) -> None:
     with net.inside("gw2"):
         before = net.ip("gw2", "-br link")
         assert prepare_node(net.config, "wit") == []
-        assert check_node(net.config, "wit") == []
+        assert check_node(net.config, "wit") == [
+            "node wit, link sync0: sync0 does not have the address 203.0.113.9/25"
+        ]
         assert net.ip("gw2", "-br link") == before
         assert not net.paths("wit").bpf.exists()
     with net.inside("client"), pytest.raises(StateError, match="link sync0"):
