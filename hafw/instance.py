@@ -26,6 +26,7 @@ __all__ = [
     "Instance",
     "claim_instance",
     "ensure_run_folder",
+    "process_state",
     "read_key",
     "running_pid",
     "write_atomically",
@@ -110,6 +111,18 @@ def running_pid(paths: NodePaths, daemon: str) -> int | None:
         return next((pid for pid in _all_pids() if _holds(pid, lock_stat)), None)
     finally:
         os.close(fd)
+
+
+def process_state(pid: int) -> tuple[str, float] | None:
+    """(state letter, seconds since its start) of a process, by /proc; None if it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+        boot_s = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, ValueError):
+        return None
+    fields = text.rpartition(")")[2].split()  # proc(5): the name may hold spaces and brackets.
+    ticks = os.sysconf("SC_CLK_TCK")
+    return fields[0], max(0.0, boot_s - int(fields[19]) / ticks)
 
 
 def ensure_run_folder(paths: NodePaths) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from hafw.errors import RefusedError
 from hafw.human import format_epoch
+from hafw.instance import process_state
 from hafw.messages import MoveRequest, SyncdStatus
 from hafw.node import api
 from hafw.node.client import Unavailable
-from hafw.node.processes import process_state
 from hafw.node.status import SYNC_DISABLED, daemon_facts, now_ns, read_devices, read_gates
 from hafw.node.status_rows import DaemonFacts, NodeFacts, build_tables
 from hafw.node.supervisor import ChildReport, ChildState

@@ -23,7 +23,7 @@ from typing import Generic, Literal, Self, TypeVar
 import msgspec
 import zmq
 
-from hafw.instance import running_pid
+from hafw.instance import process_state, running_pid
 from hafw.messages import (
     DATAGRAM_BYTES_MAX,
     LeasedStatus,
@@ -65,8 +65,11 @@ def ask_hafwd(
 ) -> Reply | Unavailable:
     """One request to the hafwd of a node of this machine. Raises PeerError if what answers does
     not speak its API."""
-    if running_pid(paths, "hafwd") is None:
+    pid = running_pid(paths, "hafwd")
+    if pid is None:
         return Unavailable("down", f"hafwd is not running for {paths.node}")
+    if _is_stopped(pid):
+        return Unavailable("silent", "the process is stopped (SIGSTOP or a debugger)")
     context = zmq.Context()
     try:
         with context.socket(zmq.DEALER) as dealer:
@@ -78,6 +81,11 @@ def ask_hafwd(
             return decode_reply(dealer.recv())
     finally:
         context.term()
+
+
+def _is_stopped(pid: int) -> bool:
+    state = process_state(pid)
+    return state is not None and state[0] in "Tt"
 
 
 class LocalClient:

@@ -52,8 +52,11 @@ from hafw.paths import NodePaths
 __all__ = ["Node"]
 
 LOOK_S = 1.0
-"""Between two looks at devices, policy and children."""
+"""Between two looks at devices and children."""
 SETUP_RETRY_S = 2.0
+POLICY_LOOK_S = 0.2
+"""Between two looks whether the tables are there (0.1 ms each): without them, with forwarding on,
+the node is an open router."""
 POLICY_RETRY_S = 10.0
 """Without a policy in force, loading is tried again after this long, and in any case as soon as
 the file that failed has changed."""
@@ -277,7 +280,7 @@ class Node:
         tried = verified = time.monotonic()
         while True:
             try:
-                async with asyncio.timeout(LOOK_S):
+                async with asyncio.timeout(POLICY_LOOK_S):
                     await self._reload.wait()
             except TimeoutError:
                 pass

@@ -160,17 +160,22 @@ class PolicyKeeper:
             self._loading = False
 
     def facts(self) -> PolicyFacts:
+        """For `status`: the kernel is asked now, because the last look may be a moment old."""
         record, failure = self._record, self._failure
+        try:
+            present = self._in_kernel()
+        except KernelError:
+            present = self._present
         state: Literal["in force", "kept", "failed", "gone", "loading"]
         if self._loading:
             state = "loading"
-        elif self.in_force:
+        elif present:
             state = "kept" if failure else "in force"
         elif record is not None and failure is None:
             state = "gone"
         else:
             state = "failed"
-        loaded = record if self.in_force else None
+        loaded = record if present else None
         return PolicyFacts(
             state=state,
             hash=loaded.hash if loaded else None,

@@ -22,7 +22,7 @@ from hafw.instance import running_pid
 from hafw.node.supervisor import ChildStarted, StartFailed
 from hafw.paths import NodePaths
 
-__all__ = ["CpuPlan", "Processes", "plan_cpus", "process_state"]
+__all__ = ["CpuPlan", "Processes", "plan_cpus"]
 
 LOG_BYTES_MAX = 8 << 20
 """A larger log is put aside (``.1``, one kept) before the child is started again."""
@@ -163,15 +163,3 @@ class Processes:
                 if ": error: " in line[:40]:
                     return line.split(": error: ", 1)[1]
         return ""
-
-
-def process_state(pid: int) -> tuple[str, float] | None:
-    """(state letter, seconds since its start) of a process, by /proc; None if it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-        boot_s = float(Path("/proc/uptime").read_text().split()[0])
-    except (OSError, ValueError):
-        return None
-    fields = text.rpartition(")")[2].split()  # proc(5): the name may hold spaces and brackets.
-    ticks = os.sysconf("SC_CLK_TCK")
-    return fields[0], max(0.0, boot_s - int(fields[19]) / ticks)

@@ -20,12 +20,11 @@ from cluster.gate import attached
 from cluster.gate_page import GateReader
 from hafw.config.model import ClusterConfig
 from hafw.errors import HafwError, PeerError, StateError
-from hafw.instance import running_pid
+from hafw.instance import process_state, running_pid
 from hafw.kernel import netns
 from hafw.node import api
 from hafw.node.client import LocalClient, Unavailable, ask_hafwd
 from hafw.node.policy import read_policy_record
-from hafw.node.processes import process_state
 from hafw.node.status_rows import (
     DaemonFacts,
     DaemonState,
