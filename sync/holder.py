@@ -116,6 +116,7 @@ class Holder:
         self._timeouts_s = timeouts_s
         self._ports = ports
         self._held: dict[int, _Held] = {}
+        self._drained = True
         self.counters: Counter[str] = Counter()
 
     # -- roles
@@ -192,8 +193,15 @@ class Holder:
             self._applier.apply(timeouts)
         return others
 
+    def on_drained(self) -> None:
+        """The event socket was empty: what is dumped from now on is not older than any event."""
+        self._drained = True
+
     def on_overrun(self) -> None:
+        """Events were lost. The kernel goes on dropping until the queue is empty, and what still
+        waits in it is older than the loss, so the repairing dump must not begin before."""
         self.counters["event_overruns"] += 1
+        self._drained = False
         for held in self._held.values():
             held.overrun = held.want_repair = True
             if held.own_pass is not None:
@@ -254,7 +262,7 @@ class Holder:
                 if now >= held.refresh_at:
                     held.want_refresh = True
                 wanted = held.want_take or held.want_repair or held.want_refresh
-                if wanted and now >= held.retry_at:
+                if wanted and self._drained and now >= held.retry_at:
                     self._begin(group, held)
             held.liberal.work(self._applier, self._ports.start_dump, group, now=now)
             if held.adopted and now > held.adopted_until and held.own_pass is None:

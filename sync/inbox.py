@@ -135,7 +135,7 @@ class Inbox:
         accepted = self.stream.accepted_session(sender_id) == session
         match control:
             case Challenge(nonce):
-                self._answer(sender_id, nonce, header.seq, now)
+                self._answer(sender_id, nonce, now)
             case ChallengeReply(nonce, stated, seq):
                 if stated != session:
                     raise WireError("bad_payload", "CHALLENGE_REPLY of another session")
@@ -182,7 +182,7 @@ class Inbox:
             self._challenges_left = CHALLENGES_ANSWERED_PER_S
             self._repairs_left = REPAIRS_PER_S_MAX
 
-    def _answer(self, sender_id: int, nonce: bytes, attempt: int, now: float) -> None:
+    def _answer(self, sender_id: int, nonce: bytes, now: float) -> None:
         # A replayed challenge only makes us say our session and seq once more: rate-limited.
         self._refill(now)
         if self._challenges_left <= 0:
@@ -191,11 +191,9 @@ class Inbox:
         self._challenges_left -= 1
         self._outbox.flush()
         reply = ChallengeReply(nonce, self._outbox.session, self._outbox.position)
-        self._transport.unicast(sender_id, self._outbox.seal(reply), attempt=attempt)
+        self._transport.unicast_everywhere(sender_id, self._outbox.seal(reply))
 
-    def _repair(
-        self, sender_id: int, ranges: list[tuple[int, int]], attempt: int, now: float
-    ) -> None:
+    def _repair(self, sender_id: int, ranges: list[tuple[int, int]], seq: int, now: float) -> None:
         self._refill(now)
         self.counters["nacks_received"] += 1
         datagrams, missing = self._outbox.ring.repairs(ranges)
@@ -205,6 +203,9 @@ class Inbox:
             self.counters["repairs_rate_limited"] += 1
             datagrams = datagrams[: max(self._repairs_left, 0)]
         self._repairs_left -= len(datagrams)
+        # The asker takes the next link with each NACK, and `seq` grows by one: so every way there
+        # meets every way back, were each link to work in one direction only.
+        attempt = seq // self._transport.link_count
         for datagram in datagrams:
             self._transport.unicast(sender_id, datagram, attempt=attempt)
         self.counters["repairs_sent"] += len(datagrams)
@@ -217,9 +218,9 @@ class Inbox:
             match effect:
                 case Deliver():
                     incoming.append(self._decode(effect))
-                case SendChallenge(sender_id, nonce, attempt):
+                case SendChallenge(sender_id, nonce):
                     datagram = self._outbox.seal(Challenge(nonce))
-                    self._transport.unicast(sender_id, datagram, attempt=attempt)
+                    self._transport.unicast_everywhere(sender_id, datagram)
                 case SendNack(sender_id, session, ranges, attempt):
                     datagram = self._outbox.seal(Nack(session, list(ranges)))
                     self._transport.unicast(sender_id, datagram, attempt=attempt)

@@ -274,12 +274,13 @@ class Syncd:
             self._log.warning("event_overrun")
             self._holder.on_overrun()
             return True
-        if not events:
-            return False
-        others = self._holder.on_events(events)
+        others = self._holder.on_events(events) if events else []
         if others:
             self._follower.on_events(others)
-        return len(events) >= limit
+        if len(events) >= limit:
+            return True
+        self._holder.on_drained()
+        return False
 
     def _read_all_events(self, seconds: float) -> None:
         until = time.monotonic() + seconds

@@ -127,11 +127,10 @@ class Deliver:
 
 @dataclass(frozen=True, slots=True)
 class SendChallenge:
-    """Ask a sender, by unicast, to prove its session. `attempt` chooses the link."""
+    """Ask a sender, by unicast, to prove its session."""
 
     sender_id: int
     nonce: bytes
-    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +325,7 @@ class StreamReceiver:
         wait = min(CHALLENGE_INTERVAL_S * (1 << min(max(attempt - 4, 0), 5)), 1.0)
         self._proofs[sender_id] = _Proof(nonces, attempt, now + wait)
         self.counters["challenges_sent"] += 1
-        return [SendChallenge(sender_id, nonce, attempt)]
+        return [SendChallenge(sender_id, nonce)]
 
     def _retire(self, sender_id: int, session: int) -> None:
         retired = self._retired.setdefault(sender_id, OrderedDict())

@@ -71,6 +71,10 @@ class Transport:
     def peer_ids(self) -> list[int]:
         return sorted(self._peers)
 
+    @property
+    def link_count(self) -> int:
+        return len(self._links)
+
     def sockets(self) -> list[socket.socket]:
         return [s for link in self._links for s in (link.own, link.group) if s is not None]
 
@@ -141,6 +145,13 @@ class Transport:
             return
         link = usable[attempt % len(usable)]
         self._send(link, datagram, addresses[link.name])
+
+    def unicast_everywhere(self, peer_id: int, datagram: bytes) -> None:
+        """Over every link: for the few questions and answers that all else waits for."""
+        for link in self._links:
+            address = self._peers[peer_id].get(link.name)
+            if address is not None:
+                self._send(link, datagram, address)
 
     def _send(self, link: _Link, datagram: bytes, address: str) -> None:
         if link.own is None:

@@ -96,14 +96,18 @@ def epoch(counter: int, node_id: int) -> int:
     return make_epoch(1, counter, node_id)
 
 
-def wait_for(what: str, check: Callable[[], Any], timeout_s: float = 10.0) -> Any:
+def wait_for(
+    what: str | Callable[[], str], check: Callable[[], Any], timeout_s: float = 10.0
+) -> Any:
     """The first true value of `check`."""
     until = time.monotonic() + timeout_s
     while True:
         value = check()
         if value:
             return value
-        assert time.monotonic() < until, f"not within {timeout_s} s: {what}"
+        if time.monotonic() > until:
+            text = what() if callable(what) else what
+            raise AssertionError(f"not within {timeout_s} s: {text}")
         time.sleep(0.01)
 
 
@@ -261,14 +265,16 @@ class Gateway:
     def wait_synced(self, timeout_s: float = 15.0) -> None:
         self.beacons = []
         wait_for(
-            f"{self.name} synced (last: {self.reason})",
+            lambda: f"{self.name} synced (last: {self.reason}); {self.status()}",
             lambda: self.beacons and self.beacons[-1].synced.get(1),
             timeout_s,
         )
 
     def wait_reason(self, part: str, timeout_s: float = 10.0) -> None:
         wait_for(
-            f"{self.name}: {part} (last: {self.reason})", lambda: part in self.reason, timeout_s
+            lambda: f"{self.name}: {part} (last: {self.reason})",
+            lambda: part in self.reason,
+            timeout_s,
         )
 
     def status(self, timeout_s: float = 2.0) -> SyncdStatus | None:
@@ -374,16 +380,21 @@ class World:
 
     def lose(self, link: int, percent: int) -> None:
         """Drop this share of the link's frames between the switch's ports."""
-        rules = f"""
-            table bridge lossy{link} {{ chain f {{
-              type filter hook forward priority 0;
-              meta ibrname "br{link}" numgen random mod 100 < {percent} drop
-            }} }}
-        """
-        inside(self.switch, "nft", "-f", "-", stdin=rules)
+        self._rule(link, f"numgen random mod 100 < {percent}")
 
     def cut(self, link: int) -> None:
-        self.lose(link, 100)
+        self._rule(link, "")
+
+    def _rule(self, link: int, which: str) -> None:
+        rules = f"""
+            table bridge lossy{link} {{
+              chain forward {{
+                type filter hook forward priority 0;
+                iifname "l{link}p*" {which} drop
+              }}
+            }}
+        """
+        inside(self.switch, "nft", "-f", "-", stdin=rules)
 
     def heal(self, link: int) -> None:
         inside(self.switch, "nft", "delete", "table", "bridge", f"lossy{link}")
@@ -449,7 +460,7 @@ def _build_network(switch: str, names: list[str]) -> None:
         inside(name, "ip", "link", "set", "lo", "up")
         inside(name, "nft", "-f", "-", stdin=GATEWAY_RULES)
         for link in (0, 1):
-            port = f"p{number}-{link}"
+            port = f"l{link}p{number}"
             run("ip", "link", "add", port, "netns", switch, "type", "veth",
                 "peer", f"sync{link}", "netns", name)  # fmt: skip
             inside(switch, "ip", "link", "set", port, "master", f"br{link}", "up")

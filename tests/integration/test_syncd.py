@@ -30,7 +30,7 @@ from hafw.flow import (
 )
 from hafw.kernel.netns import entered
 from hafw.messages import RoleChange
-from sync.ctnetlink import build_update
+from sync.ctnetlink import build_create, build_delete, build_update
 from tests.integration.ct_spaces import inside
 from tests.integration.syncd_world import (
     ROOT,
@@ -425,12 +425,14 @@ def test_overrun_is_repaired_by_a_dump(pair: World) -> None:
     gw1.put(mixed(200))
     pair.wait_equal(1, 2)
     gw1.signal(signal.SIGSTOP)
-    churn = [flow(number, proto=IPPROTO_UDP) for number in range(8000, 9000)]
     gw1.delete(mixed(50))
-    # 64 MB of receive buffer: about 900 bytes each, so this is enough to fill it.
-    for _ in range(50):
-        gw1.put(churn)
-        gw1.delete(churn)
+    # The receive buffer holds well over 100,000 events.
+    churn = [flow(number, proto=IPPROTO_UDP) for number in range(8000, 9000)]
+    making = [build_create(entry, pristine=False) for entry in churn]
+    ending = [build_delete(entry.key) for entry in churn]
+    for _ in range(200):
+        gw1.kernel.execute(making)
+        gw1.kernel.execute(ending)
     gw1.put(mixed(10, first=300))
     gw1.signal(signal.SIGCONT)
     wait_for("an overrun was met", lambda: gw1.counter("event_overruns") > 0, 20)
