@@ -3,7 +3,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
-DEBIAN_PACKAGES := nftables iproute2 conntrack procps util-linux
+DEBIAN_PACKAGES := nftables iproute2 iputils-ping conntrack procps util-linux
 
 .PHONY: help install debian drill test test-all check format requirements bench-failover clean
 
