@@ -1,0 +1,490 @@
+"""A simulated cluster of real lease cores: fake clocks, network, disks, gates and syncds.
+
+Modelled so as to be cruel to timing: every node's clock runs at its own rate (up to ε wrong) from
+its own offset; datagrams are lost, doubled, delayed (sometimes by several leases) and partitioned
+one way; a node is single-threaded, so a pause or a slow effect holds up everything behind it, the
+gate store included; a killed process leaves its gate as it was; a power cut does not.
+
+Checkers look only at what left the nodes: gate stores in true time, epochs told to syncd,
+releases on the wire. They know nothing of how the core decides.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+from cluster.heartbeat import Envelope, Release
+from cluster.lease import LeaseCore
+from cluster.lease_types import (
+    Announce,
+    Arrived,
+    AskPosition,
+    Effect,
+    EraFailed,
+    EraPersisted,
+    Event,
+    GroupParams,
+    LeaseParams,
+    MoveAsked,
+    Note,
+    PersistEra,
+    ReplyMove,
+    Send,
+    SetGate,
+    StopAsked,
+    SyncdSaid,
+    TellSyncd,
+)
+from hafw.config.model import VoterSet
+from hafw.human import format_epoch
+from hafw.messages import MoveReply, MoveRequest, Position, PositionReply, SyncBeacon
+
+MS = 1_000_000
+PPM = 1_000_000
+GROUP = 1
+HEARTBEAT_NS = 25 * MS
+LEASE_NS = 80 * MS
+LEASE_NS_MAX = 100 * MS
+RESTART_WAIT_NS = 120 * MS
+BEACON_NS = 25 * MS
+DRIFT_PPM = 10_000
+
+
+class ViolationError(AssertionError):
+    """A checker found what may never be."""
+
+
+@dataclass(slots=True)
+class Network:
+    loss: float = 0.0
+    double: float = 0.0
+    slow: float = 0.0
+    slow_ns: int = 0
+    cut: set[tuple[int, int]] = field(default_factory=set)
+    """(from, to) pairs that lose everything."""
+
+
+@dataclass(slots=True)
+class Gate:
+    """Deadlines in the node's own clock, as the kernel keeps them."""
+
+    announce_ns: int = 0
+    accept_ns: int = 0
+    shut_at: int = 0
+    """True time when announce was last shut with accept left open."""
+    given_to: int = 0
+    """Whom the lease was released to since."""
+
+
+class Node:
+    """A machine: clock, disk and gate live longer than its lease process."""
+
+    def __init__(self, node_id: int, *, gateway: bool, ppm: int, offset_ns: int) -> None:
+        self.id = node_id
+        self.gateway = gateway
+        self.ppm = ppm
+        self.offset_ns = offset_ns
+        self.disk_era = 0
+        self.disk_fails = False
+        self.disk_ns = MS
+        self.gate = Gate()
+        self.core: LeaseCore | None = None
+        self.process = 0
+        self.inbox: deque[Event] = deque()
+        self.todo: deque[tuple[Effect, int, int]] = deque()
+        """Effects not done yet, the local time they were decided at, the epoch then told."""
+        self.paused_until = 0
+        self.busy_until = 0
+        self.wake_at = -1
+        self.late = 0.0
+        self.late_ns = 0
+        self.held_up = False
+        self.syncd_up = True
+        self.synced = True
+        self.syncd_session = 1
+        self.published = 0
+        self.applied: dict[tuple[int, int], int] = {}
+        self.disturbed_at = 0
+        self.voters: VoterSet | None = None
+
+    def local(self, t: int) -> int:
+        return self.offset_ns + t + t * self.ppm // PPM
+
+    def true(self, local_ns: int) -> int:
+        """The last true instant before a deadline of this clock passes."""
+        since = local_ns - self.offset_ns
+        return since * PPM // (PPM + self.ppm)
+
+
+class World:
+    """Runs nodes until a moment; raises ViolationError."""
+
+    def __init__(
+        self, rng: Random, *, gateways: tuple[int, ...], witnesses: tuple[int, ...]
+    ) -> None:
+        self.rng = rng
+        self.now = 0
+        self.network = Network()
+        self.network_disturbed_at = 0
+        self.gateways = gateways
+        self.voters = VoterSet(id=2, members=tuple(sorted((*gateways, *witnesses))))
+        self.nodes = {
+            node: Node(
+                node,
+                gateway=node in gateways,
+                ppm=rng.choice((-DRIFT_PPM, DRIFT_PPM, rng.randrange(-DRIFT_PPM, DRIFT_PPM))),
+                offset_ns=rng.randrange(10**15),
+            )
+            for node in self.voters.members
+        }
+        self.relative_deadlines = False
+        self.forget_era = False
+        self.no_restart_wait = False
+        self.replies: list[MoveReply] = []
+        self.takeovers: list[tuple[int, int, int]] = []
+        """(true time, node, epoch) of every new epoch under which a gate opened."""
+        self.top_epoch = 0
+        self.trace: list[str] | None = None
+        self._events: list[tuple[int, int, Callable[[], None]]] = []
+        self._count = itertools.count()
+        self._holder = 0
+
+    # ---- machinery ----------------------------------------------------------------------------
+
+    def at(self, t: int, action: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (max(t, self.now), next(self._count), action))
+
+    def run(self, until: int, stop: Callable[[], bool] | None = None) -> None:
+        while self._events and self._events[0][0] <= until:
+            self.now, _, action = heapq.heappop(self._events)
+            action()
+            if stop is not None and stop():
+                return
+        self.now = until
+
+    def say(self, text: str) -> None:
+        if self.trace is not None:
+            self.trace.append(f"{self.now / MS:10.3f}  {text}")
+
+    def disturb(self, *nodes: int) -> None:
+        for node in nodes:
+            self.nodes[node].disturbed_at = self.now
+
+    # ---- life of a node -----------------------------------------------------------------------
+
+    def start(self, node: Node) -> None:
+        if node.core is not None:
+            return
+        self.disturb(node.id)
+        node.process += 1
+        node.todo.clear()
+        node.inbox.clear()
+        node.held_up = False
+        node.paused_until = node.busy_until = self.now
+        durable = not node.disk_fails
+        era = node.disk_era
+        if durable:
+            era += 1
+            node.disk_era = era
+        if self.forget_era:
+            era, durable, node.disk_era = 1, True, 0
+        params = LeaseParams(
+            node_id=node.id,
+            gateway=node.gateway,
+            voters=node.voters or self.voters,
+            groups=(GroupParams(GROUP, self.gateways),),
+            heartbeat_ns=HEARTBEAT_NS,
+            lease_ns=LEASE_NS,
+            restart_wait_ns=RESTART_WAIT_NS,
+            lease_ns_max=LEASE_NS_MAX,
+            beacon_ns=BEACON_NS,
+            drift_ppm=DRIFT_PPM,
+        )
+        now_ns = node.local(self.now)
+        seed = Random(self.rng.randrange(1 << 60))
+        node.core = LeaseCore(params, era=era, era_durable=durable, rng=seed, now_ns=now_ns)
+        if self.no_restart_wait:
+            node.core.view.votes_from_ns = now_ns
+        self.say(f"node {node.id} starts, era {era}")
+        self._beacon(node, node.process)
+        self.pump(node)
+
+    def kill(self, node: Node) -> None:
+        """SIGKILL of the lease process: the kernel's gate stays."""
+        self.disturb(node.id)
+        node.core = None
+        node.process += 1
+        self.say(f"node {node.id} killed")
+
+    def power_cut(self, node: Node) -> None:
+        self.kill(node)
+        node.gate = Gate()
+        node.syncd_session += 1
+        node.applied.clear()
+
+    def pause(self, node: Node, duration_ns: int) -> None:
+        self.disturb(node.id)
+        node.paused_until = max(node.paused_until, self.now + duration_ns)
+        self.say(f"node {node.id} paused for {duration_ns / MS:.0f} ms")
+        self.at(node.paused_until, lambda: self.pump(node))
+
+    def stop(self, node: Node) -> None:
+        """SIGTERM."""
+        if node.core is not None:
+            self.disturb(node.id)
+            self.say(f"node {node.id} stops")
+            node.inbox.append(StopAsked())
+            self.pump(node)
+
+    def move(self, node: Node, target: int, wait_s: float) -> None:
+        if node.core is not None:
+            self.say(f"move to {target} asked of node {node.id}")
+            request = MoveRequest(group=GROUP, target_id=target, wait_s=wait_s)
+            node.inbox.append(MoveAsked("token", request))
+            self.pump(node)
+
+    def _beacon(self, node: Node, process: int) -> None:
+        """The node's syncd, as far as leased hears it."""
+        if node.process != process or not node.gateway:
+            return
+        if node.syncd_up:
+            applied = [
+                Position(sender_id=sender, session=session, seq=seq)
+                for (sender, session), seq in node.applied.items()
+            ]
+            beacon = SyncBeacon(
+                synced={GROUP: node.synced},
+                reasons={} if node.synced else {GROUP: "behind"},
+                applied=applied,
+                stale_entries=0,
+            )
+            node.inbox.append(SyncdSaid(beacon))
+            self.pump(node)
+        self.at(self.now + BEACON_NS, lambda: self._beacon(node, process))
+
+    def pump(self, node: Node) -> None:
+        """Run the node's only thread as far as this instant allows."""
+        while node.core is not None and self.now >= max(node.paused_until, node.busy_until):
+            if node.todo:
+                if node.late and not node.held_up and self.rng.random() < node.late:
+                    node.held_up = True  # This effect will be done late, once.
+                    node.busy_until = self.now + self.rng.randrange(1, node.late_ns)
+                    self.disturb(node.id)
+                    self._resume_later(node, node.process)
+                    return
+                node.held_up = False
+                self._do(node, *node.todo.popleft())
+                continue
+            local_ns = node.local(self.now)
+            if node.inbox:
+                event = node.inbox.popleft()
+                effects = node.core.handle(event, now_ns=local_ns)
+                if isinstance(event, StopAsked):
+                    self._finish(node, effects)
+                    return
+            elif node.core.deadline(now_ns=local_ns) <= local_ns:
+                effects = node.core.tick(now_ns=local_ns)
+            else:
+                break
+            epoch = 0
+            for effect in effects:
+                if isinstance(effect, TellSyncd) and effect.message.active:
+                    epoch = effect.message.epoch
+            node.todo.extend((effect, local_ns, epoch) for effect in effects)
+        self._wake(node)
+
+    def _resume_later(self, node: Node, process: int) -> None:
+        def resume() -> None:
+            if node.process == process:
+                self.pump(node)
+
+        self.at(node.busy_until, resume)
+
+    def _finish(self, node: Node, effects: list[Effect]) -> None:
+        for effect in effects:
+            self._do(node, effect, node.local(self.now), 0)
+        self.kill(node)
+
+    def _wake(self, node: Node) -> None:
+        if node.core is None or self.now < max(node.paused_until, node.busy_until):
+            return
+        deadline_ns = node.core.deadline(now_ns=node.local(self.now))
+        wake_at = max(self.now, node.true(deadline_ns) + 1)
+        if self.now < node.wake_at <= wake_at:
+            return
+        node.wake_at = wake_at
+        process = node.process
+
+        def wake() -> None:
+            if node.process == process and node.wake_at == wake_at:
+                node.wake_at = -1
+                self.pump(node)
+
+        self.at(wake_at, wake)
+
+    # ---- effects ------------------------------------------------------------------------------
+
+    def _do(self, node: Node, effect: Effect, decided_ns: int, epoch: int) -> None:
+        process = node.process
+        match effect:
+            case Send(to, envelope):
+                self._note_release(node, envelope)
+                for peer in self.nodes.values():
+                    if peer is not node and to in (0, peer.id):
+                        self._transmit(node, peer, envelope)
+            case SetGate(_, announce_ns, accept_ns):
+                if self.relative_deadlines:
+                    shift_ns = node.local(self.now) - decided_ns
+                    announce_ns += shift_ns if announce_ns else 0
+                    accept_ns += shift_ns if accept_ns else 0
+                self._store(node, announce_ns, accept_ns, epoch)
+            case PersistEra(era):
+                self.at(
+                    self.now + self.rng.randrange(node.disk_ns) + 1,
+                    lambda: self._persisted(node, process, era),
+                )
+            case AskPosition(group, asked):
+                if node.syncd_up:
+                    node.published += 1
+                    here = Position(
+                        sender_id=node.id, session=node.syncd_session, seq=node.published
+                    )
+                    reply = PositionReply(group=group, epoch=asked, position=here)
+                    delay_ns = self.rng.randrange(1, 10 * MS)
+                    self.at(
+                        self.now + delay_ns, lambda: self._event(node, process, SyncdSaid(reply))
+                    )
+                    self._replicate(node)
+            case ReplyMove(_, reply_move):
+                self.replies.append(reply_move)
+                self.say(f"move answered by node {node.id}: {reply_move}")
+            case Note(event, facts):
+                self.say(f"node {node.id} {event} {dict(facts)}")
+            case TellSyncd() | Announce():
+                pass
+
+    def _event(self, node: Node, process: int, event: Event) -> None:
+        if node.process == process and node.core is not None:
+            node.inbox.append(event)
+            self.pump(node)
+
+    def _persisted(self, node: Node, process: int, era: int) -> None:
+        if node.process != process:
+            return
+        if node.disk_fails:
+            self._event(node, process, EraFailed(era, "disk full"))
+            return
+        if not self.forget_era:
+            node.disk_era = max(node.disk_era, era)
+        self._event(node, process, EraPersisted(era))
+
+    def _replicate(self, node: Node) -> None:
+        key, seq = (node.id, node.syncd_session), node.published
+        for peer in self.nodes.values():
+            if peer is node or not peer.gateway or (node.id, peer.id) in self.network.cut:
+                continue
+
+            def apply(peer: Node = peer) -> None:
+                if peer.syncd_up:
+                    peer.applied[key] = max(seq, peer.applied.get(key, 0))
+
+            self.at(self.now + self.rng.randrange(1, 40 * MS), apply)
+
+    def _transmit(self, node: Node, peer: Node, envelope: Envelope) -> None:
+        network, rng = self.network, self.rng
+        copies = 2 if network.double and rng.random() < network.double else 1
+        for _ in range(copies):
+            if (node.id, peer.id) in network.cut or rng.random() < network.loss:
+                continue
+            delay_ns = rng.randrange(100_000, 600_000)
+            if network.slow and rng.random() < network.slow:
+                delay_ns += rng.randrange(network.slow_ns)
+            self.at(self.now + delay_ns, lambda: self._deliver(node.id, peer, envelope))
+
+    def _deliver(self, sender: int, peer: Node, envelope: Envelope) -> None:
+        if peer.core is not None:
+            # The socket of a paused process keeps filling; the clock is read after receiving.
+            peer.inbox.append(Arrived(sender, envelope))
+            self.pump(peer)
+
+    # ---- checkers -----------------------------------------------------------------------------
+
+    def _note_release(self, node: Node, envelope: Envelope) -> None:
+        for message in envelope.messages:
+            if isinstance(message, Release) and message.to:
+                if self.announces(node):
+                    raise ViolationError(f"node {node.id} released with announce open")
+                node.gate.given_to = message.to
+
+    def announces(self, node: Node) -> bool:
+        return node.true(node.gate.announce_ns) > self.now
+
+    def accepts(self, node: Node) -> bool:
+        return node.true(node.gate.accept_ns) > self.now
+
+    def _store(self, node: Node, announce_ns: int, accept_ns: int, epoch: int) -> None:
+        gate = node.gate
+        if announce_ns == 0 and accept_ns and gate.announce_ns:
+            gate.shut_at = self.now
+        if announce_ns:
+            gate.given_to = 0
+        gate.announce_ns, gate.accept_ns = announce_ns, accept_ns
+        self.say(
+            f"node {node.id} gate: announce {(node.true(announce_ns) - self.now) / MS:.1f} ms, "
+            f"accept {(node.true(accept_ns) - self.now) / MS:.1f} ms, {format_epoch(epoch)}"
+            if announce_ns
+            else f"node {node.id} gate shut"
+        )
+        if self.announces(node):
+            self._check_exclusive(node)
+            if epoch:
+                self._check_epoch(node, epoch)
+
+    def _check_exclusive(self, node: Node) -> None:
+        for other in self.nodes.values():
+            if other is node:
+                continue
+            if self.announces(other):
+                raise ViolationError(f"nodes {node.id} and {other.id} both announce")
+            if self.accepts(other):
+                if not other.gate.given_to:
+                    raise ViolationError(f"nodes {node.id} and {other.id} both accept, unplanned")
+                # Never renewed: what is left is within one lease of when announce was shut.
+                if other.true(other.gate.accept_ns) > other.gate.shut_at + LEASE_NS * 51 // 50:
+                    raise ViolationError(f"node {other.id} accepts for longer than one lease")
+
+    def _check_epoch(self, node: Node, epoch: int) -> None:
+        if epoch == self.top_epoch and self._holder == node.id:
+            return
+        if epoch <= self.top_epoch:
+            raise ViolationError(
+                f"node {node.id} opened under {format_epoch(epoch)} after "
+                f"{format_epoch(self.top_epoch)} of node {self._holder}"
+            )
+        self._check_synced(node)
+        self.top_epoch, self._holder = epoch, node.id
+        self.takeovers.append((self.now, node.id, epoch))
+
+    def _check_synced(self, node: Node) -> None:
+        """An unsynced node may not take a group that a synced one could have taken.
+
+        Judged only where nobody can argue: this node, the synced one and enough voters for a
+        majority, the network between them and what their syncds say, have been undisturbed for
+        as long as the rule gives a synced candidate, and a restart's wait.
+        """
+        calm_from = self.now - 8 * LEASE_NS - RESTART_WAIT_NS
+        if node.synced or node.id == self._holder or self.network_disturbed_at > calm_from:
+            return
+        calm = [
+            other.id
+            for other in self.nodes.values()
+            if other.core is not None and other.disturbed_at < calm_from
+        ]
+        better = [n for n in calm if n in self.gateways and self.nodes[n].synced]
+        if node.id in calm and better and len(calm) >= self.voters.majority:
+            raise ViolationError(f"unsynced node {node.id} claimed although {better} is synced")
