@@ -1,0 +1,160 @@
+"""The drills in a running lab: they pass, they leave things as they were, they refuse."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hafw.errors import RefusedError
+from hafw.lab.drills import lab_for_drills
+from hafw.lab.faults import Sight
+from hafw.lab.inside import call_in
+from hafw.lab.lab import Lab
+from hafw.lab.topology import namespace_of
+
+pytestmark = pytest.mark.integration
+HAFWCTL = str(Path(sys.executable).with_name("hafwctl"))
+ALL_WAIT_S = 180
+"""What the drills may take after set-up."""
+
+
+@pytest.fixture(scope="module")
+def lab(lab_alone: None) -> Iterator[Lab]:
+    lab = Lab()
+    lab.up()
+    lab.wait_ready(20)
+    yield lab
+    lab.down()
+
+
+def hafwctl(*words: str, wait_s: float = ALL_WAIT_S) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [HAFWCTL, *words], capture_output=True, text=True, timeout=wait_s, check=False
+    )
+
+
+def read(file: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(file.read_text())
+    return document
+
+
+def test_all_drills_pass_and_leave_the_lab_up(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "drills.json"
+    done = hafwctl("drill", "run", "all", "--json", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = read(file)
+    assert report["passed"]
+    assert [(d["drill"], d["variant"]) for d in report["drills"]] == [
+        ("power-cut", "restart"), ("power-cut", "heal"), ("freeze", ""), ("kill", ""),
+        ("there-and-back", ""),
+    ]  # fmt: skip
+    for drill in report["drills"]:
+        assert len(drill["probes"]) == 16
+        assert all(probe["established_s"] >= 1 for probe in drill["probes"])
+        assert all(probe["before"] > 0 < probe["after"] for probe in drill["probes"])
+        assert {reading["node"] for reading in drill["strict"]} == {"gw1", "gw2"}
+        assert drill["gate"]["samples"] > 1000
+        assert (drill["frames"] is None) == (drill["drill"] == "power-cut")
+    cut, _, freeze, kill, moves = (drill["steps"] for drill in report["drills"])
+    for (step,) in (cut, freeze):
+        assert step["holder_before"] != step["holder_after"]
+        assert step["epoch_after"] > step["epoch_before"]
+        assert step["takeover_ms"] > 0
+    assert cut[0]["outage_ms"] > 50, "a cut without an outage was none"
+    assert len(kill) == 8
+    assert len(moves) == 4
+    streams = [p for p in report["drills"][-1]["probes"] if p["unit"] == "bytes"]
+    assert len(streams) == 4
+    assert all(stream["after"] > 40_000_000 for stream in streams)
+    assert "5 drills, all passed" in done.stdout
+    assert lab.exists()
+    assert not lab.silenced()
+    assert lab.problems() == []
+
+
+def test_the_bench_measures_cuts(lab: Lab, tmp_path: Path) -> None:
+    # The lab of this module has no timers of its own; the bench wants its own lab.
+    done = hafwctl("drill", "bench-failover", "--cuts", "1", "--profiles", "default")
+    assert done.returncode == 1
+    assert "a lab is up already" in done.stderr
+    lab.down()
+    file = tmp_path / "bench.json"
+    done = hafwctl(
+        "drill", "bench-failover", "--cuts", "3", "--profiles", "default", "--json", str(file)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (profile,) = read(file)["profiles"]
+    assert len(profile["outages_ms"]) == len(profile["takeovers_ms"]) == 3
+    assert all(50 < outage < 1000 for outage in profile["outages_ms"])
+    assert profile["dual_ms"] == profile["flows_lost"] == 0
+    assert not lab.exists()
+    lab.up()
+    lab.wait_ready(20)
+
+
+def test_somebody_elses_fault_is_refused_and_left_alone(lab: Lab) -> None:
+    lab.silence("wit")
+    try:
+        done = hafwctl("drill", "run", "freeze", wait_s=60)
+        assert done.returncode == 1
+        assert "wit: frames are dropped by somebody's fault" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert lab.silenced() == {"wit"}
+    finally:
+        lab.heal("wit")
+    lab.wait_ready(20)
+
+
+def test_one_drill_a_lab(lab: Lab) -> None:
+    def ignore(_text: str) -> None: ...
+
+    with (
+        lab_for_drills(Lab(), ignore),
+        pytest.raises(RefusedError, match="a drill is running in this lab already"),
+        lab_for_drills(Lab(), ignore),
+    ):
+        pass
+    assert lab.exists()
+
+
+@pytest.mark.parametrize("name", ["nf_conntrack_tcp_loose", "nf_conntrack_tcp_be_liberal"])
+def test_lax_tcp_on_one_gateway_is_read(lab: Lab, name: str) -> None:
+    path = Path("/proc/sys/net/netfilter") / name
+
+    def write(value: str) -> None:
+        call_in(namespace_of("gw2"), lambda: path.write_text(value))
+
+    sight = Sight(lab)
+    strict = {r.node: (r.tcp_loose, r.tcp_be_liberal) for r in sight.strict("before")}
+    assert strict == {"gw1": (0, 0), "gw2": (0, 0)}
+    write("1")
+    try:
+        lax = {r.node: r.tcp_loose + r.tcp_be_liberal for r in sight.strict("after")}
+    finally:
+        write("0")
+    assert lax == {"gw1": 0, "gw2": 1}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("dance",), 2, "'dance' is not one of"),
+        (("freeze", "--variant", "heal"), 1, "freeze has no variants"),
+        (("freeze", "--repeat", "0"), 2, "0 is not in the range"),
+        (("freeze", "--json", "/nowhere/at/all.json"), 2, "is not a folder"),
+        (("freeze", "--heartbeat-ms", "90"), 1, "heartbeat_ms * 3 must be <= lease_ms"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(
+    lab: Lab, words: tuple[str, ...], code: int, said: str
+) -> None:
+    done = hafwctl("drill", "run", *words, wait_s=60)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
