@@ -110,7 +110,7 @@ class OwnPass:
         self._liberal = liberal
         self._refresh = refresh
         self._touched: set[FlowKey] = set()
-        self._unseen = set(registry.keys(number))
+        self._unseen = registry.keys(number)
         self.adopted: set[FlowKey] = set()
         """Flows given a normal timeout by their state in the dump; a later event of theirs must
         give the timeout again (the dump may have been older than a FIN)."""

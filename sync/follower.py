@@ -273,7 +273,7 @@ class Follower:
             session = self._stream.accepted_session(holder_id)
             assert session is not None
             self.table_full_until.pop(group, None)
-            self.table.begin_snapshot(group)
+            self.table.await_snapshot(group)
             self._client.ask(holder_id, group, attempt=self._attempts[group])
             self._fetch = _Fetch(group, holder_id, session, Phase.ASKED, now)
             return
@@ -290,6 +290,7 @@ class Follower:
                 elif message.epoch < known:
                     self._abort("older_epoch", now)
                 else:
+                    self.table.begin_snapshot(fetch.group)
                     fetch.head, fetch.phase = message, Phase.RECEIVING
             case SnapshotChunk():
                 self._on_chunk(fetch, message, now)
@@ -353,7 +354,8 @@ class Follower:
         assert fetch is not None
         if fetch.sweep is not None:
             fetch.sweep.cancel()
-        self._client.close()
+        if next_link:
+            self._client.close()
         self.table.abort_snapshot(fetch.group)
         self._fetch = None
         self.counters[f"snapshot_aborted_{reason}"] += 1

@@ -41,6 +41,9 @@ __all__ = ["GROUP_MASK", "Holder", "HolderPorts"]
 GROUP_MASK = 0xF << GROUP_SHIFT
 TAKE_ENTRIES_PER_S = 20_000
 REFRESH_ENTRIES_PER_S = 5_000
+CHUNKS_PER_SLICE = 2
+"""A chunk is about a hundred entries, and they take about 2 ms."""
+PACE_DEBT_S = 0.05
 LOOKUPS_PER_SLICE = 40
 NEW_EPOCH_RETRY_S = 0.3
 NEW_EPOCH_WAIT_S = 2.0
@@ -55,6 +58,8 @@ class HolderPorts:
 
     start_dump: Callable[[int], Dumper]
     send_to_leased: Callable[[NewEpochRequest], None]
+    note_clean: Callable[[int, int], None]
+    """Group, epoch: no entry of the group is stale here, and this node holds it."""
 
 
 @dataclass(slots=True)
@@ -317,21 +322,24 @@ class Holder:
         self.counters["passes_refresh" if refresh else "passes_take"] += 1
 
     def _step(self, group: int, held: _Held, now: float) -> None:
-        """One chunk, at the pass's pace."""
+        """A few chunks, at the pass's pace."""
         assert held.own_pass is not None
         assert held.dump is not None
-        if now < held.next_chunk_at:
-            return
-        chunk = held.dump.take()
-        if chunk is not None:
+        rate = REFRESH_ENTRIES_PER_S if held.ready else TAKE_ENTRIES_PER_S
+        for _ in range(CHUNKS_PER_SLICE):
+            if now < held.next_chunk_at:
+                return
+            chunk = held.dump.take()
+            if chunk is None:
+                break
             output = held.own_pass.on_entries(chunk)
             self._applier.apply(output.ops)
             self._publish(output.publications)
-            rate = REFRESH_ENTRIES_PER_S if held.ready else TAKE_ENTRIES_PER_S
-            held.next_chunk_at = now + len(chunk) / rate
+            # A turn that came late may catch up a little.
+            held.next_chunk_at = max(held.next_chunk_at, now - PACE_DEBT_S) + len(chunk) / rate
             held.adopted |= held.own_pass.adopted
+            held.own_pass.adopted.clear()
             held.adopted_until = now + ADOPTED_WATCH_S
-            return
         if not held.dump.done:
             return
         if held.dump.error is not None:
@@ -363,6 +371,7 @@ class Holder:
         held.overrun = held.want_repair
         held.refresh_at = now + self._refresh_s
         self._groups[group].suspect = False
+        self._ports.note_clean(group, held.epoch)
 
     # -- publications
 

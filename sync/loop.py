@@ -14,8 +14,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
@@ -51,6 +53,8 @@ DRAIN_BEFORE_HOLDING_S = 0.1
 """Before this node speaks for a group, what its holder had sent is applied, at most so long."""
 DRAIN_POSITION_S = 0.02
 IDLE_S_MAX = 0.1
+COLLECT_OBJECTS_MAX = 20_000
+"""Objects since the last collection that may be looked through within a turn."""
 APPLIED_NEWS_S = 0.005
 """A new applied position is told to leased at once, but not more often than this."""
 
@@ -105,10 +109,11 @@ class Syncd:
     def run(self) -> None:
         self._log.info("syncd_started", session=f"{self._outbox.session:016x}")
         # Hundreds of thousands of records make a full collection take half a second, and the
-        # beacon must not wait for it. Nothing here makes cycles; references are counted.
+        # beacon must not wait for it. Records have no cycles; references are counted.
         gc.collect()
         gc.freeze()
         gc.disable()
+        sys.setswitchinterval(0.001)  # A dump's thread must not hold the beacon up.
         while not self._stopping:
             self._turn()
         self._log.info("syncd_stopped")
@@ -201,6 +206,10 @@ class Syncd:
             name = self._names[effect.group]
             match effect:
                 case StartHolding():
+                    clean = effect.first and self._parts.clean_epochs.was_clean(
+                        effect.group, effect.epoch
+                    )
+                    effect = replace(effect, contiguous=effect.contiguous or clean)
                     self._log.info(
                         "group_held",
                         group=name,
@@ -335,6 +344,11 @@ class Syncd:
         self._second_at = now + 1.0
         self._transport.refresh(now=now)
         self._server_problems = self._server.bind()
+        # What little garbage has cycles (tracebacks) goes while it is little.
+        if gc.get_count()[0] < COLLECT_OBJECTS_MAX:
+            gc.collect(0)
+        else:
+            gc.freeze()
 
     # -- status
 

@@ -16,6 +16,7 @@ from hafw.config.model import ClusterConfig
 from hafw.flow import GROUP_SHIFT
 from hafw.paths import NodePaths
 from sync.applier import Applier
+from sync.clean_epochs import CleanEpochs
 from sync.ctsocket import EventSocket
 from sync.dumper import Dumper, Waker
 from sync.follower import Follower, FollowerPorts
@@ -70,6 +71,7 @@ class Parts:
         self.groups = {number: ReplicaGroup() for number in numbers}
         self.publisher = Publisher(self.registry, SystemRandom())
         self.timeouts_s: dict[str, int] = {}
+        self.clean_epochs = CleanEpochs(paths)
         self.holder = Holder(
             config,
             node.id,
@@ -79,7 +81,7 @@ class Parts:
             applier=self.applier,
             outbox=self.outbox,
             timeouts_s=self.timeouts_s,
-            ports=HolderPorts(self._start_dump, self.bus.to_leased),
+            ports=HolderPorts(self._start_dump, self.bus.to_leased, self.clean_epochs.note),
         )
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._open_snapshots(config, node_name, master)

@@ -7,8 +7,6 @@ Pure.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hafw.flow import (
@@ -55,7 +53,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._records: dict[FlowKey, Record] = {}
-        self._counts: Counter[int] = Counter()
+        self._keys: dict[int, set[FlowKey]] = {}
         self._tcp_states: dict[TcpState, TcpState] = {}
 
     def __len__(self) -> int:
@@ -68,10 +66,11 @@ class Registry:
         return self._records.get(key)
 
     def count(self, group: int) -> int:
-        return self._counts[group]
+        return len(self._keys.get(group, ()))
 
-    def keys(self, group: int) -> Iterator[FlowKey]:
-        return (key for key, record in self._records.items() if record.group == group)
+    def keys(self, group: int) -> set[FlowKey]:
+        """The flows of a group: a copy, made without hashing them again."""
+        return self._keys.get(group, set()).copy()
 
     def put(
         self, entry: FlowEntry, incarnation: int, version: Version, stored: int | None = None
@@ -80,8 +79,8 @@ class Registry:
         if that is known already."""
         key, group = entry.key, mark_group(entry.mark)
         old = self._records.get(key)
-        if old is not None:
-            self._counts[old.group] -= 1
+        if old is not None and old.group != group:
+            self._keys[old.group].discard(key)
         record = Record(
             group,
             incarnation,
@@ -92,13 +91,14 @@ class Registry:
             entry.helper,
         )
         self._records[key] = record
-        self._counts[group] += 1
+        if old is None or old.group != group:
+            self._keys.setdefault(group, set()).add(key)
         return record
 
     def remove(self, key: FlowKey) -> Record | None:
         record = self._records.pop(key, None)
         if record is not None:
-            self._counts[record.group] -= 1
+            self._keys[record.group].discard(key)
         return record
 
     def shared(self, tcp: TcpState | None) -> TcpState | None:

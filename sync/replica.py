@@ -119,10 +119,13 @@ class ReplicaTable:
 
     # -- snapshots
 
+    def await_snapshot(self, number: int) -> None:
+        """One is being asked for: from now on, what the stream names is not the snapshot's."""
+        self._groups[number].touched = set()
+
     def begin_snapshot(self, number: int) -> None:
-        group = self._groups[number]
-        group.touched = set()
-        group.unseen = set(self._registry.keys(number))
+        """The holder has begun to send it."""
+        self._groups[number].unseen = self._registry.keys(number)
 
     def on_snapshot_entry(self, delta: Upsert, number: int) -> list[KernelOp]:
         """One flow of the holder's snapshot. The holder has answered for its session; versions
@@ -181,7 +184,7 @@ class ReplicaTable:
     def mark_stale(self, number: int) -> int:
         """Another node has held the group since this one forwarded its packets."""
         group = self._groups[number]
-        group.stale = set(self._registry.keys(number))
+        group.stale = self._registry.keys(number)
         group.suspect = True
         return len(group.stale)
 

@@ -43,6 +43,7 @@ class SnapshotClient:
         self._peers = peers
         self._port = port
         self._socket: zmq.Socket[bytes] | None = None
+        self._address = ""
         self._request = 0
         self.counters: Counter[str] = Counter()
 
@@ -56,20 +57,25 @@ class SnapshotClient:
         return self._request
 
     def ask(self, holder_id: int, group: int, *, attempt: int) -> None:
-        """Open a connection over link `attempt` and ask for the group."""
-        self.close()
-        addresses = self._peers[holder_id]
+        """Ask for the group over link `attempt`; an open connection of that link serves again."""
         self._request += 1
+        addresses = self._peers[holder_id]
+        address = addresses[attempt % len(addresses)]
+        if self._socket is None or self._address != address:
+            self.close()
+            self._socket, self._address = self._connect(address), address
+        self.counters["snapshots_asked"] += 1
+        self._send(SnapshotRequest(self._request, self._node_id, group))
+
+    def _connect(self, address: str) -> zmq.Socket[bytes]:
         sock = self._context.socket(zmq.DEALER)
         sock.linger = 0
         sock.rcvhwm = 256
         sock.curve_serverkey = self._server
         sock.curve_publickey = self._own.public
         sock.curve_secretkey = self._own.secret
-        sock.connect(f"tcp://{addresses[attempt % len(addresses)]}:{self._port}")
-        self._socket = sock
-        self.counters["snapshots_asked"] += 1
-        self._send(SnapshotRequest(self._request, self._node_id, group))
+        sock.connect(f"tcp://{address}:{self._port}")
+        return sock
 
     def credit(self, applied: int) -> None:
         self._send(SnapshotCredit(self._request, applied))

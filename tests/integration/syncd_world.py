@@ -126,10 +126,10 @@ def flow(
     family, vip = (AF_INET6, VIP6) if v6 else (AF_INET, VIP4)
     server = SERVER6 if v6 else SERVER4
     if dnat:
-        orig = Tuple(family, proto, server, vip, port, 8080)
+        orig = Tuple(family, proto, server, vip, port, 8080 + (number >> 14))
         reply = replace(inverse(orig), src=host.packed)
     else:
-        orig = Tuple(family, proto, host.packed, server, port, 80)
+        orig = Tuple(family, proto, host.packed, server, port, 80 + (number >> 14))
         reply = replace(inverse(orig), dst=vip, dport=30_000 + (number & 0x3FFF))
     tcp = ESTABLISHED if proto == IPPROTO_TCP else None
     mark = hafw_mark(group, owner, owner) | (number & 0xFF)
