@@ -165,7 +165,8 @@ class ReplicaTable:
         """After `end_snapshot`: does the kernel hold this entry for no reason?"""
         group = self._groups[number]
         assert group.touched is not None, "no snapshot is under way"
-        return entry.key not in self._registry and entry.key not in group.touched
+        # A tombstone does not save it: what the stream destroyed before we knew it must go too.
+        return entry.key not in self._registry
 
     def snapshot_swept(self, number: int) -> None:
         """All of the group in this kernel is as its holder has it."""
