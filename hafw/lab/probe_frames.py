@@ -18,7 +18,6 @@ import os
 import secrets
 import socket
 import struct
-from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from hafw.config.model import ClusterConfig
 from hafw.lab.inside import call_in
 from hafw.lab.judges import DualFrame
 from hafw.lab.probe_datagrams import checksum
-from hafw.lab.probe_loop import TICK_NS, Loop, now_ns
+from hafw.lab.probe_loop import TICK_NS, Loop, become_realtime, now_ns
 
 __all__ = ["DPORT", "FrameRecord", "Injector", "build_frame", "main", "parse_frame"]
 
@@ -43,7 +42,6 @@ _SOL_PACKET, _PACKET_IGNORE_OUTGOING = 263, 23
 _SO_ATTACH_FILTER, _SO_TIMESTAMPNS = 26, 35
 _ETH_P_ALL = 3
 _ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
-_RT_PRIORITY = 1
 _DUAL_MAX = 100_000
 _READ_BURST = 64
 
@@ -246,8 +244,7 @@ def main() -> None:
             view = view[os.write(1, view) :]
 
     loop.watch(0, on_request)
-    with suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_RT_PRIORITY))
+    become_realtime()
     loop.run()
 
 

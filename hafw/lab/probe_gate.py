@@ -36,7 +36,7 @@ from hafw.config.model import ClusterConfig
 from hafw.errors import HafwError, KernelError
 from hafw.lab.inside import enter
 from hafw.lab.judges import Change, Span
-from hafw.lab.probe_loop import now_ns
+from hafw.lab.probe_loop import become_realtime, now_ns
 from hafw.paths import NodePaths
 
 __all__ = ["DeadlineRecord", "DeviceRecord", "DeviceWatch", "GateSampler", "fresh_tags", "main"]
@@ -48,7 +48,6 @@ _COMMAND_EVERY = 10
 """Samples between two looks at stdin."""
 _SIOCGIFFLAGS = 0x8913
 _IFF_UP = 1
-_RT_PRIORITY = 1
 
 
 class DeadlineRecord(msgspec.Struct, frozen=True):
@@ -275,8 +274,10 @@ def main() -> None:
 
 def _run_deadlines(config: ClusterConfig) -> None:
     sampler = GateSampler(config)
-    with suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_RT_PRIORITY))
+    # An nft load cannot be preempted and would hide up to a tenth of a second from whoever is on
+    # its CPU; loads keep off the lease loop's, whose own priority is higher than ours.
+    lease_cpu = config.cpus.lease
+    become_realtime(max(os.sched_getaffinity(0)) if lease_cpu is None else lease_cpu)
     for number in range(sys.maxsize):
         sampler.sample()
         if number % _COMMAND_EVERY == 0 and select.select([0], [], [], 0)[0]:
