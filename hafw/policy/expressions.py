@@ -17,6 +17,7 @@ from ipaddress import (
 from typing import Any
 
 from hafw.policy.fields import merge_ports
+from hafw.policy.shared_sets import share_sets
 
 __all__ = [
     "ACCEPT",
@@ -201,7 +202,9 @@ class TableWriter:
     def replaced(self) -> list[Expression]:
         """Commands that put this table in the place of whatever has its name."""
         table = {"table": {"family": "inet", "name": self.name}}
-        body = [*self._objects, *self._chains, *self._rules]
+        shared, rules = share_sets([made["rule"] for made in self._rules])
+        sets = [{"set": self._at(name=name, **made)} for name, made in shared.items()]
+        body = [*self._objects, *sets, *self._chains, *({"rule": rule} for rule in rules)]
         return [{"add": table}, {"delete": table}, {"add": table}, *({"add": c} for c in body)]
 
     def kept(self) -> list[Expression]:

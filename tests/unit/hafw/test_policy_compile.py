@@ -325,3 +325,40 @@ def test_whatever_is_valid_compiles_to_rules_with_one_verdict_at_the_end(
                 if "payload" in part.get("match", {}).get("left", {})
             }
             assert not {"ip", "ip6"} <= families, "a rule that can match nothing"
+
+
+def test_sets_that_many_rules_repeat_are_shared_and_say_the_same() -> None:
+    """nf_tables is quadratic in the number of anonymous sets of a table."""
+    each = [
+        {"from": "lan", "to": "wan", "services": ["http", "https"], "action": "accept",
+         "source": [f"10.0.{n}.0/24", "2001:db8::/32", "192.0.2.7", "192.0.2.9"]}
+        for n in range(40)
+    ]  # fmt: skip
+    text = json.dumps({"zones": {"lan": ["lan"], "wan": ["wan"]}, "rules": each})
+    made = document(validate_policy(parse_document("p", text), LAB))
+    forward = rules(made, "hafw_policy", "forward")
+    named = {
+        c["add"]["set"]["name"]: c["add"]["set"]
+        for c in made["nftables"]
+        if "set" in c.get("add", {})
+    }
+    ports = [
+        part["match"]["right"]
+        for expr in forward
+        for part in expr
+        if part.get("match", {}).get("left", {}).get("payload", {}).get("field") == "dport"
+    ]
+    shared = next(name for name in named if name.startswith("inet_service_"))
+    assert named[shared]["elem"] == [80, 443]
+    assert ports.count(f"@{shared}") == 80  # TCP, for IPv4 and IPv6 sources.
+    own = [name for name in named if name.startswith("ipv4_addr_")]
+    assert len(own) == 40  # Each rule's own sources, once for TCP and UDP.
+
+
+def test_a_small_ruleset_keeps_its_sets_in_its_rules() -> None:
+    names = [
+        c["add"]["set"]["name"]
+        for c in document(LAB_POLICY)["nftables"]
+        if "set" in c.get("add", {})
+    ]
+    assert not [name for name in names if name.startswith(("inet_", "ipv4_", "ipv6_", "ifname_"))]
