@@ -1,0 +1,134 @@
+"""What leased says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hafw.lab
+from cluster.announce_plan import ANNOUNCE_MS, AnnouncePlan
+from cluster.leased_io import plan_paths
+from cluster.leased_status import DelayMeter, LinkMeter, leased_status
+from hafw.config.load import load_cluster
+from hafw.messages import LeasedStatus, LoopDelay, decode_leased, encode
+from tests.unit.cluster.lease_bench import HEARTBEAT, MS, Bench, T
+
+LAB = Path(hafw.lab.__file__).parent / "cluster.yaml"
+
+
+def status(bench: Bench, delay: LoopDelay | None = None) -> LeasedStatus:
+    links = LinkMeter([("sync0", [2, 9]), ("lan", [2])])
+    links.heard(2, "sync0", bench.now - 3 * MS)
+    links.heard(44, "sync0", bench.now)
+    return leased_status(
+        bench.core,
+        now_ns=bench.now,
+        pid=4711,
+        realtime=True,
+        delay=delay or LoopDelay(p50_ms=0.1, p99_ms=0.2, max_ms=0.3),
+        links=links,
+        gate=lambda group: (group * 100, group * 200, 5, 6),
+    )
+
+
+def test_holder_tells_lease_gate_peers_and_links() -> None:
+    bench = Bench()
+    bench.hold()
+    bench.calm()
+    told = status(bench)
+    assert decode_leased(encode(told)) == told
+    [group] = told.groups
+    assert (group.active, group.holder_id, group.moves) == (True, 1, 1)
+    assert 0 < group.lease_left_ms <= 99
+    assert (group.announce_deadline_ns, group.accept_deadline_ns) == (100, 200)
+    assert (group.dropped_in, group.dropped_out) == (5, 6)
+    peer, witness = told.peers
+    assert (peer.node_id, peer.alive, peer.proven, peer.synced) == (2, True, True, {1: True})
+    sync0, lan = peer.links
+    assert (sync0.alive, sync0.age_ms, sync0.received) == (True, 3.0, 1)
+    assert (lan.alive, lan.age_ms, lan.received) == (False, None, 0)
+    assert witness.node_id == 9
+    assert told.alarms == []
+
+
+def test_silent_peer_is_not_alive() -> None:
+    bench = Bench()
+    bench.calm()
+    bench.now += T + 1
+    assert [peer.alive for peer in status(bench).peers] == [False, False]
+
+
+def test_silent_syncd_on_the_holder_is_an_alarm() -> None:
+    bench = Bench()
+    bench.hold()
+    for _ in range(10):
+        effects = [*bench.beat(2), *bench.beat(9), *bench.pass_time(HEARTBEAT)]
+        bench.answer(effects)
+    [alarm] = status(bench).alarms
+    assert "group 1: this node is ACTIVE and its syncd has been silent for 0.2 s" in alarm
+
+
+def test_other_alarms() -> None:
+    bench = Bench()
+    bench.core.era_error = "Read-only file system"
+    bench.core.wrong_voters_ns = bench.now
+    slow = LoopDelay(p50_ms=0, p99_ms=95, max_ms=120)
+    era, voters, slow_machine = status(bench, slow).alarms
+    assert "does not vote: Read-only file system" in era
+    assert "cluster.yaml differs" in voters
+    assert "too short for this machine" in slow_machine
+    bench.now += 11_000 * MS
+    assert len(status(bench).alarms) == 1
+
+
+def test_unsynced_takeover_is_an_alarm_until_synced() -> None:
+    bench = Bench()
+    bench.hold()
+    held = bench.core.groups[1].proposer.held
+    assert held is not None
+    held.unsynced = True
+    bench.synced = False
+    bench.beacon()
+    assert "taken unsynced" in status(bench).alarms[0]
+    bench.synced = True
+    bench.beacon()
+    assert status(bench).alarms == []
+
+
+def test_delay_meter_keeps_a_minute_and_the_largest() -> None:
+    meter = DelayMeter()
+    assert meter.read() == LoopDelay(p50_ms=0.0, p99_ms=0.0, max_ms=0.0)
+    for number in range(100):
+        meter.add(number * 10_000, 1)
+    assert meter.read() == LoopDelay(p50_ms=0.5, p99_ms=0.99, max_ms=0.99)
+    for _ in range(5000):
+        meter.add(MS, 2)
+    meter.add(9 * MS, 3)
+    assert meter.read().max_ms == 9.0
+    for window in range(1, 8):
+        meter.add(1000, window * 11_000 * MS)
+    assert meter.read().max_ms == 0.001
+
+
+def test_paths_are_links_and_segments_with_the_peers_on_them() -> None:
+    config = load_cluster(LAB)
+    gateway = {plan.name: plan for plan in plan_paths(config, "gw1")}
+    assert list(gateway) == ["sync0", "sync1", "lan", "wan"]
+    assert gateway["sync0"].peers == {2: "203.0.113.2", 9: "203.0.113.9"}
+    assert gateway["lan"].peers == {2: "192.0.2.2"}
+    assert gateway["wan"].device == "wan0"
+    assert [plan.name for plan in plan_paths(config, "wit")] == ["sync0", "sync1"]
+
+
+def test_announcements_come_in_a_burst_then_slowly_for_ever() -> None:
+    plan = AnnouncePlan(10_000 * MS)
+    assert not plan.due(0)
+    plan.start(0)
+    sent_ms = [ms for ms in range(30_000) if plan.due(ms * MS)]
+    assert sent_ms == [*ANNOUNCE_MS, 14_000, 24_000]
+    plan.start(30_000 * MS)  # Running: a new epoch of the same holder needs no burst.
+    assert not plan.due(30_000 * MS)
+    plan.stop()
+    assert not plan.due(99_000 * MS)
+    plan.start(99_000 * MS)
+    assert plan.due(99_700 * MS)  # Slept through half of the burst: one for all of it.
+    assert plan.at_ns == 100_000 * MS

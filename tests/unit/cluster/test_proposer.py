@@ -1,0 +1,109 @@
+"""Contiguous: whether nobody else can have held the group since this node did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from cluster.heartbeat import Accepted, Prepare, Promise, Propose
+from hafw.human import make_epoch
+from tests.unit.cluster.lease_bench import HEARTBEAT, MS, Bench, T, sent
+
+Report = tuple[int, int, bool]
+"""What a voter remembers: epoch, its node, whether its gate had opened."""
+NOTHING: Report = (0, 0, False)
+
+
+def epoch(counter: int, node: int) -> int:
+    return make_epoch(2, counter, node)
+
+
+def claim(bench: Bench, reports: Iterable[tuple[int, Report]]) -> bool | None:
+    """Let the voters promise with these memories; None if there is no claim yet."""
+    prepares = sent(bench.pass_time(2 * HEARTBEAT, bench.calm), Prepare)
+    assert prepares
+    for voter, (last, holder, opened) in reports:
+        bench.hear(voter, Promise(1, prepares[-1].epoch, 3, last, holder, opened))
+    claimed = bench.core.groups[1].proposer.claim
+    return None if claimed is None else claimed.contiguous
+
+
+@pytest.mark.parametrize(
+    ("reports", "contiguous"),
+    [
+        # After a restart of this process, by what two voters remember (its own forgot).
+        ([(2, (epoch(7, 1), 1, True)), (9, (epoch(7, 1), 1, True))], True),
+        ([(2, (epoch(6, 1), 1, True)), (9, (epoch(7, 1), 1, True))], True),
+        ([(2, (epoch(7, 1), 1, False)), (9, (epoch(7, 1), 1, True))], True),
+        # It may never have opened: then another may have held just before.
+        ([(2, (epoch(7, 1), 1, False)), (9, (epoch(7, 1), 1, False))], False),
+        # Another node was granted a lease since.
+        ([(2, (epoch(8, 2), 2, True)), (9, (epoch(7, 1), 1, True))], False),
+        ([(2, (epoch(8, 2), 2, False)), (9, (epoch(7, 1), 1, True))], False),
+        # One voter forgot: a lease of another could hide there.
+        ([(9, (epoch(7, 1), 1, True)), (2, NOTHING)], False),
+        ([(2, NOTHING), (9, NOTHING)], False),
+    ],
+)
+def test_after_a_restart(reports: list[tuple[int, Report]], contiguous: bool) -> None:
+    bench = Bench()
+    bench.pass_time(1900 * MS, bench.calm)
+    bench.core.view.votes_from_ns = 1 << 62  # The own voter is mute: both others must speak.
+    bench.core.view.majority = 2
+    bench.pass_time(100 * MS, bench.calm)
+    assert claim(bench, reports) is contiguous
+
+
+def held_and_lost() -> tuple[Bench, int]:
+    bench = Bench()
+    bench.hold()
+    held = bench.core.groups[1].proposer.held
+    assert held is not None
+    bench.renew()
+    bench.pass_time(T, bench.calm)
+    assert bench.core.groups[1].proposer.held is None
+    return bench, held.epoch
+
+
+def test_same_process_wins_the_very_next_epoch() -> None:
+    bench, before = held_and_lost()
+    assert claim(bench, [(9, (before, 1, True))]) is True
+
+
+def test_somebody_else_was_in_between() -> None:
+    bench, before = held_and_lost()
+    assert claim(bench, [(9, (before + (1 << 8) + 1, 2, True))]) is False
+
+
+def test_own_claim_that_never_opened_hands_on_what_it_was() -> None:
+    bench = Bench()
+    other = epoch(7, 2)
+    bench.pass_time(2100 * MS, bench.calm)
+    prepares = sent(bench.pass_time(2 * HEARTBEAT, bench.calm), Prepare)
+    first = prepares[-1].epoch
+    asked = bench.hear(9, Promise(1, first, 3, other, 2, True))
+    assert sent(asked, Propose)
+    # Granted, and the answer is lost; the claim times out, the next finds it at the voter.
+    bench.epochs[9] = first
+    bench.pass_time(T + 2 * HEARTBEAT, bench.calm)
+    proposer = bench.core.groups[1].proposer
+    assert proposer.claim is not None
+    second = proposer.claim.epoch
+    assert second > first
+    bench.hear(9, Promise(1, second, 3, first, 1, False))
+    assert proposer.claim is not None
+    assert proposer.claim.contiguous is False
+
+
+def test_requests_answered_out_of_order_never_shorten_the_lease() -> None:
+    bench = Bench()
+    bench.hold()
+    proposer = bench.core.groups[1].proposer
+    older = sent(bench.calm() + bench.pass_time(HEARTBEAT), Propose)[-1]
+    newer = sent(bench.calm() + bench.pass_time(HEARTBEAT), Propose)[-1]
+    bench.hear(9, Accepted(1, newer.epoch, newer.request))
+    assert proposer.held is not None
+    deadline = proposer.held.deadline_ns
+    bench.hear(9, Accepted(1, older.epoch, older.request))
+    assert proposer.held.deadline_ns == deadline
