@@ -27,7 +27,7 @@ from sync.dumper import Dumper
 from sync.inbox import Arrived, DelayWindow, Incoming
 from sync.ops import KernelOp, Remove
 from sync.registry import Registry
-from sync.replica import ReplicaGroup, ReplicaTable, Superseded
+from sync.replica import Hole, ReplicaGroup, ReplicaTable, Superseded
 from sync.roles import RoleState
 from sync.snapshot import (
     SnapshotChunk,
@@ -129,7 +129,7 @@ class Follower:
         match item:
             case Arrived():
                 for delta in item.deltas:
-                    self._on_delta(delta, item.sender_id)
+                    self._on_delta(delta, item)
                 self.counters["deltas_received"] += len(item.deltas)
                 if item.delay_from_ns:
                     self._stamps.append((item.sender_id, item.delay_from_ns))
@@ -158,14 +158,21 @@ class Follower:
                 window.add((now_ns - sent_ns) / 1e6, now)
             self._stamps.clear()
 
-    def _on_delta(self, delta: Delta, sender_id: int) -> None:
-        effects = self.table.on_delta(delta, sender_id)
+    def _on_delta(self, delta: Delta, item: Arrived) -> None:
+        effects = self.table.on_delta(delta, item.sender_id)
         if effects and isinstance(effects[0], Superseded):
             self._ports.superseded(effects[0])
-            effects = self.table.on_delta(delta, sender_id)
+            effects = self.table.on_delta(delta, item.sender_id)
         for effect in effects:
-            assert not isinstance(effect, Superseded), "the roles did not learn the epoch"
-            self._ops.append(effect)
+            match effect:
+                case Hole(group):
+                    source = self.sources.get(group)
+                    if source is not None and item.seq > source.seq:
+                        del self.sources[group]
+                case Superseded():
+                    raise AssertionError("the roles did not learn the epoch")
+                case _:
+                    self._ops.append(effect)
 
     def _spoil(self, sender_id: int, now: float) -> None:
         """What we have of this sender is not whole any more."""

@@ -27,6 +27,7 @@ from sync.ops import Create, KernelOp, Remove, Replace, Update
 from sync.registry import Record, Registry
 
 __all__ = [
+    "Hole",
     "ReplicaEffect",
     "ReplicaGroup",
     "ReplicaTable",
@@ -44,7 +45,16 @@ class Superseded:
     holder_id: int
 
 
-ReplicaEffect = KernelOp | Superseded
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """The holder's own word of an older epoch of its came after we had learnt the newer one, and
+    does not count any more: what we have of the group is not whole, unless a snapshot that began
+    later made it so."""
+
+    group: int
+
+
+ReplicaEffect = KernelOp | Superseded | Hole
 
 
 @dataclass(slots=True)
@@ -208,7 +218,8 @@ class ReplicaTable:
         if epoch_node(version.epoch) != sender_id:
             return self._refuse("delta_not_owner")
         if version.epoch < group.epoch or (group.active and version.epoch <= group.epoch):
-            return self._refuse("delta_old_epoch")
+            self._refuse("delta_old_epoch")
+            return [Hole(number)] if epoch_node(group.epoch) == sender_id else []
         if record is not None and version < record.version:
             return self._refuse("delta_old_version")
         if version.epoch > group.epoch:

@@ -52,7 +52,7 @@ from sync.ops import (
 )
 from sync.publish import LookUp, PublishEffect, Publisher, publishable
 from sync.registry import Registry
-from sync.replica import ReplicaGroup, ReplicaTable, Superseded
+from sync.replica import Hole, ReplicaGroup, ReplicaTable, Superseded
 from sync.roles import BecomeStale, Follow, RoleEffect, Roles, StartHolding, StopHolding
 from sync.stream import (
     Deliver,
@@ -137,7 +137,7 @@ class Node:
         self.publisher = self.world.cores.publisher(self.registry, rng)
         self.stream = self.world.cores.stream(draw_nonce=lambda: rng.randbytes(16))
         self.ready = False
-        self.source: tuple[int, int] | None = None
+        self.source: tuple[int, int, int] | None = None
         self.snapshot: Snapshot | None = None
         self.liberal: set[FlowKey] = set()
         self.wants_epoch = False
@@ -276,7 +276,7 @@ class Node:
                     self.world.check(seq > last, f"gw{self.number}: seq {seq} after {last}")
                     self.delivered[sender_id, session] = seq
                     for delta in decode_deltas(body):
-                        self.on_delta(delta, sender_id)
+                        self.on_delta(delta, sender_id, seq)
                 case SendChallenge(sender_id, nonce):
                     self.world.carry(self.challenge(self.world.node(sender_id), nonce))
                 case SendNack(sender_id, session, ranges):
@@ -315,13 +315,15 @@ class Node:
 
         return ask
 
-    def on_delta(self, delta: Delta, sender_id: int) -> None:
+    def on_delta(self, delta: Delta, sender_id: int, seq: int) -> None:
         effects = self.table.on_delta(delta, sender_id)
         if effects and isinstance(effects[0], Superseded):
             one = effects[0]
             self.carry_out(self.roles.on_superseded(one.group, one.epoch, one.holder_id))
             effects = self.table.on_delta(delta, sender_id)
-        ops = [effect for effect in effects if not isinstance(effect, Superseded)]
+        if effects and isinstance(effects[0], Hole) and self.source and seq > self.source[2]:
+            self.source = None
+        ops = [effect for effect in effects if not isinstance(effect, Superseded | Hole)]
         if ops:
             known = self.roles.states[GROUP].epoch
             self.world.check(
@@ -353,7 +355,7 @@ class Node:
         if session is None or session != holder.session:
             return
         if self.snapshot is None:
-            done = self.source == (holder.number, session)
+            done = self.source is not None and self.source[:2] == (holder.number, session)
             if done and not self.group.suspect and not self.group.stale:
                 return
             if not holder.ready or not holder.roles.states[GROUP].active:
@@ -384,7 +386,7 @@ class Node:
             if self.table.is_orphan(held.entry, GROUP):
                 self.write([Remove(held.entry.key)])
         self.table.snapshot_swept(GROUP)
-        self.source = (snapshot.holder, snapshot.session)
+        self.source = (snapshot.holder, snapshot.session, snapshot.seq)
         self.snapshot = None
 
 
