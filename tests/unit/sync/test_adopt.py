@@ -1,0 +1,140 @@
+"""The owner's pass over its own entries."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from hafw.flow import FlowEntry, FlowKey, TcpState, hafw_mark, mark_owner
+from sync.adopt import OwnPass, normal_timeout_s
+from sync.delta import Upsert, Version
+from sync.ops import Adopt, Pristine
+from sync.publish import Publisher
+from sync.registry import Registry
+from sync.replica import ReplicaGroup
+from tests.unit.sync.sync_flows import (
+    CLOSING,
+    CONFIRMED,
+    GROUP,
+    OPENING,
+    REPLIED,
+    epoch,
+    tcp,
+    udp,
+)
+
+ME = 1
+OURS = hafw_mark(GROUP, ME, ME)
+E1, E2 = epoch(1, 2), epoch(2, ME)
+TIMEOUTS = {
+    "tcp_established": 432_000, "tcp_fin_wait": 120, "udp": 30, "udp_stream": 120,
+    "icmp": 31, "icmpv6": 32, "generic": 600,
+}  # fmt: skip
+
+
+class Bench:
+    """Node 1 has just taken over from node 2."""
+
+    def __init__(self) -> None:
+        self.registry = Registry()
+        self.group = ReplicaGroup(epoch=E2, active=True, suspect=False)
+        self.liberal: set[FlowKey] = set()
+
+    def replica(self, entry: FlowEntry) -> FlowEntry:
+        self.registry.put(entry, 77, Version(E1, 0))
+        return entry
+
+    def begin(self, *, refresh: bool = False) -> OwnPass:
+        return OwnPass(
+            GROUP, E2, node_id=ME, registry=self.registry, group=self.group,
+            publisher=Publisher(self.registry, Random(1)), timeouts_s=TIMEOUTS,
+            liberal=self.liberal, refresh=refresh,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_a_replica_becomes_ours_and_is_said_under_the_new_epoch(bench: Bench) -> None:
+    entry = bench.replica(replace(tcp(owner=2), mark=tcp(owner=2).mark | 0x42))
+    output = bench.begin().on_entries([entry])
+    assert output.ops == [Adopt(entry.key, OURS, 432_000)]
+    (said,) = output.publications
+    assert isinstance(said, Upsert)
+    assert (said.incarnation, said.version) == (77, Version(E2, 0))
+    assert said.entry.mark == OURS | 0x42, "with the owner it has from now on"
+
+
+def test_what_is_ours_already_is_left_alone(bench: Bench) -> None:
+    entry = udp()
+    bench.registry.put(entry, 5, Version(E2, 0))
+    output = bench.begin().on_entries([entry])
+    assert (output.ops, output.publications) == ([], [])
+
+
+def test_a_flow_that_an_event_named_keeps_its_timeout_and_its_events(bench: Bench) -> None:
+    entry = bench.replica(udp(owner=2))
+    one = bench.begin()
+    one.touch(entry.key)
+    output = one.on_entries([entry])
+    assert output.ops == [Adopt(entry.key, OURS, None)]
+    assert output.publications == []
+
+
+def test_stale_tcp_is_replaced_and_nothing_else_is(bench: Bench) -> None:
+    stale = bench.replica(tcp(1, owner=2))
+    clean = bench.replica(tcp(2, owner=2))
+    bench.group.stale = {stale.key}
+    bench.group.suspect = True
+    unknown, opening = tcp(3, owner=2), tcp(4, owner=2, state=OPENING, status=CONFIRMED)
+    one = bench.begin()
+    output = one.on_entries([stale, clean, unknown, opening, udp(5, owner=2)])
+    pristine = [op for op in output.ops if isinstance(op, Pristine)]
+    assert [op.entry.key for op in pristine] == [stale.key, unknown.key]
+    assert all(op.entry.timeout_s == 432_000 for op in pristine)
+    assert all(mark_owner(op.entry.mark) == ME for op in pristine)
+    assert bench.liberal == {stale.key, unknown.key}
+    assert one.replacing
+    assert one.vanished() == []
+    assert (bench.group.stale, bench.group.suspect) == (set(), False)
+
+
+def test_what_the_dump_does_not_show_is_to_be_looked_up(bench: Bench) -> None:
+    for port in (1, 2, 3):
+        bench.replica(udp(port, owner=2))
+    one = bench.begin()
+    one.on_entries([udp(1, owner=2)])
+    one.touch(udp(2).key)
+    assert one.vanished() == [udp(3).key]
+
+
+def test_liberal_entries_are_remembered(bench: Bench) -> None:
+    entry = bench.replica(tcp(owner=2, state=TcpState(3, 0x0B, 0x0B, 7, 7)))
+    bench.begin().on_entries([entry])
+    assert bench.liberal == {entry.key}
+
+
+def test_refresh_says_everything(bench: Bench) -> None:
+    entry = udp()
+    bench.registry.put(entry, 5, Version(E2, 0))
+    (said,) = bench.begin(refresh=True).on_entries([entry]).publications
+    assert isinstance(said, Upsert)
+    assert said.refresh
+
+
+@pytest.mark.parametrize(
+    ("entry", "timeout_s"),
+    [
+        (tcp(), 432_000),
+        (tcp(state=CLOSING), 120),
+        (udp(status=REPLIED), 30),
+        (udp(), 120),
+        (tcp(state=None), 600),
+    ],
+)
+def test_normal_timeouts(entry: FlowEntry, timeout_s: int) -> None:
+    assert normal_timeout_s(entry, TIMEOUTS) == timeout_s
