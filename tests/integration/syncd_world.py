@@ -164,6 +164,7 @@ class Gateway:
         self.log = self.paths.run / "syncd.log"
         self.role: RoleChange | None = None
         self.beacons: list[SyncBeacon] = []
+        self.heard_at: list[float] = []
         self.positions: list[PositionReply] = []
         self.new_epochs: list[NewEpochRequest] = []
         self.on_new_epoch: Callable[[NewEpochRequest], None] | None = None
@@ -221,6 +222,7 @@ class Gateway:
             match message:
                 case SyncBeacon():
                     self.beacons = [*self.beacons[-999:], message]
+                    self.heard_at.append(time.monotonic())
                 case PositionReply():
                     self.positions.append(message)
                 case NewEpochRequest():
