@@ -51,6 +51,7 @@ COUNTERS = {
 
 _ND = ["nd-router-solicit", "nd-router-advert", "nd-neighbor-solicit", "nd-neighbor-advert"]
 _MLD = ["mld-listener-query", "mld-listener-report", "mld-listener-done", "mld2-listener-report"]
+_ICMP_ERRORS = ["destination-unreachable", "time-exceeded", "parameter-problem"]
 _ICMPV6_ERRORS = [
     "destination-unreachable",
     "packet-too-big",
@@ -126,6 +127,8 @@ def _before_rules(table: TableWriter, site: Site) -> None:
     hop = payload("ip6", "hoplimit", 255)
     table.rule("input", hop, payload("icmpv6", "type", one_of(_ND)), ACCEPT)
     table.rule("input", payload("icmpv6", "type", one_of(_MLD)), ACCEPT)
+    # Errors about hafw's own untracked packets are not `related`; snapshots need them for PMTU.
+    table.rule("input", payload("icmp", "type", one_of(_ICMP_ERRORS)), ACCEPT)
     table.rule("input", payload("icmpv6", "type", one_of(_ICMPV6_ERRORS)), ACCEPT)
     table.rule("input", meta("l4proto", "igmp"), ACCEPT)
     for family in (4, 6):

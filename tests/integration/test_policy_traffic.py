@@ -308,6 +308,19 @@ def test_hafws_own_packets_are_not_tracked_and_only_peers_are_heard(
         daemon.sendto(b"hb", source[:2])
         assert friend.recv(10) == b"hb"
         assert site.flows("-p", "udp", "--dport", "7410") == []
+        daemon.close()
+        friend.connect((own, 7410))
+        friend.send(b"hb")
+        with pytest.raises(ConnectionRefusedError):
+            friend.recv(10)
+        # The other way round: an error about a packet that was not tracked comes in.
+        listener = site.socket(site.gateway, family, socket.SOCK_DGRAM, own, 7410)
+        listener.connect((peer.split("/")[0], 7411))
+        listener.send(b"hb")
+        with pytest.raises(ConnectionRefusedError):
+            listener.recv(10)
+        listener.close()
+        daemon = site.socket(site.gateway, family, socket.SOCK_DGRAM, own, 7410)
         stranger = site.socket(site.server, family, socket.SOCK_DGRAM, SERVER[family])
         stranger.sendto(b"no", (own, 7410))
         assert silent(daemon)
