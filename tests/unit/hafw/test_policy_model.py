@@ -208,3 +208,10 @@ def test_targets_print_as_they_are_written() -> None:
     four, six = made.nat.dnat[0].to
     assert (str(four), str(six)) == ("192.0.2.20:81", "[2001:db8:1::20]:82")
     assert six.address == ip_address("2001:db8:1::20")
+
+
+def test_the_example_of_the_operating_page_is_right() -> None:
+    page = (ROOT / "docs/operating/policy.md").read_text()
+    text = page.split("```yaml\n")[1].split("```")[0]
+    example = validate_policy(parse_document("page", text), CLUSTER)
+    assert len(example.rules) == 3
