@@ -208,6 +208,7 @@ class StreamReceiver:
         self._draw_nonce = draw_nonce
         self._accepted: dict[int, _Session] = {}
         self._proofs: dict[int, _Proof] = {}
+        self._answered: dict[int, bytes] = {}
         self._retired: dict[int, OrderedDict[int, None]] = {}
         self.counters: Counter[str] = Counter()
 
@@ -270,10 +271,13 @@ class StreamReceiver:
         """The answer to our challenge, sealed under the session's own key."""
         proof = self._proofs.get(sender_id)
         sent_at = None if proof is None else proof.nonces.get(nonce)
+        if sent_at is None and self._answered.get(sender_id) == nonce:
+            return []  # The same answer over another link.
         if sent_at is None or now - sent_at > CHALLENGE_VALID_S:
             self.counters["challenge_replies_refused"] += 1
             return []
         del self._proofs[sender_id]
+        self._answered[sender_id] = nonce
         old = self._accepted.get(sender_id)
         if old is not None and old.session == session:
             # Somebody replayed another session of this sender: it lives in the known one.
