@@ -328,16 +328,24 @@ def test_a_load_leaves_the_lease_cpu_alone(site: Site) -> None:
     if len(online) < 2:
         pytest.skip("one CPU: nothing to keep apart")
     file = many_rules(site.run_root, 10_000)
+    worst_ms = [_worst_tick_ms(site, file, online[-1])]
+    while worst_ms[-1] >= 40 and len(worst_ms) < 3:
+        # Somebody else's work in the kernel may hold that CPU too; ours would do so every time.
+        worst_ms.append(_worst_tick_ms(site, file, online[-1]))
+    assert worst_ms[-1] < 40, worst_ms
+
+
+def _worst_tick_ms(site: Site, policy: Path, cpu: int) -> float:
     ticks = subprocess.Popen(
-        [sys.executable, "-c", _TICKS, str(online[-1]), str(os.getpid())],
+        [sys.executable, "-c", _TICKS, str(cpu), str(os.getpid())],
         stdout=subprocess.PIPE,
         text=True,
     )
     try:
         assert ticks.stdout is not None
         assert ticks.stdout.readline() == "ready\n"
-        assert site.apply(file).ok
+        assert site.apply(policy).ok
     finally:
         ticks.kill()
         text, _ = ticks.communicate()
-    assert max(float(line) for line in text.split()) < 40
+    return max(float(line) for line in text.split())
