@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,3 +174,24 @@ def test_it_becomes_holder_in_the_middle_of_its_snapshot(trio: World) -> None:
     trio[3].wait_synced()
     trio.wait_equal(2, 3)
     assert len(gw2.table()) == 400, "what it had, it kept"
+
+
+@pytest.mark.long
+def test_refresh_extends_the_hold_of_replicas(tmp_path: Path) -> None:
+    with syncd_world(tmp_path, sync="refresh_s: 10, hold_s: 60") as world:
+        world.start()
+        world.lead(1, 1)
+        world[2].wait_synced()
+        idle = replace(flow(1, proto=IPPROTO_UDP), timeout_s=40)
+        world[1].put([idle])
+        world.wait_equal(1, 2)
+        wait_for("a refresh", lambda: world[1].counter("passes_refresh") > 0, 20)
+
+        def extended() -> bool:
+            timeout_s = world[2].table()[idle.key].timeout_s
+            return timeout_s is not None and timeout_s > 55
+
+        wait_for("a longer hold", extended, 3)
+        own = world[1].table()[idle.key].timeout_s
+        assert own is not None
+        assert own < 32, "the owner's own timer is not touched"
