@@ -24,10 +24,12 @@ class DeviceKeeper:
         self,
         check: Callable[[], list[str]],
         command: Sequence[str],
+        cpus: frozenset[int],
         log: structlog.stdlib.BoundLogger,
     ) -> None:
         self._check = check
         self._command = command
+        self._cpus = cpus
         self._log = log
         self._failed_in_row = 0
         self.prepared = False
@@ -45,7 +47,7 @@ class DeviceKeeper:
             self._succeed()
             return ""
         self.setups += 1
-        result = await run_worker(self._command, timeout_s=SETUP_S_MAX)
+        result = await run_worker(self._command, timeout_s=SETUP_S_MAX, cpus=self._cpus)
         if result.error:
             self._failed_in_row += 1
             if result.error != self.error:

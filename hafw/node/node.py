@@ -102,11 +102,13 @@ class Node:
             configured=config_file.parent / config.policy,
             config_file=config_file,
             command=self._command(parts.policy),
+            cpus=cpus.all,  # It binds itself to the policy CPU before it speaks to nftables.
             in_kernel=parts.policy_in_kernel if self.is_gateway else lambda: True,
         )
         self.devices = DeviceKeeper(
             lambda: parts.check_node(config, name, unsafe_gate),
             [*self._command(parts.setup), *(["--gate-always-pass"] if unsafe_gate else [])],
+            cpus.all,
             log,
         )
         self._devices_decided = self.policy_decided = False

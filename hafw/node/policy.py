@@ -73,12 +73,14 @@ class PolicyKeeper:
         configured: Path,
         config_file: Path,
         command: list[str],
+        cpus: frozenset[int],
         in_kernel: Callable[[], bool],
     ) -> None:
         self._paths = paths
         self._configured = configured
         self._config_file = config_file
         self._command = command
+        self._cpus = cpus
         self._in_kernel = in_kernel
         self._record = read_policy_record(paths)
         self._failure: _Failure | None = None
@@ -130,7 +132,9 @@ class PolicyKeeper:
         comparison that was made counts: a worker that could not run says nothing."""
         if self._loading or not self._present:
             return
-        result = await run_worker([*self._command, "--verify"], timeout_s=VERIFY_S_MAX)
+        result = await run_worker(
+            [*self._command, "--verify"], timeout_s=VERIFY_S_MAX, cpus=self._cpus
+        )
         report = parse_result(result.stdout)
         if report is not None and not self._loading:
             self.drift = "" if report.ok else report.error
@@ -188,7 +192,9 @@ class PolicyKeeper:
 
     async def _load(self, file: Path, *, by_hand: bool) -> PolicyRecord:
         source = self._source(file)
-        result = await run_worker([*self._command, "--policy", str(file)], timeout_s=LOAD_S_MAX)
+        result = await run_worker(
+            [*self._command, "--policy", str(file)], timeout_s=LOAD_S_MAX, cpus=self._cpus
+        )
         report = parse_result(result.stdout)
         error = (report.error if report is not None else "") or result.error
         if not error and (report is None or not report.ok):

@@ -20,6 +20,7 @@ from hafw.config.model import CpuConfig
 from hafw.errors import HafwError
 from hafw.instance import running_pid
 from hafw.node.supervisor import ChildStarted, StartFailed
+from hafw.node.worker import children_on
 from hafw.paths import NodePaths
 
 __all__ = ["CpuPlan", "Processes", "plan_cpus"]
@@ -114,20 +115,18 @@ class Processes:
             os.replace(log, log.with_suffix(".log.1"))
         offset = self._log_size(name)
         fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        mine = os.sched_getaffinity(0)
         try:
-            # Inherited by the child; leased then pins itself to its CPU.
-            os.sched_setaffinity(0, self._cpus.syncd if name == "syncd" else self._cpus.all)
-            popen = subprocess.Popen(
-                list(self._commands[name]),
-                stdin=subprocess.DEVNULL,
-                stdout=fd,
-                stderr=fd,
-                cwd="/",
-                start_new_session=True,
-            )
+            # leased pins itself to its CPU later.
+            with children_on(self._cpus.syncd if name == "syncd" else self._cpus.all):
+                popen = subprocess.Popen(
+                    list(self._commands[name]),
+                    stdin=subprocess.DEVNULL,
+                    stdout=fd,
+                    stderr=fd,
+                    cwd="/",
+                    start_new_session=True,
+                )
         finally:
-            os.sched_setaffinity(0, mine)
             os.close(fd)
         self._watch(name, _Process(popen.pid, os.pidfd_open(popen.pid), popen, offset))
         return ChildStarted(name, popen.pid, adopted=False)

@@ -4,11 +4,12 @@ pyroute2, policy loads) is done by workers, so that nothing it does can stall th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-__all__ = ["WorkerResult", "run_worker"]
+__all__ = ["WorkerResult", "children_on", "run_worker"]
 
 OUTPUT_BYTES_MAX = 1 << 20
 
@@ -21,19 +22,33 @@ class WorkerResult:
     error: str
 
 
-async def run_worker(command: Sequence[str], *, timeout_s: float) -> WorkerResult:
+@contextmanager
+def children_on(cpus: frozenset[int]) -> Iterator[None]:
+    """What this thread starts meanwhile may use `cpus`, though this process keeps to fewer."""
+    mine = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, cpus)
+        yield
+    finally:
+        os.sched_setaffinity(0, mine)
+
+
+async def run_worker(
+    command: Sequence[str], *, timeout_s: float, cpus: frozenset[int]
+) -> WorkerResult:
     """Never raises for what the worker does; it is killed when the time is up, and when the
     caller is cancelled."""
     name = command[-1] if len(command) < 3 else command[2]  # python -m MODULE ...
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            cwd="/",
-            limit=OUTPUT_BYTES_MAX,
-        )
+        with children_on(cpus):
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                cwd="/",
+                limit=OUTPUT_BYTES_MAX,
+            )
     except OSError as error:
         return WorkerResult(b"", f"{name} cannot be started: {error.strerror}")
     try:

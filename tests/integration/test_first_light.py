@@ -24,6 +24,7 @@ from hafw.human import epoch_node
 from hafw.lab.inside import call_in
 from hafw.lab.lab import Lab
 from hafw.lab.probe_frames import build_frame
+from hafw.node.client import LocalClient, Unavailable
 from tests.integration.running import GROUP, LEASE_NS, Running, boottime_ns, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
@@ -256,10 +257,10 @@ def test_death_of_the_active_node_during_the_others_snapshot(cluster: Running) -
     os.kill(cluster.lab.pids(new)["syncd"], signal.SIGKILL)
 
     def in_snapshot() -> bool:
-        pid = cluster.lab.pids(new).get("syncd")
-        if pid is None:
+        answer = LocalClient(cluster.lab.paths(new)).ask_syncd()
+        if isinstance(answer, Unavailable):
             return False
-        group = next((g for g in cluster.syncd(new).groups if g.group == GROUP), None)
+        group = next((g for g in answer.groups if g.group == GROUP), None)
         return group is not None and not group.synced and 0 < group.replicas < 30_000
 
     wait_for("the snapshot is under way", in_snapshot, 30)
