@@ -32,6 +32,8 @@ __all__ = [
     "TCP_FLAG_MAXACK_SET",
     "TCP_STATES",
     "USER_MARK_MASK",
+    "ExpectNat",
+    "Expectation",
     "FlowEntry",
     "FlowKey",
     "SeqAdj",
@@ -193,3 +195,42 @@ class FlowEntry:
     """Original and reply direction. In dumps and GETs only: no event carries it."""
     master: Tuple | None = None
     """CTA_TUPLE_MASTER, the original tuple of the flow whose expectation made this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectNat:
+    """CTA_EXPECT_NAT: what the child's first packet is translated by. `direction` is that of the
+    expectation (0 original, 1 reply); of the tuple only the source is used."""
+
+    direction: int
+    address: bytes
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """One flow that a helper expects (linux/netfilter/nfnetlink_conntrack.h, ctattr_expect).
+
+    The mask covers the source alone: the destination of an expectation always counts in full
+    (`struct nf_conntrack_tuple_mask`).
+    """
+
+    master: FlowKey
+    """Zone and original tuple of the flow whose helper expects."""
+    expected: Tuple
+    mask_src: bytes
+    mask_sport: int
+    timeout_s: int
+    flags: int = 0
+    """NF_CT_EXPECT_PERMANENT 1, INACTIVE 2, USERSPACE 4."""
+    policy_class: int = 0
+    nat: ExpectNat | None = None
+    function: str | None = None
+    """CTA_EXPECT_FN: what sets up the child's translation."""
+    helper: str | None = None
+    """CTA_EXPECT_HELP_NAME: the helper of the master."""
+
+    @property
+    def key(self) -> FlowKey:
+        """What names it: no two expectations of a zone may overlap (`expect_clash`)."""
+        return FlowKey(self.master.zone, self.expected)

@@ -226,7 +226,8 @@ def _has_icmp(flow: Tuple) -> bool:
 
 _TUPLE_HEADERS = {
     (kind, length): nl.nest(kind, length)
-    for kind in (nl.CTA_TUPLE_ORIG, nl.CTA_TUPLE_REPLY, nl.CTA_TUPLE_MASTER)
+    # CTA_EXPECT_MASTER, _TUPLE, _MASK and CTA_EXPECT_NAT_TUPLE are 1, 2, 3 and 2.
+    for kind in (nl.CTA_TUPLE_ORIG, nl.CTA_TUPLE_REPLY, nl.CTA_EXPECT_MASK, nl.CTA_TUPLE_MASTER)
     for length in (32, 48, 56, 72, 80)
 }
 

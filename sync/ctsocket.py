@@ -19,15 +19,20 @@ from types import TracebackType
 from typing import Self
 
 from hafw.errors import KernelError
-from hafw.flow import FlowEntry, FlowKey
+from hafw.flow import Expectation, FlowEntry, FlowKey
 from sync.ctnetlink import (
     CtEvent,
+    ExpectEvent,
     build_dump,
+    build_expect_dump,
+    build_expect_get,
     build_get,
     is_delete_of_one,
+    is_expect_delete_of_one,
     parse_dump,
     parse_errors,
-    parse_events,
+    parse_expect_dump,
+    parse_mixed_events,
 )
 
 __all__ = [
@@ -58,7 +63,7 @@ _MESSAGE_BYTES_MAX = 16 << 10  # No event is nearly as long; recv() would cut a 
 _EVENT_BUFFER_BYTES = 256 << 10
 _DUMP_BUFFER_BYTES = 64 << 10  # The kernel fills at most 32 kB a receive.
 _DUMP_TIMEOUT_S = 5.0
-_CT_DELETE = 0x0102
+_CT_DELETE, _EXP_DELETE = 0x0102, 0x0202
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -158,6 +163,10 @@ class EventSocket(_Socket):
         self._overrun_pending = False
 
     def drain(self, limit: int) -> list[CtEvent]:
+        """`drain_all` without the events of expectations."""
+        return [event for event in self.drain_all(limit) if isinstance(event, CtEvent)]
+
+    def drain_all(self, limit: int) -> list[CtEvent | ExpectEvent]:
         """Up to `limit` waiting events, oldest first; empty if none wait.
 
         Raises Overrun, after the events that were read before it have been returned.
@@ -167,10 +176,10 @@ class EventSocket(_Socket):
             raise Overrun(self.overruns)
         view, recv_into = self._view, self._sock.recv_into
         filled, room = 0, len(view) - _MESSAGE_BYTES_MAX
-        events: list[CtEvent] = []
+        events: list[CtEvent | ExpectEvent] = []
         for _ in range(limit):  # One message a datagram: events are not batched.
             if filled > room:
-                events += parse_events(view[:filled])
+                events += parse_mixed_events(view[:filled])
                 filled = 0
             try:
                 filled += recv_into(view[filled:])
@@ -187,7 +196,7 @@ class EventSocket(_Socket):
                 self._overrun_pending = True
                 break
         if filled:
-            events += parse_events(view[:filled])
+            events += parse_mixed_events(view[:filled])
         return events
 
 
@@ -229,27 +238,55 @@ class RequestSocket(_Socket):
         change during the dump may be seen before or after; one that lives throughout is not
         missed, and may come twice. Raises KernelError if the dump breaks off.
         """
+        for received in self._walk(build_dump(seq=1, mark=mark, mask=mask)):
+            part = parse_dump(received)
+            if part.entries:
+                yield part.entries
+            if part.errno:
+                raise KernelError(part.errno, "a dump", "the conntrack table")
+            if part.errno is not None:
+                return
+
+    def get_expectation(self, key: FlowKey) -> Expectation | None:
+        """The expectation of this tuple as it is now. Raises KernelError as `get`."""
+        self._send(build_expect_get(key, seq=self._next(1)))
+        found: Expectation | None = None
+        for received in self._replies():
+            part = parse_expect_dump(received)
+            if part.errno not in (None, 0, errno.ENOENT):
+                raise KernelError(part.errno or 0, "a lookup", f"expectation {key}")
+            found = part.expectations[0] if part.expectations else found
+        return found
+
+    def dump_expectations(self) -> list[Expectation]:
+        """All expectations (the kernel bounds them: nf_conntrack_expect_max). Raises as `dump`."""
+        found: list[Expectation] = []
+        for received in self._walk(build_expect_dump(seq=1)):
+            part = parse_expect_dump(received)
+            found += part.expectations
+            if part.errno:
+                raise KernelError(part.errno, "a dump", "the expectation table")
+            if part.errno is not None:
+                break
+        return found
+
+    def _walk(self, request: bytes) -> Iterator[memoryview]:
+        """The receives of a dump, on a socket of its own; the caller stops at its end."""
         with _namespace_of(self._sock):
             sock = _open((), RCVBUF_BYTES)
         try:
             sock.settimeout(_DUMP_TIMEOUT_S)
             buffer = bytearray(_DUMP_BUFFER_BYTES)
             view = memoryview(buffer)
-            sock.send(build_dump(seq=1, mark=mark, mask=mask))
+            sock.send(request)
             while True:
-                part = parse_dump(view[: sock.recv_into(buffer)])
-                if part.entries:
-                    yield part.entries
-                if part.errno is not None:
-                    break
+                yield view[: sock.recv_into(buffer)]
         except OSError as error:
             raise KernelError(
                 error.errno or errno.ETIMEDOUT, "a dump", "the conntrack table"
             ) from error
         finally:
             sock.close()
-        if part.errno:
-            raise KernelError(part.errno, "a dump", "the conntrack table")
 
     def _next(self, count: int) -> int:
         first = self._seq
@@ -264,6 +301,7 @@ class RequestSocket(_Socket):
             assert length == len(message) and length % 4 == 0, message  # noqa: PT018
             # The last barrier: such a message would flush the whole table.
             assert kind != _CT_DELETE or is_delete_of_one(message), message
+            assert kind != _EXP_DELETE or is_expect_delete_of_one(message), message
             at = len(joined)
             joined += message
             struct.pack_into("=I", joined, at + 8, first + index)

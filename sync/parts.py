@@ -17,7 +17,7 @@ from hafw.flow import GROUP_SHIFT
 from hafw.paths import NodePaths
 from sync.applier import Applier
 from sync.clean_epochs import CleanEpochs
-from sync.ctsocket import EventSocket
+from sync.ctsocket import CONNTRACK_GROUPS, EXPECTATION_GROUPS, EventSocket
 from sync.dumper import Dumper, Waker
 from sync.follower import Follower, FollowerPorts
 from sync.holder import GROUP_MASK, Holder, HolderPorts
@@ -58,7 +58,9 @@ class Parts:
         self.bus = LocalBus(paths)
         self.waker = Waker()
         # The event socket first: what changes from now on is heard.
-        self.events = EventSocket(rcvbuf_bytes=EVENTS_RCVBUF_BYTES)
+        self.events = EventSocket(
+            rcvbuf_bytes=EVENTS_RCVBUF_BYTES, groups=CONNTRACK_GROUPS + EXPECTATION_GROUPS
+        )
         self.applier = Applier(hold_s=config.sync.hold_s)
         self.transport = Transport(config, node_name)
         session = secrets.randbits(63) | 1
