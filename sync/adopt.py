@@ -133,6 +133,7 @@ class OwnPass:
                     replace(entry, mark=self._own_mark(entry.mark)),
                     self.epoch,
                     refresh=self._refresh,
+                    looked_up=True,
                 )
         return PassOutput(ops, publications)
 

@@ -6,8 +6,12 @@ operation   errno      what is done
 Create      EEXIST     GET. Same REPLY: update. Another: replace. No such entry: another flow has
                        our reply tuple; it goes, and the creation is tried once more
 Update      ENOENT     create
-Update      EBUSY      replace (a status bit that the entry here has and the sender's has not)
+Update      EBUSY      once more as what it may be here instead: an expected flow or not; then
+                       replace (a status bit that the entry here has and the sender's has not)
 Replace     EEXIST     as Create: its own old entry was deleted just before
+create,     ENOENT     its master is not here: once more as a flow of its own
+of a child
+expectation ENOENT     the kernel has no such master: counted; the next refresh says both again
 any         ENOMEM     the table is full: counted, reported, the flow has no replica here
 any other   any        counted by name; ENOENT of a deletion or adoption is nothing (it is gone)
 =========== ========== =========================================================================
@@ -18,20 +22,29 @@ from __future__ import annotations
 import errno
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import assert_never
 
 from hafw.errors import KernelError
-from hafw.flow import MARK_MASK, FlowEntry, FlowKey
-from sync.ctnetlink import build_create, build_delete, build_update, clear_liberal
+from hafw.flow import IPS_EXPECTED, MARK_MASK, Expectation, FlowEntry, FlowKey
+from sync.ctnetlink import (
+    build_create,
+    build_delete,
+    build_expect_create,
+    build_expect_delete,
+    build_update,
+    clear_liberal,
+)
 from sync.ctsocket import RequestSocket
 from sync.ops import (
     Adopt,
     Create,
+    CreateExpectation,
     KernelOp,
     MakeStrict,
     Pristine,
     Remove,
+    RemoveExpectation,
     Replace,
     SetTimeout,
     Update,
@@ -47,9 +60,17 @@ OPS_BATCH_MAX = 64
 class Applier:
     """Owns the request socket whose port id marks events as our own."""
 
-    def __init__(self, *, hold_s: int) -> None:
+    def __init__(
+        self,
+        *,
+        hold_s: int,
+        expectations_of: Callable[[FlowKey], Sequence[Expectation]] = lambda _: (),
+    ) -> None:
+        """`expectations_of`: what a flow expects, to be made again when it is replaced (the
+        kernel deletes a master's expectations with it)."""
         self._socket = RequestSocket()
         self._hold_s = hold_s
+        self._expectations_of = expectations_of
         self.counters: Counter[str] = Counter()
         self.refused: set[FlowKey] = set()
         """Flows that should have a replica here and have none, since the last `take_refused`."""
@@ -64,6 +85,9 @@ class Applier:
     def get(self, key: FlowKey) -> FlowEntry | None:
         return self._socket.get(key)
 
+    def get_expectation(self, key: FlowKey) -> Expectation | None:
+        return self._socket.get_expectation(key)
+
     def take_refused(self) -> set[FlowKey]:
         refused, self.refused = self.refused, set()
         return refused
@@ -76,7 +100,7 @@ class Applier:
 
     def _batch(self, ops: Sequence[KernelOp]) -> None:
         messages: list[bytes] = []
-        owners: list[KernelOp] = []
+        owners: list[tuple[KernelOp, int]] = []
         for op in ops:
             try:
                 built = self._messages(op)
@@ -86,7 +110,7 @@ class Applier:
                 self.counters["deltas_quarantined"] += 1
                 continue
             messages += built
-            owners += [op] * len(built)
+            owners += [(op, index) for index in range(len(built))]
         try:
             results = self._socket.execute(messages)
         except KernelError as error:
@@ -96,19 +120,21 @@ class Applier:
         self.counters["kernel_writes"] += len(messages)
         for index, code in enumerate(results):
             if code:
-                op = owners[index]
-                # Of two messages the first is a deletion.
-                deletes = index + 1 < len(owners) and owners[index + 1] is op
-                self._failed(op, code, deletes=deletes)
+                op, part = owners[index]
+                replaces = isinstance(op, (Replace, Pristine))
+                if replaces and part > 1:
+                    self._count("again_expectation", code)
+                else:
+                    self._failed(op, code, deletes=replaces and part == 0)
 
     def _messages(self, op: KernelOp) -> list[bytes]:
         match op:
             case Create(entry):
-                return [build_create(entry, hold_s=self._hold_s)]
+                return [_create(entry, self._hold_s)]
             case Replace(entry):
-                return [build_delete(entry.key), build_create(entry, hold_s=self._hold_s)]
+                return self._replacement(entry, self._hold_s)
             case Pristine(entry):
-                return [build_delete(entry.key), build_create(entry)]
+                return self._replacement(entry, None)
             case Update(entry):
                 return [self._update(entry)]
             case Remove(key):
@@ -120,10 +146,19 @@ class Applier:
                 return [build_update(key, timeout_s=timeout_s)]
             case MakeStrict(key):
                 return [clear_liberal(key)]
+            case CreateExpectation(expectation):
+                return [build_expect_create(expectation)]
+            case RemoveExpectation(key=key):
+                return [build_expect_delete(key)]
             case _:
                 assert_never(op)
 
-    def _update(self, entry: FlowEntry) -> bytes:
+    def _replacement(self, entry: FlowEntry, hold_s: int | None) -> list[bytes]:
+        """Deletion, creation, and what the flow expects."""
+        again = [build_expect_create(one) for one in self._expectations_of(entry.key)]
+        return [build_delete(entry.key), _create(entry, hold_s), *again]
+
+    def _update(self, entry: FlowEntry, *, expected: bool | None = None) -> bytes:
         return build_update(
             entry.key,
             status=entry.status,
@@ -131,25 +166,32 @@ class Applier:
             mark=(entry.mark, 0xFFFFFFFF),
             tcp=entry.tcp,
             seqadj=entry.seqadj,
+            expected=bool(entry.status & IPS_EXPECTED) if expected is None else expected,
         )
 
     def _failed(self, op: KernelOp, code: int, *, deletes: bool) -> None:
-        if code == errno.ENOENT and (deletes or isinstance(op, Remove)):
+        if code == errno.ENOENT and (deletes or isinstance(op, (Remove, RemoveExpectation))):
             self.counters["delete_ENOENT"] += 1
             return
-        name = errno.errorcode.get(code, str(code))
-        self.counters[f"{type(op).__name__.lower()}_{name}"] += 1
+        self._count(type(op).__name__.lower(), code)
         match op:
             case Create(entry) | Replace(entry) | Pristine(entry) if code == errno.EEXIST:
                 hold_s = None if isinstance(op, Pristine) else self._hold_s
                 done = self._resolve(entry, hold_s)
+            case Create(entry) | Replace(entry) | Pristine(entry) if (
+                code == errno.ENOENT and entry.master is not None
+            ):
+                hold_s = None if isinstance(op, Pristine) else self._hold_s
+                done = self._once([_create(entry, hold_s, with_master=False)], entry)
             case Update(entry) if code == errno.ENOENT:
-                done = self._once([build_create(entry, hold_s=self._hold_s)], entry)
+                done = self._make([], entry, self._hold_s)
             case Update(entry) if code == errno.EBUSY:
-                done = self._once(self._messages(Replace(entry)), entry)
+                done = self._update_as_it_is(entry)
             case Create() | Replace() | Update() | Pristine():
                 done = False
             case Remove() | Adopt() | SetTimeout() | MakeStrict():
+                return
+            case CreateExpectation() | RemoveExpectation():
                 return
             case _:
                 assert_never(op)
@@ -162,16 +204,34 @@ class Applier:
         if there is not None and there.reply == entry.reply:
             self.counters["exists_updated"] += 1
             return self._once([self._update(entry)], entry)
-        create = build_create(entry, hold_s=hold_s)
         if there is not None:
             self.counters["exists_replaced"] += 1
-            return self._once([build_delete(entry.key), create], entry)
+            return self._make([entry.key], entry, hold_s)
         # ctnetlink looks a tuple up in either direction: this finds who has our reply tuple.
         clash = self._get(FlowKey(entry.key.zone, entry.reply))
         if clash is None:
-            return self._once([create], entry)  # It has gone in the meantime.
+            return self._make([], entry, hold_s)  # It has gone in the meantime.
         self.counters["clash_repaired"] += 1
-        return self._once([build_delete(clash.key), create], entry)
+        return self._make([clash.key], entry, hold_s)
+
+    def _update_as_it_is(self, entry: FlowEntry) -> bool:
+        """An update met EBUSY: the entry here is an expected flow and the sender's is not, or the
+        other way round (its master was not here when it was made); or it cannot be updated."""
+        expected = not entry.status & IPS_EXPECTED
+        if not self._socket.execute([self._update(entry, expected=expected)])[0]:
+            self.counters["updated_as_it_is"] += 1
+            return True
+        return self._make([entry.key], entry, self._hold_s)
+
+    def _make(self, clear: list[FlowKey], entry: FlowEntry, hold_s: int | None) -> bool:
+        """Delete `clear` and create `entry` with what it expects, tried once; a child whose
+        master is not here becomes a flow of its own."""
+        again = [build_expect_create(one) for one in self._expectations_of(entry.key)]
+        messages = [*map(build_delete, clear), _create(entry, hold_s), *again]
+        code = self._socket.execute(messages)[len(clear)]
+        if code == errno.ENOENT and entry.master is not None:
+            return self._once([_create(entry, hold_s, with_master=False)], entry)
+        return self._judge(code, entry)
 
     def _get(self, key: FlowKey) -> FlowEntry | None:
         try:
@@ -182,8 +242,17 @@ class Applier:
 
     def _once(self, messages: list[bytes], entry: FlowEntry) -> bool:
         """A repair, tried once; only its last message must succeed."""
-        code = self._socket.execute(messages)[-1]
+        return self._judge(self._socket.execute(messages)[-1], entry)
+
+    def _judge(self, code: int, entry: FlowEntry) -> bool:
         if code:
-            self.counters[f"repair_{errno.errorcode.get(code, code)}"] += 1
+            self._count("repair", code)
             self.refused.add(entry.key)
         return code == 0
+
+    def _count(self, what: str, code: int) -> None:
+        self.counters[f"{what}_{errno.errorcode.get(code, code)}"] += 1
+
+
+def _create(entry: FlowEntry, hold_s: int | None, *, with_master: bool = True) -> bytes:
+    return build_create(entry, hold_s=hold_s, with_master=with_master)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hafw.flow import ExpectNat, Expectation, FlowKey, Tuple
+from hafw.flow import Expectation, ExpectNat, FlowKey, Tuple
 from sync import ctnetlink_layout as nl
 from sync.ctnetlink_build import _message, _padded, _tuple, _u16, _u32
 from sync.ctnetlink_parse import (

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from sync.delta_codec import STATUS_WIRE_MASK, decode_deltas, encode_delta, encode_deltas
-from sync.delta_model import Delta, DeltaError, Destroy, Upsert, Version, contribution
+from sync.delta_model import (
+    Delta,
+    DeltaError,
+    Destroy,
+    ExpectDestroy,
+    ExpectUpsert,
+    Upsert,
+    Version,
+    contribution,
+)
 
 __all__ = [
     "STATUS_WIRE_MASK",
     "Delta",
     "DeltaError",
     "Destroy",
+    "ExpectDestroy",
+    "ExpectUpsert",
     "Upsert",
     "Version",
     "contribution",

@@ -27,6 +27,9 @@ varint timeout        TIMEOUT, seconds
 varies master         MASTER: protocol, src, dst, keys, as orig
 ====== ============== ==========================================================================
 
+With EXPECT the key is that of the master, DESTROY ends after the version, and what follows is
+described in `sync.delta_expect`.
+
 IPv4 TCP with SNAT and a timeout of days: 39 bytes, and 43 with the greatest count; 8 more where
 the epoch must be said.
 """
@@ -34,6 +37,7 @@ the epoch must be said.
 from __future__ import annotations
 
 import struct
+from typing import assert_never
 
 from hafw.flow import (
     AF_INET,
@@ -49,7 +53,17 @@ from hafw.flow import (
     Tuple,
     inverse,
 )
-from sync.delta_model import Delta, DeltaError, Destroy, Upsert, Version
+from sync.delta_expect import decode_expectation, encode_expectation
+from sync.delta_fields import counted, read_counted, read_varint, varint
+from sync.delta_model import (
+    Delta,
+    DeltaError,
+    Destroy,
+    ExpectDestroy,
+    ExpectUpsert,
+    Upsert,
+    Version,
+)
 
 __all__ = ["STATUS_WIRE_MASK", "decode_deltas", "encode_delta", "encode_deltas"]
 
@@ -66,8 +80,10 @@ LABELS = 1 << 9
 SEQADJ = 1 << 10
 MASTER = 1 << 11
 EPOCH = 1 << 12
+EXPECT = 1 << 13
 _KNOWN = (1 << 13) - 1
 _KNOWN_DESTROY = DESTROY | V6 | ZONE | EPOCH
+_KNOWN_EXPECT = EXPECT | DESTROY | REFRESH | V6 | ZONE | EPOCH
 
 STATUS_WIRE_MASK = 0x7F
 """EXPECTED to SEQ_ADJUST; the higher bits are one kernel's own business."""
@@ -97,12 +113,20 @@ def encode_deltas(deltas: list[Delta], *, header_epoch: int | None = None) -> by
 
 def encode_delta(delta: Delta, *, header_epoch: int | None = None) -> bytes:
     """One delta with its length. The epoch is left out if it equals `header_epoch`."""
-    if isinstance(delta, Destroy):
-        flags, tail = DESTROY, [_U64.pack(delta.contribution)]
-        key = delta.key
-    else:
-        flags, tail = _upsert(delta)
-        key = delta.entry.key
+    match delta:
+        case Upsert():
+            flags, tail = _upsert(delta)
+            key = delta.entry.key
+        case Destroy(key=key):
+            flags, tail = DESTROY, [_U64.pack(delta.contribution)]
+        case ExpectUpsert(expectation):
+            flags = EXPECT | REFRESH if delta.refresh else EXPECT
+            key = expectation.master
+            tail = [encode_expectation(expectation, expectation.expected)]
+        case ExpectDestroy(master=key, expected=expected):
+            flags, tail = EXPECT | DESTROY, [encode_expectation(None, expected)]
+        case _:
+            assert_never(delta)
     version = delta.version
     assert 0 <= version.count <= COUNT_MAX, version
     orig = key.orig
@@ -111,7 +135,7 @@ def encode_delta(delta: Delta, *, header_epoch: int | None = None) -> bytes:
         flags |= V6
         head = _HEAD6
     _assert_lengths(orig)
-    middle = [_U32.pack(delta.incarnation), _varint(version.count)]
+    middle = [_U32.pack(delta.incarnation), varint(version.count)]
     if key.zone:
         flags |= ZONE
         middle.insert(0, _U16.pack(key.zone))
@@ -121,7 +145,7 @@ def encode_delta(delta: Delta, *, header_epoch: int | None = None) -> bytes:
     body = b"".join(
         (head.pack(flags, orig.proto, orig.src, orig.dst, orig.sport, orig.dport), *middle, *tail)
     )
-    return _varint(len(body)) + body
+    return varint(len(body)) + body
 
 
 def decode_deltas(payload: bytes, *, header_epoch: int | None = None) -> list[Delta]:
@@ -132,7 +156,7 @@ def decode_deltas(payload: bytes, *, header_epoch: int | None = None) -> list[De
     deltas: list[Delta] = []
     offset, total = 0, len(payload)
     while offset < total:
-        length, offset = _read_varint(payload, offset, total)
+        length, offset = read_varint(payload, offset, total)
         end = offset + length
         if end > total:
             raise DeltaError("truncated", f"length {length} with {total - offset} bytes left")
@@ -162,7 +186,7 @@ def _upsert(delta: Upsert) -> tuple[int, list[bytes]]:
     parts = [_STATUS_MARK.pack(entry.status & STATUS_WIRE_MASK, entry.mark)]
     if entry.timeout_s is not None:
         flags |= TIMEOUT
-        parts.append(_varint(min(entry.timeout_s, TIMEOUT_S_MAX)))
+        parts.append(varint(min(entry.timeout_s, TIMEOUT_S_MAX)))
     _assert_lengths(reply)
     plain = inverse(orig)
     assert (reply.family, reply.proto) == (plain.family, plain.proto), (orig, reply)
@@ -179,10 +203,10 @@ def _upsert(delta: Upsert) -> tuple[int, list[bytes]]:
         parts.append(_TCP.pack(tcp.state, scales, tcp.flags_orig, tcp.flags_reply))
     if entry.helper is not None:
         flags |= HELPER
-        parts.append(_counted(entry.helper.encode("ascii", "replace"), HELPER_BYTES_MAX))
+        parts.append(counted(entry.helper.encode("ascii", "replace"), HELPER_BYTES_MAX))
     if entry.labels is not None:
         flags |= LABELS
-        parts.append(_counted(entry.labels, LABELS_BYTES_MAX))
+        parts.append(counted(entry.labels, LABELS_BYTES_MAX))
     if entry.seqadj is not None:
         flags |= SEQADJ
         one, two = entry.seqadj
@@ -197,44 +221,11 @@ def _upsert(delta: Upsert) -> tuple[int, list[bytes]]:
     return flags, parts
 
 
-def _counted(text: bytes, limit: int) -> bytes:
-    assert 1 <= len(text) <= limit, text
-    return bytes((len(text),)) + text
-
-
-def _varint(value: int) -> bytes:
-    assert value >= 0, value
-    if value < 0x80:
-        return bytes((value,))
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _read_varint(payload: bytes, offset: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if offset >= end:
-            raise DeltaError("truncated", "a varint runs past the end")
-        byte = payload[offset]
-        offset += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            break
-        shift += 7
-        if shift > 28:
-            raise DeltaError("bad_value", "a varint of more than 5 bytes")
-    if value > 0xFFFFFFFF or (byte == 0 and shift):
-        raise DeltaError("bad_value", "a varint over 32 bits or not in its shortest form")
-    return value, offset
-
-
 def _decode(payload: bytes, offset: int, end: int, header_epoch: int | None) -> tuple[Delta, int]:
     (flags,) = _U16.unpack_from(payload, offset)
     known = _KNOWN_DESTROY if flags & DESTROY else _KNOWN
+    if flags & EXPECT:
+        known = _KNOWN_EXPECT
     if flags & ~known:
         raise DeltaError("unknown_flags", f"{flags & ~known:#x}")
     head = _HEAD6 if flags & V6 else _HEAD4
@@ -247,7 +238,7 @@ def _decode(payload: bytes, offset: int, end: int, header_epoch: int | None) -> 
         if zone == 0:
             raise DeltaError("bad_value", "zone 0 is the default and is left out")
     (incarnation,) = _U32.unpack_from(payload, offset)
-    count, offset = _read_varint(payload, offset + 4, end)
+    count, offset = read_varint(payload, offset + 4, end)
     if flags & EPOCH:
         (epoch,) = _U64.unpack_from(payload, offset)
         offset += 8
@@ -257,6 +248,11 @@ def _decode(payload: bytes, offset: int, end: int, header_epoch: int | None) -> 
         epoch = header_epoch
     key = FlowKey(zone, Tuple(AF_INET6 if flags & V6 else AF_INET, proto, src, dst, sport, dport))
     version = Version(epoch, count)
+    if flags & EXPECT:
+        found, offset = decode_expectation(payload, offset, end, key, bare=bool(flags & DESTROY))
+        if isinstance(found, Tuple):
+            return ExpectDestroy(key, found, incarnation, version), offset
+        return ExpectUpsert(found, incarnation, version, bool(flags & REFRESH)), offset
     if flags & DESTROY:
         (stored,) = _U64.unpack_from(payload, offset)
         return Destroy(key, incarnation, version, stored), offset + 8
@@ -273,7 +269,7 @@ def _decode_entry(
     offset += _STATUS_MARK.size
     timeout_s: int | None = None
     if flags & TIMEOUT:
-        timeout_s, offset = _read_varint(payload, offset, end)
+        timeout_s, offset = read_varint(payload, offset, end)
         if timeout_s > TIMEOUT_S_MAX:
             raise DeltaError("bad_value", f"timeout {timeout_s}")
     reply = inverse(key.orig)
@@ -293,13 +289,13 @@ def _decode_entry(
     seqadj: tuple[SeqAdj, SeqAdj] | None = None
     master: Tuple | None = None
     if flags & HELPER:
-        text, offset = _read_counted(payload, offset, end, HELPER_BYTES_MAX)
+        text, offset = read_counted(payload, offset, end, HELPER_BYTES_MAX)
         # The kernel takes it as a string; a NUL or a control character never names a helper.
         if not all(0x21 <= byte <= 0x7E for byte in text):
             raise DeltaError("bad_value", "helper name is not printable ASCII")
         helper = text.decode("ascii")
     if flags & LABELS:
-        labels, offset = _read_counted(payload, offset, end, LABELS_BYTES_MAX)
+        labels, offset = read_counted(payload, offset, end, LABELS_BYTES_MAX)
     if flags & SEQADJ:
         values = _SEQADJ.unpack_from(payload, offset)
         offset += _SEQADJ.size
@@ -327,14 +323,3 @@ def _decode_nat(payload: bytes, offset: int, flags: int, plain: Tuple) -> tuple[
     if icmp and dport != plain.dport:
         raise DeltaError("bad_value", "translation changes an ICMP type")
     return Tuple(plain.family, plain.proto, src, dst, sport, dport), offset
-
-
-def _read_counted(payload: bytes, offset: int, end: int, limit: int) -> tuple[bytes, int]:
-    if offset >= end:
-        raise DeltaError("truncated", "a length is missing")
-    length = payload[offset]
-    if not 1 <= length <= limit:
-        raise DeltaError("bad_value", f"a field of {length} bytes; 1 to {limit} would be right")
-    if offset + 1 + length > end:
-        raise DeltaError("truncated", f"a field of {length} bytes runs past the end")
-    return payload[offset + 1 : offset + 1 + length], offset + 1 + length

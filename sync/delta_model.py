@@ -7,9 +7,18 @@ import struct
 from dataclasses import dataclass
 
 from hafw.errors import PeerError
-from hafw.flow import FlowEntry, FlowKey
+from hafw.flow import Expectation, FlowEntry, FlowKey, Tuple
 
-__all__ = ["Delta", "DeltaError", "Destroy", "Upsert", "Version", "contribution"]
+__all__ = [
+    "Delta",
+    "DeltaError",
+    "Destroy",
+    "ExpectDestroy",
+    "ExpectUpsert",
+    "Upsert",
+    "Version",
+    "contribution",
+]
 
 
 class DeltaError(PeerError):
@@ -48,7 +57,32 @@ class Destroy:
     contribution: int
 
 
-Delta = Upsert | Destroy
+@dataclass(frozen=True, slots=True)
+class ExpectUpsert:
+    """The helper of a flow expects this. Identity is the master's: its key, the incarnation in
+    which it expects, and its version. `refresh` as above."""
+
+    expectation: Expectation
+    incarnation: int
+    version: Version
+    refresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectDestroy:
+    """The flow of `master` expects `expected` no more: it came, or it never will."""
+
+    master: FlowKey
+    expected: Tuple
+    incarnation: int
+    version: Version
+
+    @property
+    def key(self) -> FlowKey:
+        return FlowKey(self.master.zone, self.expected)
+
+
+Delta = Upsert | Destroy | ExpectUpsert | ExpectDestroy
 
 
 def contribution(entry: FlowEntry, incarnation: int) -> int:

@@ -14,7 +14,7 @@ import queue
 import threading
 
 from hafw.errors import KernelError
-from hafw.flow import FlowEntry
+from hafw.flow import Expectation, FlowEntry
 from sync.ctsocket import RequestSocket
 
 __all__ = ["CHUNKS_AHEAD_MAX", "Dumper", "Waker"]
@@ -57,6 +57,8 @@ class Dumper:
         self._cancelled = threading.Event()
         self.done = False
         self.error: KernelError | None = None
+        self.expectations: list[Expectation] = []
+        """All of this kernel, read after the last entry; whole once `done` without an error."""
         self._thread = threading.Thread(target=self._run, name="dump", daemon=True)
         self._thread.start()
 
@@ -91,6 +93,7 @@ class Dumper:
                 for chunk in requests.dump(self._mark, self._mask):
                     if not self._put(chunk):
                         return
+                self.expectations = requests.dump_expectations()
             self._put(None)
         except KernelError as error:
             self._put(error)

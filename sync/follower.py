@@ -22,7 +22,7 @@ from hafw.errors import KernelError
 from hafw.flow import mark_group
 from sync.applier import Applier
 from sync.ctnetlink import CtEvent, EventKind
-from sync.delta import Delta, DeltaError, Upsert, decode_deltas
+from sync.delta import Delta, DeltaError, ExpectUpsert, Upsert, decode_deltas
 from sync.dumper import Dumper
 from sync.inbox import Arrived, DelayWindow, Incoming
 from sync.ops import KernelOp, Remove
@@ -324,6 +324,8 @@ class Follower:
         for delta in deltas:
             if isinstance(delta, Upsert):
                 self._ops += self.table.on_snapshot_entry(delta, fetch.group)
+            elif isinstance(delta, ExpectUpsert):
+                self._ops += self.table.on_snapshot_expectation(delta, fetch.group)
         self.counters["snapshot_entries"] += len(deltas)
         self.flush(now=now)
         fetch.chunks += 1
@@ -349,6 +351,9 @@ class Follower:
             if fetch.sweep.error is not None:
                 self._abort("sweep_failed", now)
                 return
+            found = fetch.sweep.expectations
+            self.flush(now=now)
+            self._applier.apply(self.table.expected_orphans(found, fetch.group))
             self.table.snapshot_swept(fetch.group)
             if fetch.group not in self.table_full_until:
                 self.sources[fetch.group] = Source(fetch.holder_id, fetch.session, fetch.head.seq)

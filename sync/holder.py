@@ -26,8 +26,9 @@ from hafw.flow import GROUP_SHIFT, FlowEntry, FlowKey, mark_group
 from hafw.messages import NewEpochRequest
 from sync.adopt import OwnPass, normal_timeout_s
 from sync.applier import Applier
-from sync.ctnetlink import CtEvent, EventKind
+from sync.ctnetlink import CtEvent, EventKind, ExpectEvent
 from sync.dumper import Dumper
+from sync.expecting import Expecting
 from sync.liberal import LiberalFlows
 from sync.ops import SetTimeout
 from sync.outbox import Outbox
@@ -122,6 +123,7 @@ class Holder:
         self._ports = ports
         self._held: dict[int, _Held] = {}
         self._drained = True
+        self.expecting = Expecting(registry, applier, publisher, self._publish)
         self.counters: Counter[str] = Counter()
 
     # -- roles
@@ -174,12 +176,15 @@ class Holder:
 
     # -- events
 
-    def on_events(self, events: list[CtEvent]) -> list[CtEvent]:
+    def on_events(self, events: list[CtEvent | ExpectEvent], *, now: float) -> list[CtEvent]:
         """Publish what is ours; the events of groups that are not held come back."""
-        epochs = {group: held.epoch for group, held in self._held.items()}
+        epochs = self._epochs()
         others: list[CtEvent] = []
         timeouts: list[SetTimeout] = []
         for event in events:
+            if isinstance(event, ExpectEvent):
+                self.expecting.on_event(event, epochs, now=now)
+                continue
             if event.pid == self._applier.port_id:
                 continue  # Our own doing.
             key = event.entry.key
@@ -226,7 +231,7 @@ class Holder:
     # -- time and work
 
     def next_at(self) -> float | None:
-        """When `work` has something to do again, if nothing wakes the loop before."""
+        """When `work` has something to do again, if nothing wakes the loop."""
         times: list[float] = []
         for held in self._held.values():
             times.append(held.refresh_at)
@@ -236,12 +241,13 @@ class Holder:
                 times.append(max(held.next_chunk_at, held.retry_at))
             if held.epoch_wait_until is not None and held.epoch_asked_at is not None:
                 times.append(held.epoch_asked_at + NEW_EPOCH_RETRY_S)
+        times.extend(self.expecting.times())
         return min(times, default=None)
 
     def busy(self, *, now: float) -> bool:
         """Is there work that should not wait for an event?"""
         for held in self._held.values():
-            if held.vanished or held.liberal.busy:
+            if held.vanished or held.liberal.busy or self.expecting.busy:
                 return True
             if held.scan is not None and (held.scan.ready or held.scan.done):
                 return True
@@ -272,6 +278,10 @@ class Holder:
             held.liberal.work(self._applier, self._ports.start_dump, group, now=now)
             if held.adopted and now > held.adopted_until and held.own_pass is None:
                 held.adopted.clear()
+        self.expecting.work(self._epochs(), now=now)
+
+    def _epochs(self) -> dict[int, int]:
+        return {group: held.epoch for group, held in self._held.items()}
 
     def _scan(self, group: int, held: _Held, now: float) -> None:
         assert held.scan is not None
@@ -349,6 +359,7 @@ class Holder:
             held.retry_at = now + DUMP_RETRY_S
             return
         held.vanished = held.own_pass.vanished()
+        self.expecting.on_pass(group, held.dump.expectations)
         held.own_pass = held.dump = None
         if not held.vanished:
             self._finish(group, held, now)
@@ -385,5 +396,5 @@ class Holder:
             except KernelError as error:
                 self.counters[f"lookup_{errno.errorcode.get(error.errno, error.errno)}"] += 1
                 continue
-            if entry is not None and entry.tcp is not None:
-                self._publish(self._publisher.publish(entry, effect.epoch))
+            if entry is not None:
+                self._publish(self._publisher.publish(entry, effect.epoch, looked_up=True))

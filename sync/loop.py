@@ -278,12 +278,12 @@ class Syncd:
     def _read_events(self, limit: int) -> bool:
         """True if more may wait."""
         try:
-            events = self._events.drain(limit)
+            events = self._events.drain_all(limit)
         except Overrun:
             self._log.warning("event_overrun")
             self._holder.on_overrun()
             return True
-        others = self._holder.on_events(events) if events else []
+        others = self._holder.on_events(events, now=time.monotonic()) if events else []
         if others:
             self._follower.on_events(others)
         if len(events) >= limit:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hafw.flow import FlowEntry, FlowKey
+from hafw.flow import Expectation, FlowEntry, FlowKey
 
 __all__ = [
     "Adopt",
     "Create",
+    "CreateExpectation",
     "KernelOp",
     "MakeStrict",
     "Pristine",
     "Remove",
+    "RemoveExpectation",
     "Replace",
     "SetTimeout",
     "Update",
@@ -37,7 +39,8 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Replace:
-    """Delete whatever has the key and insert as a pristine replica, in one write."""
+    """Delete whatever has the key and insert as a pristine replica, in one write; what the
+    registry knows it to expect is made again with it."""
 
     entry: FlowEntry
 
@@ -80,7 +83,33 @@ class MakeStrict:
     key: FlowKey
 
 
-KernelOp = Create | Update | Replace | Remove | Adopt | SetTimeout | Pristine | MakeStrict
+@dataclass(frozen=True, slots=True)
+class CreateExpectation:
+    """Make an expectation, or refresh it. Its master must have come before."""
+
+    expectation: Expectation
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveExpectation:
+    """Delete the expectation of this tuple."""
+
+    master: FlowKey
+    key: FlowKey
+
+
+KernelOp = (
+    Create
+    | Update
+    | Replace
+    | Remove
+    | Adopt
+    | SetTimeout
+    | Pristine
+    | MakeStrict
+    | CreateExpectation
+    | RemoveExpectation
+)
 
 
 def op_key(op: KernelOp) -> FlowKey:
@@ -90,3 +119,7 @@ def op_key(op: KernelOp) -> FlowKey:
             return entry.key
         case Remove(key) | Adopt(key=key) | SetTimeout(key=key) | MakeStrict(key):
             return key
+        case CreateExpectation(expectation):
+            return expectation.master
+        case RemoveExpectation(master):
+            return master

@@ -61,7 +61,10 @@ class Parts:
         self.events = EventSocket(
             rcvbuf_bytes=EVENTS_RCVBUF_BYTES, groups=CONNTRACK_GROUPS + EXPECTATION_GROUPS
         )
-        self.applier = Applier(hold_s=config.sync.hold_s)
+        self.registry = Registry()
+        self.applier = Applier(
+            hold_s=config.sync.hold_s, expectations_of=self.registry.expectations.of
+        )
         self.transport = Transport(config, node_name)
         session = secrets.randbits(63) | 1
         sealer = Sealer(master, cluster_id=config.cluster_id, sender_id=node.id, session=session)
@@ -69,7 +72,6 @@ class Parts:
         self.outbox = Outbox(sealer, self.transport.multicast, ring_datagrams=ring, boot=boot)
         self.inbox = Inbox(master, config.cluster_id, self.outbox, self.transport, boot=boot)
         self.roles = Roles(node.id, numbers)
-        self.registry = Registry()
         self.groups = {number: ReplicaGroup() for number in numbers}
         self.publisher = Publisher(self.registry, SystemRandom())
         self.timeouts_s: dict[str, int] = {}
@@ -125,7 +127,8 @@ class Parts:
         return [
             self.bus.counters, self.transport.counters, self.outbox.counters,
             self.inbox.counters, self.inbox.stream.counters, self.publisher.counters,
-            self.holder.counters, self.follower.counters, self.follower.table.counters,
+            self.holder.counters, self.holder.expecting.counters,
+            self.follower.counters, self.follower.table.counters,
             self.applier.counters, self.roles.counters, self.server.counters,
             self.client.counters,
         ]  # fmt: skip

@@ -9,6 +9,9 @@ once. A DESTROY goes out only for what was published.
 Identity: the first publication draws the flow's incarnation. Its version is (epoch, 0), `epoch`
 being the group's when the event was read; a flow that was published under an older epoch moves up
 with its next delta, which is what adoption is to the peers.
+
+What an event leaves out (the TCP state, the master of an expected flow, sequence adjustment) and
+the peers need is looked up first. Expectations are said under their master's identity.
 """
 
 from __future__ import annotations
@@ -21,12 +24,23 @@ from typing import Protocol
 from hafw.flow import (
     IPPROTO_TCP,
     IPS_ASSURED,
+    IPS_EXPECTED,
+    IPS_SEQ_ADJUST,
+    Expectation,
     FlowEntry,
     FlowKey,
     mark_group,
 )
 from sync.ctnetlink import CtEvent, EventKind
-from sync.delta import Delta, Destroy, Upsert, Version, contribution
+from sync.delta import (
+    Delta,
+    Destroy,
+    ExpectDestroy,
+    ExpectUpsert,
+    Upsert,
+    Version,
+    contribution,
+)
 from sync.registry import Record, Registry, mutable_of
 
 __all__ = ["LookUp", "PublishEffect", "Publisher", "RandomBits", "publishable"]
@@ -52,6 +66,10 @@ PublishEffect = Delta | LookUp
 def publishable(entry: FlowEntry) -> bool:
     """Is this flow worth a replica yet?"""
     return entry.key.orig.proto != IPPROTO_TCP or bool(entry.status & IPS_ASSURED)
+
+
+def _lacks_seqadj(entry: FlowEntry) -> bool:
+    return bool(entry.status & IPS_SEQ_ADJUST) and entry.seqadj is None
 
 
 class Publisher:
@@ -80,23 +98,36 @@ class Publisher:
                 return self.publish(entry, epoch)
 
     def publish(
-        self, entry: FlowEntry, epoch: int, *, refresh: bool = False
+        self,
+        entry: FlowEntry,
+        epoch: int,
+        *,
+        refresh: bool = False,
+        looked_up: bool = False,
     ) -> list[PublishEffect]:
         """The delta, if any, that brings the peers' view of `entry` up to date. `refresh`: say it
-        even if nothing changed."""
+        even if nothing changed. `looked_up`: the entry is whole, as a GET or a dump shows it."""
         record = self._registry.get(entry.key)
         if record is None:
-            return self._first(entry, epoch)
-        # An event carries TCP state and helper only when they changed.
+            return self._first(entry, epoch, looked_up=looked_up)
+        said = entry
+        # An event carries these only when they changed, the last two never.
         entry = replace(
             entry,
             tcp=entry.tcp if entry.tcp is not None else record.tcp,
             helper=entry.helper if entry.helper is not None else record.helper,
+            seqadj=entry.seqadj if entry.seqadj is not None else record.seqadj,
+            master=entry.master if entry.master is not None else record.master,
         )
         if contribution(entry, record.incarnation) != record.contribution:
             # The tuple was re-used while we were not listening (overrun): a new life.
             self.counters["reused_unheard"] += 1
-            return [*self.destroyed(entry.key, epoch), *self._first(entry, epoch)]
+            entry = replace(entry, seqadj=said.seqadj, master=said.master)
+            gone = self.destroyed(entry.key, epoch)
+            return [*gone, *self._first(entry, epoch, looked_up=looked_up)]
+        if not looked_up and _lacks_seqadj(entry):
+            self.counters["lookups"] += 1
+            return [LookUp(entry.key, epoch)]
         current = record.version.epoch == epoch
         if current and not refresh and mutable_of(entry) == record.mutable:
             return []
@@ -113,12 +144,42 @@ class Publisher:
         self.counters["destroys"] += 1
         return [Destroy(key, record.incarnation, self._at(record, epoch), record.contribution)]
 
-    def _first(self, entry: FlowEntry, epoch: int) -> list[PublishEffect]:
+    def expected(
+        self, expectation: Expectation, epoch: int, *, refresh: bool = False
+    ) -> list[PublishEffect]:
+        """The delta, if any, for an expectation whose master is published already."""
+        record = self._registry.get(expectation.master)
+        if record is None or expectation.master.orig.family != expectation.expected.family:
+            self.counters["expectations_unsayable"] += 1
+            return []
+        known = self._registry.expectations.get(expectation.key)
+        news = known is None or replace(known, timeout_s=expectation.timeout_s) != expectation
+        if not (news or refresh) or not self._registry.expectations.put(expectation):
+            return []
+        self.counters["expectations"] += 1
+        version = self._at(record, epoch)
+        return [ExpectUpsert(expectation, record.incarnation, version, refresh and not news)]
+
+    def unexpected(self, key: FlowKey, epoch: int) -> list[PublishEffect]:
+        """The expectation is gone from this kernel, its master is not."""
+        gone = self._registry.expectations.remove(key)
+        record = None if gone is None else self._registry.get(gone.master)
+        if gone is None or record is None:
+            return []
+        self.counters["expectations_gone"] += 1
+        version = self._at(record, epoch)
+        return [ExpectDestroy(gone.master, gone.expected, record.incarnation, version)]
+
+    def _first(self, entry: FlowEntry, epoch: int, *, looked_up: bool) -> list[PublishEffect]:
         if not publishable(entry):
             return []
-        if entry.key.orig.proto == IPPROTO_TCP and entry.tcp is None:
+        stateless = entry.key.orig.proto == IPPROTO_TCP and entry.tcp is None
+        orphan = bool(entry.status & IPS_EXPECTED) and entry.master is None
+        if not looked_up and (stateless or orphan or _lacks_seqadj(entry)):
             self.counters["lookups"] += 1
             return [LookUp(entry.key, epoch)]
+        if stateless:
+            return []
         incarnation = self._rng.getrandbits(32)
         version = Version(epoch, 0)
         self._registry.put(entry, incarnation, version)

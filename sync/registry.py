@@ -16,23 +16,27 @@ from hafw.flow import (
     USER_MARK_MASK,
     FlowEntry,
     FlowKey,
+    SeqAdj,
     TcpState,
+    Tuple,
     mark_group,
 )
 from sync.delta import Version, contribution
+from sync.expect_table import ExpectTable
 
 __all__ = ["PUBLISHED_STATUS", "Record", "Registry", "mutable_of"]
 
 PUBLISHED_STATUS = IPS_SEEN_REPLY | IPS_ASSURED | IPS_SEQ_ADJUST
 """The status bits whose change is worth a delta."""
 
-Mutable = tuple[int, int, int]
-"""What may change in a flow's life and is replicated: status bits, TCP state, user's mark bits."""
+Mutable = tuple[int, int, int, tuple[SeqAdj, SeqAdj] | None]
+"""What may change in a flow's life and is replicated: status bits, TCP state, user's mark bits,
+sequence adjustment."""
 
 
 def mutable_of(entry: FlowEntry) -> Mutable:
     state = -1 if entry.tcp is None else entry.tcp.state
-    return entry.status & PUBLISHED_STATUS, state, entry.mark & USER_MARK_MASK
+    return entry.status & PUBLISHED_STATUS, state, entry.mark & USER_MARK_MASK, entry.seqadj
 
 
 @dataclass(slots=True)
@@ -46,6 +50,11 @@ class Record:
     mutable: Mutable
     tcp: TcpState | None
     helper: str | None
+    master: Tuple | None = None
+
+    @property
+    def seqadj(self) -> tuple[SeqAdj, SeqAdj] | None:
+        return self.mutable[3]
 
 
 class Registry:
@@ -55,6 +64,7 @@ class Registry:
         self._records: dict[FlowKey, Record] = {}
         self._keys: dict[int, set[FlowKey]] = {}
         self._tcp_states: dict[TcpState, TcpState] = {}
+        self.expectations = ExpectTable()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -81,6 +91,8 @@ class Registry:
         old = self._records.get(key)
         if old is not None and old.group != group:
             self._keys[old.group].discard(key)
+        if old is not None and old.incarnation != incarnation:
+            self.expectations.remove_master(key)
         record = Record(
             group,
             incarnation,
@@ -89,6 +101,7 @@ class Registry:
             mutable_of(entry),
             self.shared(entry.tcp),
             entry.helper,
+            entry.master,
         )
         self._records[key] = record
         if old is None or old.group != group:
@@ -99,6 +112,7 @@ class Registry:
         record = self._records.pop(key, None)
         if record is not None:
             self._keys[record.group].discard(key)
+            self.expectations.remove_master(key)
         return record
 
     def shared(self, tcp: TcpState | None) -> TcpState | None:

@@ -11,7 +11,7 @@ state never goes backwards within one version (a snapshot can run ahead of the s
 incarnation, and any flow that is *stale* here, is replaced: deleted and inserted as a pristine
 replica in one write (DESIGN section 4). In a *suspect* group the kernel may hold stale entries
 that the registry does not know, so that creations are replacements there too. A DESTROY must match
-key, incarnation and contribution.
+key, incarnation and contribution. Expectations stand under their master's word: `sync.expected`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,18 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from hafw.flow import FlowEntry, FlowKey, mark_group
+from hafw.flow import Expectation, FlowEntry, FlowKey, mark_group
 from hafw.human import epoch_node
-from sync.delta import Delta, Destroy, Upsert, Version, contribution
+from sync.delta import (
+    Delta,
+    Destroy,
+    ExpectDestroy,
+    ExpectUpsert,
+    Upsert,
+    Version,
+    contribution,
+)
+from sync.expected import ExpectedFlows
 from sync.ops import Create, KernelOp, Remove, Replace, Update
 from sync.registry import Record, Registry
 
@@ -82,6 +91,7 @@ class ReplicaTable:
         self._registry = registry
         self._groups = groups
         self.counters: Counter[str] = Counter()
+        self._expected = ExpectedFlows(registry, self.counters)
 
     def on_delta(self, delta: Delta, sender_id: int) -> list[ReplicaEffect]:
         """A live delta, delivered in order by the stream."""
@@ -90,6 +100,8 @@ class ReplicaTable:
                 return self._on_upsert(delta, sender_id)
             case Destroy():
                 return self._on_destroy(delta, sender_id)
+            case ExpectUpsert() | ExpectDestroy():
+                return self._on_expectation(delta, sender_id)
             case _:
                 assert_never(delta)
 
@@ -105,7 +117,22 @@ class ReplicaTable:
             return verdict
         if group.touched is not None:
             group.touched.add(key)
-        return [self._apply(group, record, delta)]
+        return [*self._apply(group, record, delta)]
+
+    def _on_expectation(
+        self, delta: ExpectUpsert | ExpectDestroy, sender_id: int
+    ) -> list[ReplicaEffect]:
+        master = delta.expectation.master if isinstance(delta, ExpectUpsert) else delta.master
+        record = self._registry.get(master)
+        if record is None:
+            if epoch_node(delta.version.epoch) == sender_id:
+                self._expected.park(delta)
+            return self._refuse("expectation_without_master")
+        group = self._groups[record.group]
+        verdict = self._authorize(record.group, group, record, delta.version, sender_id)
+        if verdict is not None:
+            return verdict
+        return [*self._expected.on_delta(record, delta)]
 
     def _on_destroy(self, delta: Destroy, sender_id: int) -> list[ReplicaEffect]:
         record = self._registry.get(delta.key)
@@ -132,10 +159,12 @@ class ReplicaTable:
     def await_snapshot(self, number: int) -> None:
         """One is being asked for: from now on, what the stream names is not the snapshot's."""
         self._groups[number].touched = set()
+        self._expected.await_snapshot()
 
     def begin_snapshot(self, number: int) -> None:
         """The holder has begun to send it."""
         self._groups[number].unseen = self._registry.keys(number)
+        self._expected.begin_snapshot(self._of_group(number))
 
     def on_snapshot_entry(self, delta: Upsert, number: int) -> list[KernelOp]:
         """One flow of the holder's snapshot. The holder has answered for its session; versions
@@ -156,7 +185,15 @@ class ReplicaTable:
             self._refuse("snapshot_stale_version")
             return []
         group.unseen.discard(key)
-        return [self._apply(group, record, delta)]
+        return self._apply(group, record, delta)
+
+    def on_snapshot_expectation(self, delta: ExpectUpsert, number: int) -> list[KernelOp]:
+        """An expectation of the holder's snapshot; its master came before."""
+        record = self._registry.get(delta.expectation.master)
+        if record is None or record.group != number:
+            self.counters["expectation_without_master"] += 1
+            return []
+        return self._expected.on_snapshot(record, delta)
 
     def end_snapshot(self, number: int) -> list[KernelOp]:
         """Sweep what neither the snapshot nor a live delta named. Entries of this kernel that the
@@ -169,7 +206,7 @@ class ReplicaTable:
             self.forget(key)
         self.counters["snapshot_swept"] += len(gone)
         group.unseen = set()
-        return [Remove(key) for key in gone]
+        return [*map(Remove, gone), *self._expected.end_snapshot()]
 
     def is_orphan(self, entry: FlowEntry, number: int) -> bool:
         """After `end_snapshot`: does the kernel hold this entry for no reason?"""
@@ -178,10 +215,16 @@ class ReplicaTable:
         # A tombstone does not save it: what the stream destroyed before we knew it must go too.
         return entry.key not in self._registry
 
+    def expected_orphans(self, found: list[Expectation], number: int) -> list[KernelOp]:
+        """Of the kernel's expectations, those of the group's flows that its holder has not."""
+        mine = [one for one in found if self._is_of(one.master, number)]
+        return self._expected.orphans(mine)
+
     def snapshot_swept(self, number: int) -> None:
         """All of the group in this kernel is as its holder has it."""
         group = self._groups[number]
         group.touched = None
+        self._expected.snapshot_over()
         group.suspect = False
         group.stale.clear()
 
@@ -189,6 +232,7 @@ class ReplicaTable:
         group = self._groups[number]
         group.touched = None
         group.unseen = set()
+        self._expected.snapshot_over()
 
     # -- staleness
 
@@ -226,7 +270,22 @@ class ReplicaTable:
             return [Superseded(number, version.epoch, sender_id)]
         return None
 
-    def _apply(self, group: ReplicaGroup, record: Record | None, delta: Upsert) -> KernelOp:
+    def _is_of(self, master: FlowKey, number: int) -> bool:
+        record = self._registry.get(master)
+        return record is not None and record.group == number
+
+    def _of_group(self, number: int) -> list[Expectation]:
+        known = self._registry.expectations.all()
+        return [one for one in known if self._is_of(one.master, number)]
+
+    def _apply(self, group: ReplicaGroup, record: Record | None, delta: Upsert) -> list[KernelOp]:
+        """The flow, then what is expected of it and came too early."""
+        op = self._flow_op(group, record, delta)
+        now = self._registry.get(delta.entry.key)
+        assert now is not None
+        return [op, *self._expected.unpark(delta.entry.key, now)]
+
+    def _flow_op(self, group: ReplicaGroup, record: Record | None, delta: Upsert) -> KernelOp:
         entry, key = delta.entry, delta.entry.key
         stored = contribution(entry, delta.incarnation)
         same = (

@@ -12,6 +12,8 @@
 The position is the stream's when the dump began: what changes later comes as live deltas, which
 win over the snapshot. The server reads its kernel and joins each entry with its registry; entries
 that the registry does not know (not worth a replica yet) or knows as another life are left out.
+Expected flows come after all others, so that their masters are there, and then the expectations;
+children beyond `CHILDREN_LATE_MAX` come as the dump shows them, and may stay without a master.
 It serves a group only while it holds it and has said all of its flows under its own epoch.
 
 Both CURVE secrets derive from the cluster's sync key, one label each; the ZAP handler lets only
@@ -23,7 +25,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import zmq
@@ -31,8 +33,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from zmq.utils import z85
 
-from hafw.flow import FlowEntry
-from sync.delta import Upsert, contribution, encode_delta
+from hafw.flow import Expectation, FlowEntry
+from sync.delta import Delta, ExpectUpsert, Upsert, contribution, encode_delta
 from sync.dumper import Dumper
 from sync.registry import Registry
 
@@ -55,6 +57,8 @@ __all__ = [
 
 CHUNKS_IN_FLIGHT = 16
 JOBS_MAX = 4
+CHILDREN_LATE_MAX = 20_000
+LATE_PER_CHUNK = 100
 JOB_SILENT_S = 10.0
 """A client that gives no credit for this long is dropped."""
 
@@ -148,6 +152,9 @@ class _Job:
     sent: int = 0
     applied: int = 0
     flows: int = 0
+    children: list[Delta] = field(default_factory=list)
+    late: list[Delta] | None = None
+    """What is left to send once the dump is through."""
 
 
 class SnapshotServer:
@@ -253,7 +260,7 @@ class SnapshotServer:
                 self._step(identity, job)
 
     def _sendable(self, job: _Job) -> bool:
-        return job.dumper.ready and job.sent - job.applied < CHUNKS_IN_FLIGHT
+        return (job.dumper.ready or bool(job.late)) and job.sent - job.applied < CHUNKS_IN_FLIGHT
 
     def _begin(self, identity: bytes, message: SnapshotRequest, now: float) -> None:
         self._drop(identity)
@@ -272,22 +279,48 @@ class SnapshotServer:
 
     def _step(self, identity: bytes, job: _Job) -> None:
         entries = job.dumper.take()
-        if entries is None:
-            if job.dumper.error is not None:
-                self.counters["snapshot_dump_failed"] += 1
-                self._refuse(identity, job.request, str(job.dumper.error))
-                self._drop(identity)
-            elif job.dumper.done:
+        if entries is not None:
+            self._send_chunk(identity, job, self._joined(job, entries))
+        elif job.dumper.error is not None:
+            self.counters["snapshot_dump_failed"] += 1
+            self._refuse(identity, job.request, str(job.dumper.error))
+            self._drop(identity)
+        elif job.dumper.done:
+            if job.late is None:
+                expected = [self._join_expectation(job, e) for e in job.dumper.expectations]
+                job.late = [*job.children, *(delta for delta in expected if delta is not None)]
+            if job.late:
+                chunk, job.late = job.late[:LATE_PER_CHUNK], job.late[LATE_PER_CHUNK:]
+                self._send_chunk(identity, job, chunk)
+            else:
                 self._send(identity, SnapshotEnd(job.request, job.sent, job.flows))
                 self._drop(identity)
-            return
-        deltas = [delta for entry in entries if (delta := self._join(entry)) is not None]
-        job.flows += len(deltas)
+
+    def _send_chunk(self, identity: bytes, job: _Job, deltas: list[Delta]) -> None:
+        job.flows += sum(isinstance(delta, Upsert) for delta in deltas)
         payload = b"".join(encode_delta(delta, header_epoch=job.epoch) for delta in deltas)
         if self._send(identity, SnapshotChunk(job.request, job.sent, payload)):
             job.sent += 1
         else:
             self._drop(identity)
+
+    def _joined(self, job: _Job, entries: list[FlowEntry]) -> list[Delta]:
+        deltas: list[Delta] = []
+        for entry in entries:
+            delta = self._join(entry)
+            if delta is None:
+                continue
+            late = entry.master is not None and len(job.children) < CHILDREN_LATE_MAX
+            (job.children if late else deltas).append(delta)
+        return deltas
+
+    def _join_expectation(self, job: _Job, expectation: Expectation) -> ExpectUpsert | None:
+        record = self._registry.get(expectation.master)
+        if record is None or record.group != job.group:
+            return None
+        if expectation.expected.family != expectation.master.orig.family:
+            return None  # `Publisher.expected` does not say it either.
+        return ExpectUpsert(expectation, record.incarnation, record.version, True)
 
     def _join(self, entry: FlowEntry) -> Upsert | None:
         record = self._registry.get(entry.key)

@@ -159,7 +159,8 @@ class Gateway:
         self.space = space
         self.paths = NodePaths(self.name)
         self._config = config
-        self._environment = environment
+        self.environment = environment
+        self.program = "sync.daemon"
         self.process: subprocess.Popen[bytes] | None = None
         self.log = self.paths.run / "syncd.log"
         self.role: RoleChange | None = None
@@ -180,11 +181,11 @@ class Gateway:
     # -- the process
 
     def start(self) -> None:
-        argv = ["nsenter", f"--net=/run/netns/{self.space}", sys.executable, "-m", "sync.daemon"]
+        argv = ["nsenter", f"--net=/run/netns/{self.space}", sys.executable, "-m", self.program]
         argv += ["--node", self.name, "--config", str(self._config)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                argv, cwd=ROOT, env=self._environment, stderr=log, stdout=log
+                argv, cwd=ROOT, env=self.environment, stderr=log, stdout=log
             )
         wait_for(f"{self.name} answers", lambda: self.status(0.2))
 

@@ -40,8 +40,8 @@ def say(
     publisher: Publisher, kind: EventKind, entry: FlowEntry, held: dict[int, int] | None = None
 ) -> list[Upsert | Destroy]:
     effects = publisher.on_event(CtEvent(kind, entry, 0), HELD if held is None else held)
-    assert not any(isinstance(effect, LookUp) for effect in effects)
-    return [effect for effect in effects if not isinstance(effect, LookUp)]
+    assert all(isinstance(effect, Upsert | Destroy) for effect in effects)
+    return [effect for effect in effects if isinstance(effect, Upsert | Destroy)]
 
 
 def test_udp_is_said_at_once_and_again_when_its_status_changes(publisher: Publisher) -> None:

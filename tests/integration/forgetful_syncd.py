@@ -1,0 +1,29 @@
+"""A syncd that says nothing of expectations or sequence adjustment: what the tests must notice.
+
+``HAFW_TEST_FORGETS`` names what is left out: ``expectations``, ``seqadj``.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from sync.daemon import main
+from sync.delta import Delta, ExpectDestroy, ExpectUpsert, Upsert
+from sync.outbox import Outbox
+
+FORGOTTEN = os.environ.get("HAFW_TEST_FORGETS", "").split()
+_put = Outbox.put
+
+
+def _forgetful_put(outbox: Outbox, delta: Delta) -> None:
+    if isinstance(delta, ExpectUpsert | ExpectDestroy) and "expectations" in FORGOTTEN:
+        return
+    if isinstance(delta, Upsert) and "seqadj" in FORGOTTEN:
+        delta = replace(delta, entry=replace(delta.entry, seqadj=None))
+    _put(outbox, delta)
+
+
+if __name__ == "__main__":
+    Outbox.put = _forgetful_put  # type: ignore[method-assign, assignment]
+    main()
