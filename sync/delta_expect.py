@@ -16,7 +16,7 @@ varint timeout          seconds
 1 + n  helper           length 1 to 15, ASCII
 ====== ================ ========================================================================
 
-IPv4 FTP through SNAT: 83 bytes with the key (the kernel's event has 304).
+IPv4 FTP: 74 bytes with everything before it (the kernel's event has 304).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ test says who holds the group and reads what syncd tells leased.
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
@@ -54,6 +55,7 @@ from sync.ctnetlink import build_create, build_delete, build_update
 from sync.ctsocket import RequestSocket
 from tests.integration.ct_spaces import inside, run, strict
 
+_numbers = itertools.count()
 ROOT = Path(__file__).resolve().parents[2]
 CREATED = 0x0E  # CONFIRMED | ASSURED | SEEN_REPLY
 VIP4, VIP6 = ip_address("198.51.100.254").packed, ip_address("2001:db8:2::fe").packed
@@ -281,7 +283,7 @@ class Gateway:
         )
 
     def status(self, timeout_s: float = 2.0) -> SyncdStatus | None:
-        address = self.paths.run / f"test-{threading.get_ident()}-{time.monotonic_ns()}.sock"
+        address = self.paths.run / f"t{next(_numbers)}"  # A path of at most 107.
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.bind(str(address))
             sock.settimeout(timeout_s)

@@ -147,6 +147,12 @@ def test_ftp_transfers_begin_after_a_power_cut(tmp_path: Path) -> None:
     with helper_world() as world, servers(world, tmp_path), ExitStack() as stack:
         sessions = open_sessions(stack, world)
         world.replicated()
+        masters = [
+            {key: entry.master for key, entry in gateway.table().items() if entry.master}
+            for gateway in world.cluster.gateways
+        ]
+        assert len(masters[0]) >= 2 * len(sessions), "each transfer is a child"
+        assert masters[1] == masters[0]
         world.power_cut()
         assert failures(sessions, "after") == {}
         assert failures(sessions, "again") == {}

@@ -10,7 +10,18 @@ from collections.abc import Iterable
 
 from hypothesis import strategies as st
 
-from hafw.flow import AF_INET, AF_INET6, FlowEntry, FlowKey, SeqAdj, TcpState, Tuple, inverse
+from hafw.flow import (
+    AF_INET,
+    AF_INET6,
+    Expectation,
+    ExpectNat,
+    FlowEntry,
+    FlowKey,
+    SeqAdj,
+    TcpState,
+    Tuple,
+    inverse,
+)
 
 NESTED = 0x8000
 PORT_PROTOS = (6, 17, 33, 47, 132, 136)
@@ -178,4 +189,27 @@ def entries(draw: st.DrawFn) -> FlowEntry:
         draw(st.none() | U32),
         draw(st.none() | st.tuples(SEQADJS, SEQADJS)),
         draw(st.none() | tuples(family=orig.family)),
+    )
+
+
+@st.composite
+def expectations(draw: st.DrawFn) -> Expectation:
+    """Any expectation that an event or a dump may carry."""
+    master = draw(tuples())
+    expected = draw(tuples(family=master.family))
+    size = len(master.src)
+    addresses = st.binary(min_size=size, max_size=size)
+    ports = expected.proto in PORT_PROTOS
+    some_port = U16 if ports else st.just(0)
+    return Expectation(
+        FlowKey(draw(st.sampled_from((0, 0, 5, 0xFFFF))), master),
+        expected,
+        draw(addresses),
+        draw(some_port),
+        draw(st.integers(0, 0x7FFFFFFF)),
+        draw(st.integers(0, 7)),
+        draw(st.integers(0, 255)),
+        draw(st.none() | st.builds(ExpectNat, st.integers(0, 1), addresses, some_port)),
+        draw(st.none() | st.sampled_from(("ftp", "nat-follow-master", "sip"))),
+        draw(st.none() | HELPERS),
     )

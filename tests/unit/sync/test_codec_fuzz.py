@@ -12,9 +12,15 @@ import pytest
 
 from sync.control import Challenge, ChallengeReply, Nack, control_type, decode_control
 from sync.control import encode_control as encode
-from sync.ctnetlink import MalformedMessageError, build_create, parse_events
-from sync.delta import DeltaError, Upsert, decode_deltas, encode_delta, encode_deltas
+from sync.ctnetlink import (
+    MalformedMessageError,
+    build_create,
+    build_expect_create,
+    parse_mixed_events,
+)
+from sync.delta import DeltaError, ExpectUpsert, Upsert, decode_deltas, encode_delta, encode_deltas
 from sync.wire import MessageType, WireError
+from tests.unit.sync.test_ctnetlink_expect import MADE_V4, MADE_V6, V4
 from tests.unit.sync.test_ctnetlink_parse import GOLDEN
 from tests.unit.sync.test_delta import DESTROY, UPSERT
 
@@ -23,8 +29,9 @@ DELTAS = [
     encode_delta(UPSERT),
     encode_delta(DESTROY),
     encode_delta(UPSERT) + encode_delta(DESTROY),
+    encode_delta(ExpectUpsert(V4, 7, UPSERT.version)) + encode_delta(UPSERT),
 ]
-MESSAGES = [bytes.fromhex(golden) for golden in GOLDEN]
+MESSAGES = [bytes.fromhex(golden) for golden in (*GOLDEN, MADE_V4, MADE_V6)]
 CONTROLS: list[tuple[MessageType, bytes]] = [
     (control_type(one), encode(one))
     for one in (
@@ -66,11 +73,13 @@ def fuzz_delta(rng: random.Random) -> None:
     for delta in deltas:
         if isinstance(delta, Upsert):
             build_create(delta.entry, with_master=True)
+        elif isinstance(delta, ExpectUpsert):
+            build_expect_create(delta.expectation)
 
 
 def fuzz_event(rng: random.Random) -> None:
     try:
-        parse_events(mutated(rng, rng.choice(MESSAGES)))
+        parse_mixed_events(mutated(rng, rng.choice(MESSAGES)))
     except MalformedMessageError:
         return
 

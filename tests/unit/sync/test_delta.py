@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hafw.flow import AF_INET, FlowEntry, FlowKey, SeqAdj, TcpState, Tuple
-from sync.ctnetlink import build_create
+from sync.ctnetlink import build_create, build_expect_create, build_expect_delete
 from sync.delta import (
     STATUS_WIRE_MASK,
     Delta,
     DeltaError,
     Destroy,
+    ExpectDestroy,
+    ExpectUpsert,
     Upsert,
     Version,
     contribution,
@@ -24,7 +26,7 @@ from sync.delta import (
     encode_delta,
     encode_deltas,
 )
-from tests.unit.sync.flow_strategies import INCARNATIONS, entries, tuples
+from tests.unit.sync.flow_strategies import INCARNATIONS, entries, expectations, tuples
 
 EPOCHS = st.integers(0, (1 << 64) - 1)
 VERSIONS = st.builds(Version, epoch=EPOCHS, count=st.integers(0, 0xFFFFFFFF))
@@ -45,7 +47,16 @@ DESTROYS = st.builds(
     Destroy, KEYS, incarnation=INCARNATIONS, version=VERSIONS,
     contribution=st.integers(0, (1 << 64) - 1),
 )  # fmt: skip
-DELTAS = UPSERTS | DESTROYS
+EXPECTED = st.builds(
+    ExpectUpsert, expectations(), incarnation=INCARNATIONS, version=VERSIONS,
+    refresh=st.booleans(),
+)  # fmt: skip
+UNEXPECTED = EXPECTED.map(
+    lambda one: ExpectDestroy(
+        one.expectation.master, one.expectation.expected, one.incarnation, one.version
+    )
+)
+DELTAS = UPSERTS | DESTROYS | EXPECTED | UNEXPECTED
 
 
 def packed(address: str) -> bytes:
@@ -187,6 +198,10 @@ def test_what_a_damaged_delta_still_says_can_be_asked_of_the_kernel(
         if isinstance(one, Upsert):
             build_create(one.entry, with_master=True)
             contribution(one.entry, one.incarnation)
+        elif isinstance(one, ExpectUpsert):
+            build_expect_create(one.expectation)
+        elif isinstance(one, ExpectDestroy):
+            build_expect_delete(one.key)
 
 
 def body_of(delta: Delta) -> bytearray:
