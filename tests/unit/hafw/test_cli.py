@@ -140,9 +140,21 @@ def test_status_in_words_names_the_problems(fmt: str) -> None:
 def test_check_names_cluster_and_policy() -> None:
     result = hafwctl("check", ROOT / "hafw/lab/cluster.yaml")
     assert result.returncode == 0, result.stderr
-    first, second = result.stdout.splitlines()
-    assert first.endswith("fine: cluster lab; gateways gw1, gw2; witnesses wit; groups main")
-    assert second.endswith("policy.yaml: fine: compiles for gw1, gw2")
+    lines = result.stdout.splitlines()
+    assert lines[0].endswith("cluster.yaml: fine")
+    assert "  nodes: gw1 (gateway, id 1), gw2 (gateway, id 2), wit (witness, id 9)" in lines
+    assert any(line.endswith("policy.yaml: fine") for line in lines)
+    assert any(line.startswith("  compiled for gw2: ") for line in lines)
+
+
+def test_check_takes_a_policy_and_its_cluster(tmp_path: Path) -> None:
+    policy = tmp_path / "elsewhere.yaml"
+    policy.write_text((ROOT / "hafw/lab/policy.yaml").read_text().replace("wan: [wan]", "wan: [x]"))
+    alone = hafwctl("check", policy)
+    assert "segments and VIPs were not checked" in alone.stdout
+    result = hafwctl("check", policy, "--cluster", ROOT / "hafw/lab/cluster.yaml")
+    assert result.returncode == 1
+    assert f"{policy}:" in result.stderr
 
 
 def test_check_of_a_broken_file_names_every_problem(tmp_path: Path) -> None:
