@@ -149,7 +149,9 @@ def test_check_names_cluster_and_policy() -> None:
 
 def test_check_takes_a_policy_and_its_cluster(tmp_path: Path) -> None:
     policy = tmp_path / "elsewhere.yaml"
-    policy.write_text((ROOT / "hafw/lab/policy.yaml").read_text().replace("wan: [wan]", "wan: [x]"))
+    policy.write_text(
+        (ROOT / "hafw/lab/policy.yaml").read_text().replace("wan: [wan]", "wan: [x]")
+    )
     alone = hafwctl("check", policy)
     assert "segments and VIPs were not checked" in alone.stdout
     result = hafwctl("check", policy, "--cluster", ROOT / "hafw/lab/cluster.yaml")
