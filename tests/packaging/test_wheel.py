@@ -43,7 +43,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("fresh") / "env"
     assert run(sys.executable, "-m", "venv", place).returncode == 0
-    for arguments in (("--require-hashes", "-r", ROOT / "requirements.txt"), ("--no-deps", wheel)):
+    for arguments in (("--require-hashes", "-r", ROOT / "requirements-run.txt"), ("--no-deps", wheel)):
         done = run(place / "bin/pip", "install", "-q", *arguments)
         assert done.returncode == 0, done.stderr
     return place
