@@ -51,7 +51,7 @@ class CheckReport:
 
 def check_file(file: Path, cluster_file: Path | None = None) -> CheckReport:
     """Never raises for what is wrong with the files. `cluster_file` is for a policy file:
-    default cluster.yaml beside it."""
+    one that is named must be right; the default, cluster.yaml beside it, may be missing."""
     try:
         document = read_document(file)
     except ConfigError as error:
@@ -61,7 +61,9 @@ def check_file(file: Path, cluster_file: Path | None = None) -> CheckReport:
         if kind == "cluster":
             return _check_cluster(file, document)
         if kind == "policy":
-            return _check_policy(file, document, cluster_file or file.parent / "cluster.yaml")
+            if cluster_file is not None:
+                return _check_policy_for(file, document, cluster_file)
+            return _check_policy(file, document, *_cluster_beside(file.parent / "cluster.yaml"))
     except ConfigError as error:
         return CheckReport(str(file), kind, error.problems)
     message = "is neither a cluster nor a policy"
@@ -91,7 +93,7 @@ def _check_cluster(file: Path, document: Document) -> CheckReport:
 
 def _named_policy(file: Path, cluster_file: Path) -> CheckReport:
     try:
-        return _check_policy(file, read_document(file), cluster_file)
+        return _check_policy(file, read_document(file), *_cluster_beside(cluster_file))
     except ConfigError as error:
         return CheckReport(str(file), "policy", error.problems)
 
@@ -133,8 +135,18 @@ def _cluster_notes(cluster: ClusterConfig) -> list[str]:
     return notes
 
 
-def _check_policy(file: Path, document: Document, cluster_file: Path) -> CheckReport:
-    cluster, notes = _cluster_beside(cluster_file)
+def _check_policy_for(file: Path, document: Document, cluster_file: Path) -> CheckReport:
+    """Against the cluster file that was asked for: without it nothing can be said."""
+    try:
+        cluster = validate(read_document(cluster_file), ClusterConfig)
+    except ConfigError as error:
+        return CheckReport(str(cluster_file), "cluster", error.problems)
+    return _check_policy(file, document, cluster, [])
+
+
+def _check_policy(
+    file: Path, document: Document, cluster: ClusterConfig | None, notes: list[str]
+) -> CheckReport:
     policy = validate_policy(document, cluster)
     report = CheckReport(str(file), "policy", facts=_policy_facts(policy), notes=notes)
     if cluster is not None:

@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from hafw.cli.check import check
 from hafw.config.check import check_file
 
 LAB = Path(__file__).resolve().parents[3] / "hafw/lab"
@@ -45,6 +47,27 @@ def test_a_policy_beside_a_broken_cluster(lab: Path) -> None:
     report = check_file(lab / "policy.yaml")
     assert report.ok
     assert "has 3 problems" in report.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "cluster.yaml"), ("name: X\n", "cluster.yaml:1: name: "), (": [", "cluster.yaml")],
+)
+def test_a_cluster_file_that_is_named_must_be_there_and_right(
+    lab: Path, text: str | None, said: str
+) -> None:
+    named = lab / "cluster.yaml"
+    named.unlink()
+    if text is not None:
+        named.write_text(text)
+    assert check_file(lab / "policy.yaml").ok, "not named: a note is enough"
+    report = check_file(lab / "policy.yaml", named)
+    assert not report.ok
+    assert all(str(named) in line for line in report.lines), report.lines
+    assert said in report.lines[0]
+    result = CliRunner().invoke(check, [str(lab / "policy.yaml"), "--cluster", str(named)])
+    assert result.exit_code == 1
+    assert "fine" not in result.stdout
 
 
 @pytest.mark.parametrize(
