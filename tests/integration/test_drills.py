@@ -58,7 +58,13 @@ def test_all_drills_pass_and_leave_the_lab_up(lab: Lab, tmp_path: Path) -> None:
         assert len(drill["probes"]) == 16
         assert all(probe["established_s"] >= 1 for probe in drill["probes"])
         assert all(probe["before"] > 0 < probe["after"] for probe in drill["probes"])
-        assert {reading["node"] for reading in drill["strict"]} == {"gw1", "gw2"}
+        whens = {"at the beginning", "at the end"}
+        for step in drill["steps"]:
+            times = ("before", "after", "after the return from")
+            whens |= {f"{time} {step['what']}" for time in times}
+        assert {(reading["when"], reading["node"]) for reading in drill["strict"]} == {
+            (when, node) for when in whens for node in ("gw1", "gw2")
+        }
         assert drill["gate"]["samples"] > 1000
         assert (drill["frames"] is None) == (drill["drill"] == "power-cut")
     cut, _, freeze, kill, moves = (drill["steps"] for drill in report["drills"])
