@@ -55,9 +55,10 @@ from cluster.lease_types import (
 )
 from cluster.leased_io import LinkSockets, LocalSocket, plan_paths
 from cluster.leased_status import DelayMeter, GateFacts, LinkMeter, leased_status
-from cluster.realtime import Collector, be_ordinary, last_cpu, make_realtime
+from cluster.realtime import Collector, Punctuality, be_ordinary, make_realtime
 from hafw.config.load import load_cluster
 from hafw.config.model import ClusterConfig
+from hafw.cpus import lease_cpu, usable_cpus
 from hafw.errors import ConfigError, ConfigProblem, HafwError, StateError
 from hafw.instance import claim_instance, read_key
 from hafw.logs import configure_logs
@@ -139,6 +140,7 @@ class Leased:
         self._config = config
         self._paths = NodePaths(node_name)
         self._log = log
+        self._cpu = lease_cpu(config.cpus, usable_cpus())
         node = config.nodes[node_name]
         key = derive_key(read_key(self._paths.lease_key), cluster_id=config.cluster_id)
         self._codec = Codec(key, cluster_id=config.cluster_id, node_id=node.id)
@@ -165,7 +167,7 @@ class Leased:
         self._delay = DelayMeter()
         self._recent = _Recent()
         self._stopping = False
-        self._realtime = False
+        self._punctuality = Punctuality(realtime=False)
 
     def _open_gate(self, node_name: str) -> GateWriter:
         gate = GateWriter.open(self._paths)  # StateError: no bpffs, private mount, no map.
@@ -201,9 +203,13 @@ class Leased:
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
-        cpu = self._config.cpus.lease
-        self._realtime, refused = make_realtime(last_cpu() if cpu is None else cpu)
-        self._note("started", era=self._core.view.era, realtime=self._realtime, refused=refused)
+        self._punctuality = make_realtime(self._cpu)
+        self._note(
+            "started",
+            era=self._core.view.era,
+            realtime=self._punctuality.realtime,
+            refused=list(self._punctuality.refused),
+        )
         collector = Collector(now_boottime_ns())
         try:
             while not self._stopping:
@@ -334,7 +340,8 @@ class Leased:
             self._core,
             now_ns=now_ns,
             pid=os.getpid(),
-            realtime=self._realtime,
+            realtime=self._punctuality.realtime,
+            machine_alarms=self._punctuality.alarms,
             delay=self._delay.read(),
             links=self._link_meter,
             gate=None if gate is None else facts,

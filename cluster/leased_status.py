@@ -6,7 +6,7 @@ Facts are gathered by the shell and the core; here they are put into the words o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from cluster.lease import LeaseCore
 from cluster.lease_types import NS_PER_MS
@@ -92,8 +92,10 @@ def leased_status(
     delay: LoopDelay,
     links: LinkMeter,
     gate: Callable[[int], GateFacts] | None,
+    machine_alarms: Sequence[str] = (),
 ) -> LeasedStatus:
-    """Everything `hafwctl status` shows of this node's leases."""
+    """Everything `hafwctl status` shows of this node's leases. `machine_alarms` are what the
+    shell found at its start."""
     view, params = core.view, core.params
     groups = [_group_status(core, index, now_ns, gate) for index in core.groups]
     peers = [_peer_status(core, node, now_ns, links) for node in sorted(view.peers)]
@@ -112,7 +114,7 @@ def leased_status(
         peers=peers,
         loop_delay=delay,
         counters={name: count for name, count in sorted(view.counters.items()) if count},
-        alarms=_alarms(core, now_ns, delay),
+        alarms=[*machine_alarms, *_alarms(core, now_ns, delay)],
     )
 
 

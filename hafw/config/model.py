@@ -173,7 +173,9 @@ class CpuConfig(Model):
     """Which CPU the lease loop has and which the policy worker must keep to. An nft load is not
     preemptible and would hold a lease loop on the same CPU for tens of milliseconds."""
 
-    lease: int | None = Field(None, ge=0, description="Default: the last CPU online.")
+    lease: int | None = Field(
+        None, ge=0, description="Default: the last CPU online that is not the policy's."
+    )
     policy: int | None = Field(
         None, ge=0, description="Default: the first CPU online that is not the lease's."
     )

@@ -25,6 +25,7 @@ from typing import assert_never
 import structlog
 
 from hafw.config.model import ClusterConfig
+from hafw.cpus import CpuPlan
 from hafw.errors import HafwError, RefusedError
 from hafw.instance import running_pid
 from hafw.node.answers import Answers
@@ -33,7 +34,7 @@ from hafw.node.client import LocalClient, Unavailable
 from hafw.node.devices import DeviceKeeper
 from hafw.node.parts import Parts
 from hafw.node.policy import PolicyKeeper
-from hafw.node.processes import CpuPlan, Processes
+from hafw.node.processes import Processes
 from hafw.node.supervisor import (
     ChildAnswered,
     ChildExited,

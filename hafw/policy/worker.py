@@ -26,6 +26,7 @@ import msgspec
 from hafw.config.document import Document, locate, read_document
 from hafw.config.load import load_cluster
 from hafw.config.model import ClusterConfig, CpuConfig
+from hafw.cpus import policy_cpu, usable_cpus
 from hafw.errors import ConfigError, HafwError, RefusedError, StateError
 from hafw.instance import claim_instance, write_atomically
 from hafw.kernel.nftables import Nftables, NftError
@@ -43,42 +44,17 @@ from hafw.policy.loaded import (
 )
 from hafw.policy.model import Policy
 
-__all__ = ["choose_cpu", "main", "run"]
-
-
-def choose_cpu(cpus: CpuConfig, online: frozenset[int]) -> int:
-    """The CPU for policy loads: the configured one, else the first that is not the lease loop's.
-    With one CPU there is no choice. Raises StateError if the configured one is not online."""
-    lease = max(online) if cpus.lease is None else cpus.lease
-    if cpus.policy is None:
-        return min(online - {lease} or online)
-    if cpus.policy not in online:
-        known = ", ".join(str(cpu) for cpu in sorted(online))
-        raise StateError(f"cpus.policy: CPU {cpus.policy} is not online; there are {known}")
-    return cpus.policy
-
-
-def _online() -> frozenset[int]:
-    """From sysfs: this process may already be bound to fewer."""
-    try:
-        text = Path("/sys/devices/system/cpu/online").read_text()
-    except OSError:
-        return frozenset(os.sched_getaffinity(0))
-    found: set[int] = set()
-    for part in text.strip().split(","):
-        first, _, last = part.partition("-")
-        found |= set(range(int(first), int(last or first) + 1))
-    return frozenset(found)
+__all__ = ["main", "run"]
 
 
 def _pin(cpus: CpuConfig) -> None:
-    cpu = choose_cpu(cpus, _online())
+    cpu = policy_cpu(cpus, usable_cpus())
     try:
         os.sched_setaffinity(0, {cpu})
     except OSError as error:
         if cpus.policy is not None:
             raise StateError(f"cpus.policy: cannot use CPU {cpu}: {error.strerror}") from None
-        # A container may be kept to CPUs that sysfs does not tell of: stay where we are put.
+        # It went offline just now: stay where the kernel puts us.
 
 
 class _Load:

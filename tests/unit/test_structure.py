@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOUNDATIONS = {
     "hafw.config.load",
     "hafw.config.model",
+    "hafw.cpus",
     "hafw.errors",
     "hafw.flow",
     "hafw.human",

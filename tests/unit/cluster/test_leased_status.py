@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 import hafw.lab
 from cluster.announce_plan import ANNOUNCE_MS, AnnouncePlan
@@ -132,3 +137,46 @@ def test_announcements_come_in_a_burst_then_slowly_for_ever() -> None:
     plan.start(99_000 * MS)
     assert plan.due(99_700 * MS)  # Slept through half of the burst: one for all of it.
     assert plan.at_ns == 100_000 * MS
+
+
+def test_what_the_machine_refused_is_an_alarm() -> None:
+    bench = Bench()
+    bench.hold()
+    bench.calm()
+    told = leased_status(
+        bench.core,
+        now_ns=bench.now,
+        pid=4711,
+        realtime=False,
+        delay=LoopDelay(p50_ms=0.1, p99_ms=0.2, max_ms=0.3),
+        links=LinkMeter([]),
+        gate=None,
+        machine_alarms=("the lease loop is not real-time",),
+    )
+    assert told.alarms == ["the lease loop is not real-time"]
+
+
+_REFUSED = """
+import json, os, sys
+from cluster.realtime import make_realtime
+if sys.argv[1] == "bound":
+    found = make_realtime(4095)  # No machine of ours has it.
+else:
+    os.sched_setscheduler = lambda *_: (_ for _ in ()).throw(PermissionError(1, "not permitted"))
+    found = make_realtime(min(os.sched_getaffinity(0)))
+print(json.dumps([found.realtime, found.alarms]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "said"), [("bound", "cannot be bound to CPU 4095"), ("fifo", "is not real-time")]
+)
+def test_a_loop_that_cannot_be_made_punctual_says_so(what: str, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _REFUSED, what],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    realtime, alarms = json.loads(done.stdout)
+    assert any(said in alarm for alarm in alarms)
+    if what == "fifo":
+        assert realtime is False
