@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -55,6 +56,11 @@ class _Step:
     after: Holder
     ready_s: float | None = None
     problems: list[str] = field(default_factory=list)
+
+
+def fault_windows(starts_ns: Sequence[int], end_ns: int) -> list[tuple[int, int]]:
+    """From each fault to the next, the last one to the end; none if a drill came to no fault."""
+    return list(pairwise([*starts_ns, end_ns]))
 
 
 class Conductor:
@@ -295,8 +301,7 @@ class Conductor:
         return judge_drill(result, [problem, *self._problems] if problem else self._problems)
 
     def _windows(self, end_ns: int) -> list[tuple[int, int]]:
-        starts = [step.fault_ns for step in self._steps]
-        return list(zip(starts, [*starts[1:], end_ns], strict=True))
+        return fault_windows([step.fault_ns for step in self._steps], end_ns)
 
     def _probe_result(self, probe: Probe, last: Snapshot) -> ProbeResult:
         flow = probe.spec.flow
