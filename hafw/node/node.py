@@ -57,7 +57,8 @@ LOOK_S = 1.0
 SETUP_RETRY_S = 2.0
 POLICY_LOOK_S = 0.2
 """Between two looks whether the tables are there (0.1 ms each): without them, with forwarding on,
-the node is an open router."""
+the node is an open router. That is how long it can be one; forwarding goes off, then they are
+loaded again."""
 POLICY_RETRY_S = 10.0
 """Without a policy in force, loading is tried again after this long, and in any case as soon as
 the file that failed has changed."""
@@ -293,9 +294,11 @@ class Node:
                 await self._load(None)
             elif not self.policy.look():
                 self._log.error("policy_vanished")
+                # The NAT hooks are gone as well: what is forwarded now leaves untranslated.
+                self._set_forwarding(False)
                 self._mended["policy"] = (
                     time.monotonic(),
-                    "somebody removed hafw's nftables tables; loaded again",
+                    "somebody removed hafw's nftables tables; not forwarded until loaded again",
                 )
                 # Not decided until it was tried: a leased stopped now would move the group.
                 self.policy_decided = False

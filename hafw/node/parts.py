@@ -92,6 +92,4 @@ def _set_forwarding(on: bool) -> None:
     if on:
         sysctl.enable_forwarding()
         return
-    for key in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
-        if sysctl.read(key) != "0":
-            sysctl.write(key, "0")
+    sysctl.disable_forwarding()

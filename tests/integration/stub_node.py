@@ -2,8 +2,9 @@
 
 The stand-ins are as honest as hafwd can tell: the daemons hold the real lock, bind the real
 socket and answer with real messages. A folder named by HAFW_STUBS steers them: the file
-``setup.error`` or ``policy.error`` makes that worker fail with its text, ``tables`` is the
-kernel's nftables, ``forwarding`` its sysctl, and every run of a worker adds a line to ``runs``.
+``setup.error`` or ``policy.error`` makes that worker fail with its text, ``policy.hold`` makes a
+load wait (10 s at most) while it exists, ``tables`` is the kernel's nftables, ``forwarding`` its
+sysctl, and every run of a worker adds a line to ``runs``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -84,6 +86,9 @@ def policy(arguments: list[str], error: str) -> int:
     if error or "--verify" in arguments:
         sys.stdout.write(json.dumps({"ok": not error, "error": error}) + "\n")
         return 1 if error else 0
+    deadline = time.monotonic() + 10
+    while (STUBS / "policy.hold").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
     (STUBS / "tables").touch()
     file = arguments[arguments.index("--policy") + 1]
     sys.stdout.write(json.dumps({"ok": True, "hash": f"hash of {Path(file).name}"}) + "\n")

@@ -360,6 +360,24 @@ def test_tables_that_somebody_removed_are_loaded_again(world: World) -> None:
     assert any("somebody removed" in alarm for alarm in world.alarms())
 
 
+def test_nothing_is_forwarded_while_the_tables_are_gone(world: World) -> None:
+    """And the lease stays: leased is not touched."""
+    world.start()
+    pids = world.pids()
+    forwarding = world.stubs / "forwarding"
+    assert forwarding.read_text() == "1"
+    (world.stubs / "policy.hold").touch()
+    (world.stubs / "tables").unlink()
+    wait_for("a second load began", lambda: world.runs().count("policy") == 2)
+    assert forwarding.read_text() == "0"
+    assert world.status()["policy"][0]["state"] == "loading"
+    assert world.pids() == pids
+    (world.stubs / "policy.hold").unlink()
+    wait_for("it forwards again", lambda: forwarding.read_text() == "1")
+    assert (world.stubs / "tables").exists()
+    assert world.pids() == pids
+
+
 def test_devices_that_vanish_are_set_up_again(world: World) -> None:
     world.start()
     pids = world.pids()

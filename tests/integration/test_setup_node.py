@@ -94,6 +94,12 @@ def test_a_second_set_up_changes_nothing(node: GateNet) -> None:
 
 def test_set_up_of_an_active_node_loses_no_packet(node: GateNet) -> None:
     with Renewal(node.paths("gw1")):
+def forwards() -> bool:
+    """In this network namespace, both families alike."""
+    (value,) = {sysctl.read(k) for k in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")}
+    return value == "1"
+
+
         stop = threading.Event()
 
         def again() -> None:
@@ -121,19 +127,22 @@ def test_a_prepared_node_is_shut_up_and_does_not_forward(node: GateNet) -> None:
     assert (reader.read(GROUP).announce_ns, reader.read(GROUP).accept_ns) == (0, 0)
     reader.close()
     assert "state UP" in node.ip("gw1", f"link show {DEVICE}")
-    assert not sysctl.forwarding_enabled()
+    assert not forwards()
     for name in ("tcp_loose", "tcp_be_liberal"):
         assert sysctl.read(f"net/netfilter/nf_conntrack_{name}") == "0"
 
 
 def test_forwarding_is_a_step_of_its_own(net: GateNet) -> None:
     with net.inside("gw2"):
-        assert not sysctl.forwarding_enabled()
+        assert not forwards()
         assert sysctl.enable_forwarding()
-        assert sysctl.forwarding_enabled()
+        assert forwards()
         assert not sysctl.enable_forwarding()
         prepare_node(net.config, "gw2")
-        assert sysctl.forwarding_enabled(), "set-up leaves it as it is"
+        assert forwards(), "set-up leaves it as it is"
+        sysctl.disable_forwarding()
+        assert not forwards()
+        assert check_node(net.config, "gw2") == [], "it accepts no redirects meanwhile"
         teardown_node(net.config, "gw2")
 
 
