@@ -38,6 +38,7 @@ from cluster.gate_program import (
 )
 from hafw.config.model import LEASE_MS_MAX
 from hafw.errors import KernelError, StateError
+from hafw.instance import daemon_kept_out
 from hafw.paths import NodePaths
 
 __all__ = [
@@ -268,13 +269,30 @@ def ensure_map(paths: NodePaths) -> bool:
 def set_always_pass(paths: NodePaths, always_pass: bool) -> bool:
     """Say in the page whether a drill runs programs that never drop. True if that is new.
 
-    Set before the first such program is attached, cleared after the last is gone.
+    Set before the first such program is attached, cleared after the last is gone. StateError if
+    it must be changed while leased runs.
     """
-    writer = GateWriter.open(paths)
-    try:
-        if writer.always_pass == always_pass:
-            return False
-        writer._cells[FLAGS // 8] = FLAG_ALWAYS_PASS if always_pass else 0
-        return True
-    finally:
-        writer.close()
+    reader = GateReader.open(paths)
+    same = reader.always_pass == always_pass
+    reader.close()
+    if same:
+        return False
+    with leased_kept_out(paths):
+        writer = GateWriter.open(paths)
+        try:
+            writer._cells[FLAGS // 8] = FLAG_ALWAYS_PASS if always_pass else 0
+        finally:
+            writer.close()
+    return True
+
+
+@contextmanager
+def leased_kept_out(paths: NodePaths) -> Iterator[None]:
+    """For a write of somebody else's: the page belongs to who holds leased's lock. StateError if
+    leased has it."""
+    with daemon_kept_out(paths, "leased") as free:
+        if not free:
+            raise StateError(
+                f"the gate of {paths.node} cannot be changed: leased is running; stop it first"
+            )
+        yield

@@ -45,7 +45,7 @@ from cluster.vmac import (
 from hafw.config.load import load_cluster
 from hafw.config.model import ClusterConfig, NodeConfig
 from hafw.errors import HafwError, StateError
-from hafw.instance import ensure_run_folder
+from hafw.instance import ensure_run_folder, running_pid
 from hafw.kernel import sysctl
 from hafw.kernel.features import missing_features
 from hafw.kernel.links import Links
@@ -80,21 +80,23 @@ def prepare_node(
             changes.append("pinned a shut gate")
         if gate_always_pass and gate.set_always_pass(paths, True):
             changes.append("UNSAFE: the gate never drops from now on (drill)")
-        steps = plan(wanted, _found(paths, wanted, devices, always_pass=gate_always_pass))
+        found = _found(paths, wanted, devices, always_pass=gate_always_pass)
+        steps, deferred = _without_leased_s(paths, plan(wanted, found))
         changes += [_carry_out(step, links, paths, gate_always_pass) for step in steps]
         for device in wanted:
             settings = sysctl.device_sysctls(sysctl.VIRTUAL, device.name)
             changes += [f"set {s.key} = {s.value}" for s in sysctl.apply(settings)]
-        if not gate_always_pass and gate.set_always_pass(paths, False):
-            changes.append("the gate drops again")
-        left = plan(wanted, _found(paths, wanted, links.devices(), always_pass=gate_always_pass))
+        found = _found(paths, wanted, links.devices(), always_pass=gate_always_pass)
+        left = [step for step in plan(wanted, found) if step not in deferred]
         if left:
             raise StateError(
                 f"node {node_name} is not as it was just set up: "
                 + "; ".join(_problem(step) for step in left)
                 + "; another program changes the same devices"
             )
-    return changes
+        if not gate_always_pass and gate.set_always_pass(paths, False):
+            changes.append("the gate drops again")
+    return changes + [f"left for later: {_problem(s)}: leased is running" for s in deferred]
 
 
 def teardown_node(config: ClusterConfig, node_name: str) -> list[str]:
@@ -151,7 +153,7 @@ def check_node(
     except HafwError as error:
         problems.append(str(error))
     found = _found(paths, wanted, devices, always_pass=gate_always_pass)
-    steps = plan(wanted, found)
+    steps, _ = _without_leased_s(paths, plan(wanted, found))
     missing = {step.device.name for step in steps if isinstance(step, Create)}
     problems += [text for text in map(_problem, steps) if text]
     settings = _sysctls(node)
@@ -187,6 +189,15 @@ def _lock(paths: NodePaths) -> Iterator[None]:
     with closing(fd):
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
+
+
+def _without_leased_s(paths: NodePaths, steps: list[Step]) -> tuple[list[Step], list[Step]]:
+    """Steps for now, and those that leased leaves no room for: only the holder of its lock writes
+    the gate's page. The group's devices are gone either way."""
+    writes: list[Step] = [step for step in steps if isinstance(step, ForgetGroup)]
+    if not writes or running_pid(paths, "leased") is None:
+        return steps, []
+    return [step for step in steps if step not in writes], writes
 
 
 def _require_interfaces(node_name: str, node: NodeConfig, devices: list[DeviceState]) -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +15,18 @@ import pytest
 from ruamel.yaml import YAML
 
 from cluster import bpf
-from cluster.gate import GateReader, attached, check_bpffs
+from cluster.gate import (
+    Deadlines,
+    GateReader,
+    GateWriter,
+    attached,
+    check_bpffs,
+    forget_group,
+)
 from hafw.config.load import load_cluster
 from hafw.config.model import ClusterConfig
 from hafw.errors import StateError
+from hafw.instance import claim_instance
 from hafw.kernel import sysctl
 from hafw.kernel.features import missing_features
 from hafw.node.setup import check_node, prepare_node, teardown_node
@@ -144,6 +153,43 @@ def test_forwarding_is_a_step_of_its_own(net: GateNet) -> None:
         assert not forwards()
         assert check_node(net.config, "gw2") == [], "it accepts no redirects meanwhile"
         teardown_node(net.config, "gw2")
+
+
+# ---- beside a running leased -------------------------------------------------------------------
+
+
+def test_the_page_of_a_group_that_is_no_more_is_left_to_a_running_leased(
+    node: GateNet, tmp_path: Path
+) -> None:
+    """It holds leases by the configuration it was started with; only it writes the page."""
+    paths = node.paths("gw1")
+    other = {"index": 5, "vrid": 9, "order": ["gw1"], "vips": {"lan": [VIP4]}}
+    without = changed({"main": None, "other": other}, tmp_path)
+    with claim_instance(paths, "leased"):
+        leased = GateWriter.open(paths)
+        ahead_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + 1_000_000_000
+        leased.store(GROUP, announce_ns=ahead_ns, accept_ns=ahead_ns)
+        done = prepare_node(without, "gw1")
+        assert leased.read(GROUP) == Deadlines(ahead_ns, ahead_ns)
+        leased.close()
+        assert [text for text in done if text.endswith("leased is running")]
+        assert check_node(without, "gw1") == [], "nothing that a repair could mend now"
+        with pytest.raises(StateError, match="leased is running; stop it first"):
+            forget_group(paths, GROUP)
+    assert prepare_node(without, "gw1") == [f"shut and removed the gate of group {GROUP}"]
+    reader = GateReader.open(paths)
+    assert reader.read(GROUP) == Deadlines(0, 0)
+    reader.close()
+
+
+def test_a_drills_gate_is_not_taken_back_under_a_running_leased(node: GateNet) -> None:
+    prepare_node(node.config, "gw1", gate_always_pass=True)
+    with claim_instance(node.paths("gw1"), "leased"):
+        assert prepare_node(node.config, "gw1", gate_always_pass=True) == []
+        with pytest.raises(StateError, match="leased is running; stop it first"):
+            prepare_node(node.config, "gw1")
+        assert attached(node.paths("gw1"), DEVICE, enforcing=True), "the safe half is done"
+    assert prepare_node(node.config, "gw1") == ["the gate drops again"]
 
 
 # ---- damage ------------------------------------------------------------------------------------
