@@ -48,6 +48,8 @@ __all__ = [
     "check_bpffs",
     "ensure_bpffs",
     "ensure_map",
+    "in_private_mount_namespace",
+    "mount_bpffs",
     "set_always_pass",
 ]
 
@@ -74,16 +76,20 @@ def _mounts(process: str) -> set[tuple[str, str]]:
     return {(fields[0], fields[4]) for fields in map(str.split, lines)}
 
 
-def _check_mount_namespace(paths: NodePaths) -> None:
+def in_private_mount_namespace() -> bool:
+    """This process shares no mount with process 1. StateError if that cannot be told."""
     # A mount belongs to one namespace and its id is unique while it lives, so one in common is
     # proof. /proc/1/ns/mnt would say it more plainly, but may not be readable even for root.
     try:
-        shared = _mounts("self") & _mounts("1")
+        return not _mounts("self") & _mounts("1")
     except OSError as error:
         raise StateError(
             f"cannot read the mounts of process 1: {error.strerror}; hafw needs root and /proc"
         ) from None
-    if not shared:
+
+
+def _check_mount_namespace(paths: NodePaths) -> None:
+    if in_private_mount_namespace():
         raise StateError(
             f"{paths.bpf}: this process has a mount namespace of its own, so gates pinned here "
             "would vanish with it and open; enter network namespaces with `nsenter --net=...` "
@@ -112,19 +118,27 @@ def ensure_bpffs(paths: NodePaths) -> None:
     if not _is_bpffs(_existing_parent(paths.bpf)):
         if not paths.bpf.is_relative_to(_BPFFS_MOUNT):
             raise StateError(f"{paths.bpf} is not on bpffs; mount -t bpf bpf there first")
-        # Two mounts on one place would hide the pins below the second: look again under a lock.
-        with _locked("/run/lock/hafw-bpffs.lock"):
-            if not _is_bpffs(_BPFFS_MOUNT):
-                arguments = (b"bpf", os.fsencode(_BPFFS_MOUNT), b"bpf", 0, b"mode=0700")
-                if _libc.mount(*arguments) != 0:
-                    raise KernelError(
-                        ctypes.get_errno(),
-                        "mounting bpffs",
-                        str(_BPFFS_MOUNT),
-                        "it needs root and CONFIG_BPF_SYSCALL",
-                    )
+        mount_bpffs()
     paths.bpf.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_bpffs(paths)
+
+
+def mount_bpffs() -> bool:
+    """Mount a bpffs at /sys/fs/bpf if there is none; whether it had to. It is never unmounted:
+    others may pin there too, and systemd mounts it at every boot anyway. KernelError."""
+    # Two mounts on one place would hide the pins below the second: look under a lock.
+    with _locked("/run/lock/hafw-bpffs.lock"):
+        if _is_bpffs(_BPFFS_MOUNT):
+            return False
+        arguments = (b"bpf", os.fsencode(_BPFFS_MOUNT), b"bpf", 0, b"mode=0700")
+        if _libc.mount(*arguments) != 0:
+            raise KernelError(
+                ctypes.get_errno(),
+                "mounting bpffs",
+                str(_BPFFS_MOUNT),
+                "it needs root and CONFIG_BPF_SYSCALL",
+            )
+        return True
 
 
 def _existing_parent(path: Path) -> Path:

@@ -122,6 +122,22 @@ class Nftables:
             raise NftError(_message(error), *_about(document, dry_run))
         return list(json.loads(output)["nftables"]) if output.strip() else []
 
+    def text_cmd(self, commands: str, about: str) -> str:
+        """Run nft's own language, also one transaction; what it prints. `about`: of what, for
+        the error. Raises NftError."""
+        assert self._context, "used after close"
+        self._lib.nft_ctx_output_set_flags(self._context, 0)
+        self._lib.nft_ctx_set_dry_run(self._context, False)
+        try:
+            result = self._lib.nft_run_cmd_from_buffer(self._context, commands.encode())
+        finally:
+            self._lib.nft_ctx_output_set_flags(self._context, _OUTPUT_JSON)
+        output = self._lib.nft_ctx_get_output_buffer(self._context) or b""
+        error = (self._lib.nft_ctx_get_error_buffer(self._context) or b"").decode(errors="replace")
+        if result != 0:
+            raise NftError(_message(error), "an nft transaction", about)
+        return str(output.decode())
+
     def list_objects(self, what: str, **where: str) -> list[dict[str, Any]]:
         """The objects, without the metainfo: ``list_objects("tables")``,
         ``list_objects("table", family="inet", name="x")``. Raises NftError (ENOENT: there is no

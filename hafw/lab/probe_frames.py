@@ -23,11 +23,11 @@ from pathlib import Path
 
 import msgspec
 
+from cluster.checksum import checksum
 from hafw.config.load import load_cluster
 from hafw.config.model import ClusterConfig
 from hafw.lab.inside import call_in
 from hafw.lab.judges import DualFrame
-from hafw.lab.probe_datagrams import checksum
 from hafw.lab.probe_loop import TICK_NS, Loop, become_realtime, now_ns
 
 __all__ = ["DPORT", "Forwardings", "FrameRecord", "Injector", "build_frame", "main", "parse_frame"]

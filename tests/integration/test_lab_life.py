@@ -121,7 +121,7 @@ Lab().up(bare=True)
 """
 MOMENTS = [
     ("files", "write_state", 0),
-    ("machine", "ensure_bpffs", 0),
+    ("builder", "mount_bpffs", 0),
     ("topology", "create_namespace", 3),
     ("topology", "_build_switch", 0),
     ("topology", "_build_host", 2),

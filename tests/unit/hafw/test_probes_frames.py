@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
+from cluster.checksum import checksum
 from hafw.lab.judges import DualFrame
-from hafw.lab.probe_datagrams import checksum
 from hafw.lab.probe_frames import DPORT, Forwardings, build_frame, parse_frame
 
 MAC = bytes.fromhex("00005e000101")
