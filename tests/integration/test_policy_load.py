@@ -298,7 +298,8 @@ def test_the_worker_keeps_to_the_policy_cpu(site: Site) -> None:
 
 def test_a_load_that_takes_too_long_is_given_up(site: Site) -> None:
     before = kernel_hash(site.listing())
-    result = site.apply(many_rules(site.run_root, 2_000), timeout_s=0.2)
+    # Twenty times what is read in that time on a fast machine, so it cannot come to the kernel.
+    result = site.apply(many_rules(site.run_root, 10_000), timeout_s=0.2)
     assert (result.ok, result.error) == (False, "the policy worker took more than 0.2 s")
     assert kernel_hash(site.listing()) == before
 
