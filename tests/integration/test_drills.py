@@ -84,6 +84,26 @@ def test_all_drills_pass_and_leave_the_lab_up(lab: Lab, tmp_path: Path) -> None:
     assert lab.problems() == []
 
 
+@pytest.mark.long
+@pytest.mark.timeout(10 * ALL_WAIT_S + 60)
+def test_ten_times_all_drills_lose_nothing(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "drills.json"
+    done = hafwctl(
+        "drill", "run", "all", "--repeat", "10", "--json", str(file), wait_s=10 * ALL_WAIT_S
+    )
+    report = read(file)
+    assert len(report["drills"]) == 10 * 5
+    for drill in report["drills"]:
+        assert drill["reasons"] == [], drill["drill"]
+        assert [probe["lost"] for probe in drill["probes"]] == [""] * 16
+        assert (drill["gate"]["dual_ms"], drill["gate"]["problem"]) == (0, "")
+        assert drill["frames"] is None or drill["frames"]["dual_ms"] == 0
+        assert drill["frames"] is None or drill["frames"]["problem"] == ""
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert report["passed"]
+    assert lab.exists()
+
+
 def test_the_bench_measures_cuts(lab: Lab, tmp_path: Path) -> None:
     # The lab of this module has no timers of its own; the bench wants its own lab.
     done = hafwctl("drill", "bench-failover", "--cuts", "1", "--profiles", "default")
