@@ -12,6 +12,7 @@ import msgspec
 import zmq
 
 from sync.snapshot import (
+    HANDSHAKE_MS,
     SnapshotCredit,
     SnapshotReply,
     SnapshotRequest,
@@ -21,6 +22,10 @@ from sync.snapshot import (
 )
 
 __all__ = ["SnapshotClient"]
+
+REPLY_BYTES_MAX = 256 << 10
+"""Of one frame. A chunk is one receive of a dump, 32 kB at most, and a delta is shorter than the
+kernel's message of its entry."""
 
 
 class SnapshotClient:
@@ -71,6 +76,8 @@ class SnapshotClient:
         sock = self._context.socket(zmq.DEALER)
         sock.linger = 0
         sock.rcvhwm = 256
+        sock.setsockopt(zmq.MAXMSGSIZE, REPLY_BYTES_MAX)
+        sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         sock.curve_serverkey = self._server
         sock.curve_publickey = self._own.public
         sock.curve_secretkey = self._own.secret
@@ -89,7 +96,7 @@ class SnapshotClient:
                 return None
             try:
                 message = decode_reply(frames[-1])
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 self.counters["snapshot_malformed"] += 1
                 continue
             if message.request == self._request:

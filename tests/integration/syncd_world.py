@@ -280,7 +280,7 @@ class Gateway:
         )
 
     def status(self, timeout_s: float = 2.0) -> SyncdStatus | None:
-        address = self.paths.run / f"test-{threading.get_ident()}-{time.monotonic_ns()}.sock"
+        address = self.paths.run / f"t-{threading.get_native_id()}-{time.monotonic_ns():x}"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.bind(str(address))
             sock.settimeout(timeout_s)
