@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
-from cluster.handover import MoveOrigin
+from cluster.handover import WAIT_MS_MAX, MoveOrigin
 from cluster.heartbeat import (
     Accepted,
     Beat,
@@ -334,7 +334,9 @@ class LeaseCore:
         group = self.groups.get(request.group)
         if group is None:
             return self._refuse_move(token, f"there is no group {request.group}")
-        wait_ms = max(0, int(request.wait_s * 1000))
+        if not 0 <= request.wait_s * 1000 <= WAIT_MS_MAX:  # A NaN is outside, too.
+            return self._refuse_move(token, f"wait_s is 0 to {WAIT_MS_MAX // 1000} seconds")
+        wait_ms = int(request.wait_s * 1000)
         if group.active:
             return group.handover.start(
                 MoveOrigin(token=token), request.target_id, wait_ms, now_ns

@@ -267,7 +267,7 @@ class Leased:
         for datagram, sender in self._local.receive():
             try:
                 message = decode_leased(datagram)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 self._core.view.counters["local_malformed"] += 1
                 continue
             now_ns = now_boottime_ns()

@@ -447,7 +447,7 @@ def test_bad_requests_get_an_answer_and_do_no_harm(world: World) -> None:
     world.pids()
     context = zmq.Context()
     try:
-        for parts in ([b""], [b"\xc1"], [b"\x81\xa4type\xa4Nope"], [b"a", b"b", b"c"]):
+        for parts in ([b""], [b"\xc1"], [b"\x81\xa4type\xa4Nope"], [b"a", b"b", b"c"], [NESTED]):
             with context.socket(zmq.DEALER) as dealer:
                 dealer.setsockopt(zmq.LINGER, 0)
                 dealer.connect(f"ipc://{world.paths.hafwd_socket}")
@@ -465,6 +465,9 @@ def test_status_tells_the_truth_when_hafwd_is_down_or_hangs(world: World) -> Non
     process.send_signal(signal.SIGSTOP)
     try:
         document = json.loads(world.hafwctl("status", "--json").stdout)
+NESTED = b"\x82\xa1x" + b"\x91" * 5000 + b"\xc0"
+
+
         rows = {row["daemon"]: row for row in document["daemons"]}
         assert (rows["hafwd"]["state"], rows["hafwd"]["pid"]) == ("silent", process.pid)
         assert "stopped" in rows["hafwd"]["reason"]
