@@ -126,9 +126,11 @@ class Proposer:
         assert claim is not None
         self.claim = None
         self.retry_ns = max(self.retry_ns, retry_ns)
-        if claim.phase is Phase.PREPARE or self.held is not None:
+        restarted = claim.started_ns < self._view.votes_from_ns
+        if claim.phase is Phase.PREPARE or self.held is not None or restarted:
             # Releasing a second claim while the gate is open under the first would free voters
-            # whose grant the open gate still needs.
+            # whose grant the open gate still needs. The first may be one of this node's process
+            # before: its gate may be open until M after the start, as M is the longest lease.
             return []
         return self.give_up(claim.epoch)
 
