@@ -237,6 +237,8 @@ class LeaseCore:
         effects: list[Effect] = []
         if peer.session != envelope.session:
             peer.forget(envelope.session)
+            for group in self.groups.values():
+                group.answered.pop(sender, None)  # Request numbers begin anew.
             for key in [key for key in self._awaiting_era if key[0] == sender]:
                 del self._awaiting_era[key]
             effects.append(Note("peer_proven", (("peer_id", sender),)))
