@@ -23,6 +23,7 @@ __all__ = [
     "ACCEPT",
     "DROP",
     "Expression",
+    "Ip",
     "TableWriter",
     "address_in",
     "count",
@@ -39,6 +40,7 @@ __all__ = [
     "payload",
     "peer",
     "ports_in",
+    "syn",
 ]
 
 Expression = dict[str, Any]
@@ -97,12 +99,18 @@ def ct_not_confirmed() -> Expression:
     return _match({"&": [{"ct": {"key": "status"}}, "confirmed"]}, 0)
 
 
-def peer(family: int, way: str) -> Expression:
+def peer(family: int, way: str, of: str = "peers") -> Expression:
     """``iifname . ip saddr @peers4`` (way `in`), ``oifname . ip daddr @peers4`` (`out`)."""
     protocol = "ip" if family == 4 else "ip6"
     device, field = ("iifname", "saddr") if way == "in" else ("oifname", "daddr")
     address: Expression = {"payload": {"protocol": protocol, "field": field}}
-    return _match({"concat": [{"meta": {"key": device}}, address]}, f"@peers{family}")
+    return _match({"concat": [{"meta": {"key": device}}, address]}, f"@{of}{family}")
+
+
+def syn(op: str = "==") -> Expression:
+    """``tcp flags & (syn | ack) == syn``: the packet asks for a connection."""
+    flags: Expression = {"payload": {"protocol": "tcp", "field": "flags"}}
+    return _match({"&": [flags, {"|": ["syn", "ack"]}]}, "syn", op)
 
 
 def mark_set(keep_mask: int, value: int) -> Expression:

@@ -15,10 +15,8 @@ conntrack had not seen begin.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import product
 from typing import Any
 
-from hafw.policy.cluster_table import own_protocols, peer_sets
 from hafw.policy.expressions import (
     ACCEPT,
     DROP,
@@ -33,10 +31,10 @@ from hafw.policy.expressions import (
     oifname,
     one_of,
     payload,
-    peer,
     ports_in,
 )
 from hafw.policy.model import HELPER_PROTOCOLS, Dnat, Rule, Service
+from hafw.policy.own_protocols import accept_own, peer_sets
 from hafw.policy.services import BUILT_IN
 from hafw.policy.site import Site
 
@@ -122,8 +120,7 @@ def _before_rules(table: TableWriter, site: Site) -> None:
     table.rule("input", known, ACCEPT)
     table.rule("output", known, ACCEPT)
     table.rule("output", ct_state("untracked"), ACCEPT, comment="hafw's own, and ND")
-    for match, family in product(own_protocols(site), (4, 6)):
-        table.rule("input", peer(family, "in"), match, ACCEPT)
+    accept_own(table, site)
     hop = payload("ip6", "hoplimit", 255)
     table.rule("input", hop, payload("icmpv6", "type", one_of(_ND)), ACCEPT)
     table.rule("input", payload("icmpv6", "type", one_of(_MLD)), ACCEPT)
