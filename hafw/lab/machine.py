@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cluster.gate_page import in_private_mount_namespace
 from hafw.errors import KernelError, RefusedError, StateError
+from hafw.kernel.features import missing_features
 
 __all__ = [
     "low_conntrack_max",
@@ -41,6 +42,8 @@ def require_machine() -> None:
             "vanish with it, and with the pins the gates (which opens them). Run hafwctl outside "
             "`ip netns exec`, `unshare -m` and services with PrivateMounts"
         )
+    if lacking := missing_features("gateway"):
+        raise StateError(f"this machine cannot carry a gateway: {'; '.join(lacking)}")
 
 
 def low_conntrack_max() -> int | None:
