@@ -117,6 +117,7 @@ class Node:
         self._forwarding: bool | None = None
         self._forwarding_error = ""
         self._mended: dict[str, tuple[float, str]] = {}
+        self._foreign_logged: tuple[str, ...] = ()
         self._reload = asyncio.Event()
         self._stop = asyncio.Event()
         self._stop_children = True
@@ -232,6 +233,13 @@ class Node:
         """Which children should run, and whether this node may forward."""
         if not (self._devices_decided and self.policy_decided):
             return
+        if self.policy.foreign != self._foreign_logged:
+            self._foreign_logged = self.policy.foreign
+            self._log.warning(
+                "foreign_chains_found",
+                chains=list(self.policy.foreign),
+                may_drop=list(self.policy.foreign_drops),
+            )
         reason = ""
         if not self.devices.prepared:
             reason = f"the node's devices are not ready: {self.devices.error}"
@@ -281,7 +289,9 @@ class Node:
             await self._load(self.policy.wanted_file)
         self.policy_decided = True
         self.decide()
-        tried = verified = time.monotonic()
+        tried = time.monotonic()
+        # What was loaded by an earlier hafwd is compared at once, and others' chains with it.
+        verified = tried if self.policy.loads else tried - POLICY_VERIFY_S
         while True:
             try:
                 async with asyncio.timeout(POLICY_LOOK_S):
@@ -346,6 +356,9 @@ class Node:
             alarms.append(f"the node's devices cannot be set up: {self.devices.error}")
         if self.policy.drift:
             alarms.append(f"policy: {self.policy.drift}")
+        if self.policy.foreign_drops:
+            chains = "; ".join(self.policy.foreign_drops)
+            alarms.append(f"other nftables chains may drop what the policy accepts: {chains}")
         if self._forwarding_error:
             alarms.append(f"forwarding cannot be set: {self._forwarding_error}")
         alarms += [
@@ -354,6 +367,9 @@ class Node:
             if now - since < EVENT_ALARM_S
         ]
         return alarms
+
+    def notes(self) -> list[str]:
+        return [f"nftables chain of others: {text}" for text in self.policy.foreign]
 
     def counters(self) -> dict[str, int]:
         return {

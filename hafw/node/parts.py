@@ -16,7 +16,7 @@ from typing import Literal
 from hafw.config.model import ClusterConfig
 from hafw.errors import StateError
 
-__all__ = ["POLICY_TABLES", "Parts", "Role", "real_parts"]
+__all__ = ["POLICY_TABLES", "Parts", "Role", "policy_in_kernel", "real_parts"]
 
 Role = Literal["gateway", "witness"]
 POLICY_TABLES = ("hafw_policy", "hafw_state", "hafw_cluster")
@@ -52,7 +52,7 @@ def real_parts() -> Parts:
         policy=(sys.executable, "-m", "hafw.policy.worker"),
         missing_features=_missing_features,
         check_node=_check_node,
-        policy_in_kernel=_policy_in_kernel,
+        policy_in_kernel=policy_in_kernel,
         set_forwarding=_set_forwarding,
     )
 
@@ -80,7 +80,8 @@ def _check_node(config: ClusterConfig, node: str, gate_always_pass: bool) -> lis
     return check_node(config, node, gate_always_pass=gate_always_pass)
 
 
-def _policy_in_kernel() -> bool:
+def policy_in_kernel() -> bool:
+    """All our tables, in the calling thread's network namespace. Raises KernelError."""
     from hafw.kernel.nft_tables import inet_table_exists
 
     return all(inet_table_exists(name) for name in POLICY_TABLES)

@@ -378,6 +378,31 @@ def test_nothing_is_forwarded_while_the_tables_are_gone(world: World) -> None:
     assert world.pids() == pids
 
 
+def test_other_peoples_chains_are_noted_and_those_that_drop_alarm(world: World) -> None:
+    (world.stubs / "policy.foreign").write_text("ip mine NOTE\nip docker FORWARD drop\n")
+    first = world.start()
+    world.pids()
+    document = world.status()
+    assert [row["note"] for row in document["notes"]] == [
+        "nftables chain of others: ip mine NOTE",
+        "nftables chain of others: ip docker FORWARD drop",
+    ]
+    text = "other nftables chains may drop what the policy accepts: ip docker FORWARD drop"
+    assert text in world.alarms()
+    assert "ip mine NOTE" in world.hafwctl("status").stdout
+    first.send_signal(signal.SIGHUP)
+    wait_for("a second load", lambda: world.status()["policy"][0]["generation"] == 2)
+    first.kill()
+    _, said = first.communicate(timeout=10)
+    assert said.count("foreign_chains_found") == 1
+    # The next hafwd loads nothing, and looks all the same.
+    (world.stubs / "policy.foreign").write_text("ip mine NOTE\n")
+    world.start()
+    wait_for("a note", lambda: [row["note"] for row in world.status()["notes"]])
+    assert world.runs().count("policy") == 3
+    assert not [alarm for alarm in world.alarms() if "nftables chains" in alarm]
+
+
 def test_devices_that_vanish_are_set_up_again(world: World) -> None:
     world.start()
     pids = world.pids()
@@ -440,6 +465,9 @@ def test_move_is_relayed_and_its_refusal_told(world: World) -> None:
         assert reply.error.startswith(error)
 
 
+NESTED = b"\x82\xa1x" + b"\x91" * 5000 + b"\xc0"
+
+
 def test_bad_requests_get_an_answer_and_do_no_harm(world: World) -> None:
     import zmq
 
@@ -465,9 +493,6 @@ def test_status_tells_the_truth_when_hafwd_is_down_or_hangs(world: World) -> Non
     process.send_signal(signal.SIGSTOP)
     try:
         document = json.loads(world.hafwctl("status", "--json").stdout)
-NESTED = b"\x82\xa1x" + b"\x91" * 5000 + b"\xc0"
-
-
         rows = {row["daemon"]: row for row in document["daemons"]}
         assert (rows["hafwd"]["state"], rows["hafwd"]["pid"]) == ("silent", process.pid)
         assert "stopped" in rows["hafwd"]["reason"]
@@ -483,6 +508,8 @@ NESTED = b"\x82\xa1x" + b"\x91" * 5000 + b"\xc0"
     states = {row["daemon"]: row["state"] for row in document["daemons"]}
     assert states == {"hafwd": "down", "leased": "up", "syncd": "down"}
     assert document["nodes"][0]["assembled_by"] == "hafwctl"
-    assert document["policy"][0]["state"] == "recorded"
+    # The stand-ins loaded nothing into the kernel, whatever the record says.
+    assert document["policy"][0]["state"] == "gone"
+    assert any("tables are gone" in row["problem"] for row in document["problems"])
     assert document["sync"] == []
     assert {row["counter"] for row in document["counters"]} == {"stub"}

@@ -94,6 +94,12 @@ def cli(net: GateNet, *words: str, command: tuple[str, ...] = ()) -> tuple[int, 
 # ---- once and again ----------------------------------------------------------------------------
 
 
+def forwards() -> bool:
+    """In this network namespace, both families alike."""
+    (value,) = {sysctl.read(k) for k in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")}
+    return value == "1"
+
+
 def test_a_second_set_up_changes_nothing(node: GateNet) -> None:
     before = identities(node)
     assert prepare_node(node.config, "gw1") == []
@@ -103,12 +109,6 @@ def test_a_second_set_up_changes_nothing(node: GateNet) -> None:
 
 def test_set_up_of_an_active_node_loses_no_packet(node: GateNet) -> None:
     with Renewal(node.paths("gw1")):
-def forwards() -> bool:
-    """In this network namespace, both families alike."""
-    (value,) = {sysctl.read(k) for k in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")}
-    return value == "1"
-
-
         stop = threading.Event()
 
         def again() -> None:

@@ -7,12 +7,19 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hafw.cli.main import _COMMANDS
+from hafw.cli.status import collect
+from hafw.cli.where import Scope
+from hafw.errors import PeerError, StateError
+from hafw.node.client import Unavailable
 from hafw.node.keys import init_keys
+from hafw.node.policy import PolicyRecord
 from hafw.paths import NodePaths
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -223,3 +230,43 @@ def test_only_root_may_ask(tmp_path: Path) -> None:
     )
     assert result.returncode == 1
     assert result.stderr == "hafwctl: error: only root may talk to the daemons (uid is 65534)\n"
+
+
+def test_one_node_that_cannot_be_asked_does_not_hide_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(paths: NodePaths, *_: object) -> Unavailable:
+        if paths.node == "gw2":
+            raise PeerError("hafwd of gw2 speaks another tongue")
+        return Unavailable("down", "not running")
+
+    monkeypatch.setattr("hafw.node.status.ask_hafwd", refuse)
+    scope = Scope(["gw1", "gw2", "gw7"], ROOT / "hafw/lab/cluster.yaml")
+    monkeypatch.setattr(Scope, "cluster_name", lambda _: "lab")
+    document = collect(scope)
+    assert [(row["node"], row["id"]) for row in document["nodes"]] == [
+        ("gw1", 1),
+        ("gw2", 2),
+        ("gw7", None),
+    ]
+    (alarm,) = [row for row in document["alarms"] if row["node"] == "gw7"]
+    assert alarm["alarm"].startswith("nothing is known of it: no node is named gw7")
+    assert any(row["scope"] == "gw7" for row in document["problems"])
+    assert any(row["node"] == "gw2" for row in document["groups"]), "gathered directly"
+    with pytest.raises(StateError, match="no node is named gw7"):
+        collect(Scope(["gw7"], scope.config_file))
+
+
+@pytest.mark.parametrize(("there", "state"), [(True, "recorded"), (False, "gone")])
+def test_without_hafwd_the_kernel_is_asked_for_the_policy(
+    monkeypatch: pytest.MonkeyPatch, there: bool, state: str
+) -> None:
+    run = NodePaths("gw1").run
+    run.mkdir(parents=True)
+    record = PolicyRecord("p.yaml", "s", "h", 7, 0.1, 3, "now")
+    (run / "policy.json").write_bytes(msgspec.json.encode(record))
+    monkeypatch.setattr("hafw.node.status.policy_in_kernel", lambda: there)
+    monkeypatch.setattr("hafw.node.status._inside", lambda *_: nullcontext())
+    (row,) = collect(Scope(["gw1"], ROOT / "hafw/lab/cluster.yaml"))["policy"]
+    assert (row["state"], row["file"]) == (state, "p.yaml")
+    assert row["rules"] == (7 if there else None)
