@@ -313,6 +313,23 @@ def test_unsynced_candidate_does_not_claim_while_a_synced_one_is_heard() -> None
     assert sent(effects, Prepare) == []
 
 
+def test_synced_candidate_that_does_not_claim_is_not_waited_for_for_ever() -> None:
+    bench = Bench()
+    bench.synced = False
+    early = bench.pass_time((2000 + 25 * 100) * MS, bench.calm)
+    assert sent(early, Prepare) == []  # Node 2 says that it is synced, and able to claim.
+    assert sent(bench.pass_time(3 * HEARTBEAT, bench.calm), Prepare)
+
+
+def test_lease_that_was_held_begins_the_wait_anew() -> None:
+    bench = Bench()
+    bench.hold()
+    bench.synced = False
+    lost = bench.pass_time(25 * T, bench.calm)  # Nobody renews; node 2 is synced.
+    assert done(lost, SetGate)[0] == SetGate(1, 0, 0)
+    assert sent(lost[lost.index(SetGate(1, 0, 0)) :], Prepare) == []
+
+
 def test_second_in_order_claims_one_heartbeat_after_the_first() -> None:
     bench = Bench(2)
     bench.pass_time(2020 * MS - 1, bench.calm)
