@@ -175,7 +175,7 @@ class LeaseCore:
         if self._next_beat_ns > now_ns + params.heartbeat_ns:
             self._next_beat_ns = now_ns + params.heartbeat_ns
         beat = Beat(
-            era=view.era,
+            era=view.era_told(),
             votes=view.may_vote(now_ns),
             able=view.able(),
             groups=[group.beat(now_ns) for group in self.groups.values()],
@@ -304,9 +304,8 @@ class LeaseCore:
         self.era_error = ""
         effects: list[Effect] = []
         waiting, self._awaiting_era = self._awaiting_era, {}
-        for (sender, index), message in waiting.items():
+        for (sender, _), message in waiting.items():
             effects += self._on_message(sender, message, -1, now_ns)
-            assert index in self.groups
         return effects
 
     # ---- syncd --------------------------------------------------------------------------------

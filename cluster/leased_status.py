@@ -164,6 +164,13 @@ def _alarms(core: LeaseCore, now_ns: int, delay: LoopDelay) -> list[str]:
         alarms.append(f"the era file cannot be written, this node does not vote: {core.era_error}")
     if core.wrong_voters_ns is not None and now_ns - core.wrong_voters_ns < _WINDOW_NS:
         alarms.append("a node with another voter set is heard: its cluster.yaml differs")
+    for peer in view.alive_peers(now_ns):
+        if peer.beat is not None and not view.credible(peer.beat.era):
+            alarms.append(
+                f"node {peer.node_id} names era {peer.beat.era}, ours is {view.era}: one of the "
+                f"two era files is damaged; on the node that differs from the others stop hafwd, "
+                f"write a number just above the others' era into the file, start hafwd"
+            )
     for index, group in core.groups.items():
         held = group.proposer.held
         if held is None or not held.opened:

@@ -184,6 +184,9 @@ class Proposer:
         return self._weigh_grants(claim, number, claim.requests[number], now_ns)
 
     def on_nack(self, nack: Nack, now_ns: int) -> list[Effect]:
+        if not self._view.credible(max(nack.era, epoch_era(nack.promised))):
+            self._view.counters["eras_ignored"] += 1
+            return []  # Its era file is damaged: it can neither vote for us nor hold us up.
         claim = self.claim
         if claim is None or claim.epoch != nack.epoch:
             if self.held is not None and self.held.epoch == nack.epoch:

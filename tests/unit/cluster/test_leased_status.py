@@ -85,6 +85,16 @@ def test_other_alarms() -> None:
     assert len(status(bench).alarms) == 1
 
 
+def test_absurd_era_of_a_peer_is_an_alarm() -> None:
+    bench = Bench()
+    bench.beat(9, era=3)
+    bench.beat(2, era=1004)
+    [alarm] = status(bench).alarms
+    assert alarm.startswith(
+        "node 2 names era 1004, ours is 3: one of the two era files is damaged"
+    )
+
+
 def test_unsynced_takeover_is_an_alarm_until_synced() -> None:
     bench = Bench()
     bench.hold()
@@ -101,17 +111,18 @@ def test_unsynced_takeover_is_an_alarm_until_synced() -> None:
 
 def test_delay_meter_keeps_a_minute_and_the_largest() -> None:
     meter = DelayMeter()
-    assert meter.read() == LoopDelay(p50_ms=0.0, p99_ms=0.0, max_ms=0.0)
+    assert meter.read(0) == LoopDelay(p50_ms=0.0, p99_ms=0.0, max_ms=0.0)
     for number in range(100):
         meter.add(number * 10_000, 1)
-    assert meter.read() == LoopDelay(p50_ms=0.5, p99_ms=0.99, max_ms=0.99)
+    assert meter.read(1) == LoopDelay(p50_ms=0.5, p99_ms=0.99, max_ms=0.99)
     for _ in range(5000):
         meter.add(MS, 2)
     meter.add(9 * MS, 3)
-    assert meter.read().max_ms == 9.0
+    assert meter.read(200 * MS).max_ms == 0.99, "not sorted again so soon"
+    assert meter.read(201 * MS).max_ms == 9.0
     for window in range(1, 8):
         meter.add(1000, window * 11_000 * MS)
-    assert meter.read().max_ms == 0.001
+    assert meter.read(78_000 * MS).max_ms == 0.001
 
 
 def test_paths_are_links_and_segments_with_the_peers_on_them() -> None:
