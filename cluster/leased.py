@@ -277,8 +277,9 @@ class Leased:
                 case MoveRequest():
                     self._do(self._core.handle(MoveAsked(sender, message), now_ns=now_ns))
                 case StatusRequest():
-                    self._local.send(encode(self._status(now_ns)), sender)
+                    askers.append(sender)
                 case MoveReply() | LeasedStatus():
+        askers: list[str] = []
                     self._core.view.counters["local_unexpected"] += 1
                 case _:
                     assert_never(message)
@@ -298,6 +299,11 @@ class Leased:
 
     def _do(self, effects: list[Effect]) -> None:
         for effect in effects:
+        if askers:  # One status a turn for all: a flood of questions must not hold the loop.
+            status = encode(self._status(now_boottime_ns()))
+            for asker in askers:
+                self._local.send(status, asker)
+
             match effect:
                 case Send(to, envelope):
                     self._links.send(self._codec.seal(envelope), to)
@@ -342,7 +348,7 @@ class Leased:
             pid=os.getpid(),
             realtime=self._punctuality.realtime,
             machine_alarms=self._punctuality.alarms,
-            delay=self._delay.read(),
+            delay=self._delay.read(now_ns),
             links=self._link_meter,
             gate=None if gate is None else facts,
         )

@@ -26,6 +26,7 @@ GateFacts = tuple[int, int, int, int]
 _WINDOW_NS = 10_000_000_000
 _WINDOWS = 6
 _DELAYS_MAX = 4096
+_READ_AGAIN_NS = 200_000_000
 
 
 class DelayMeter:
@@ -34,6 +35,8 @@ class DelayMeter:
     def __init__(self) -> None:
         self._windows: deque[list[int]] = deque([[]], maxlen=_WINDOWS)
         self._until_ns = 0
+        self._told = LoopDelay(p50_ms=0.0, p99_ms=0.0, max_ms=0.0)
+        self._told_until_ns = 0
 
     def add(self, late_ns: int, now_ns: int) -> None:
         if now_ns >= self._until_ns:
@@ -45,15 +48,19 @@ class DelayMeter:
         elif late_ns > window[0]:
             window[0] = late_ns  # At the bound the largest is what must not be missed.
 
-    def read(self) -> LoopDelay:
+    def read(self, now_ns: int) -> LoopDelay:
+        """At most `_READ_AGAIN_NS` old: sorting them all takes milliseconds."""
+        if now_ns < self._told_until_ns:
+            return self._told
         delays = sorted(delay for window in self._windows for delay in window)
-        if not delays:
-            return LoopDelay(p50_ms=0.0, p99_ms=0.0, max_ms=0.0)
-        return LoopDelay(
-            p50_ms=delays[len(delays) // 2] / NS_PER_MS,
-            p99_ms=delays[len(delays) * 99 // 100] / NS_PER_MS,
-            max_ms=delays[-1] / NS_PER_MS,
-        )
+        if delays:
+            self._told_until_ns = now_ns + _READ_AGAIN_NS
+            self._told = LoopDelay(
+                p50_ms=delays[len(delays) // 2] / NS_PER_MS,
+                p99_ms=delays[len(delays) * 99 // 100] / NS_PER_MS,
+                max_ms=delays[-1] / NS_PER_MS,
+            )
+        return self._told
 
 
 class LinkMeter:

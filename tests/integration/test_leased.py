@@ -337,6 +337,20 @@ def test_local_nonsense_is_counted(daemon: Daemon) -> None:
     assert daemon.process.poll() is None
 
 
+def test_a_flood_of_status_questions_costs_one_status_a_turn(daemon: Daemon) -> None:
+    daemon.status()
+    daemon.process.send_signal(signal.SIGSTOP)
+    path = daemon.bed.root / "run" / f"f{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
+        asking.bind(str(path))
+        asking.settimeout(3)
+        for _ in range(9):  # net.unix.max_dgram_qlen is 10.
+            asking.sendto(encode(StatusRequest()), str(daemon.bed.root / "run/wit/leased.sock"))
+        daemon.process.send_signal(signal.SIGCONT)
+        answers = {asking.recv(65536) for _ in range(9)}
+    assert len(answers) == 1
+
+
 def test_refusals_say_what_to_do(bed: Bed) -> None:
     key = bed.root / "etc/wit/lease.key"
     assert "no node is named gw7" in bed.refusal("gw7")
