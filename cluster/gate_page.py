@@ -50,6 +50,7 @@ __all__ = [
     "ensure_map",
     "in_private_mount_namespace",
     "mount_bpffs",
+    "pinned_map_id",
     "set_always_pass",
 ]
 
@@ -172,6 +173,7 @@ class _Page:
     """The map's page in our memory. A 64-bit cell is one load or one store of the machine."""
 
     def __init__(self, fd: int, access: int) -> None:
+        self._map_id = bpf.map_id(fd)
         self._memory = mmap.mmap(fd, MAP_BYTES, access=access)
         self._cells = memoryview(self._memory).cast("Q")
         if self._cells[0] != MAGIC or self._cells[1] != VERSION:
@@ -195,6 +197,11 @@ class _Page:
             raise
         with bpf.closing(fd):
             return cls(fd, access)
+
+    @property
+    def map_id(self) -> int:
+        """The kernel's number of this map: another one pinned in its place has another."""
+        return self._map_id
 
     @staticmethod
     def _cell(group_index: int, field: int) -> int:
@@ -278,6 +285,18 @@ def ensure_map(paths: NodePaths) -> bool:
             bpf.pin(fd, target)
     GateReader.open(paths).close()
     return made
+
+
+def pinned_map_id(paths: NodePaths) -> int | None:
+    """Of the map that is pinned now; None if there is none. KernelError."""
+    try:
+        fd = bpf.open_pin(paths.bpf / "gate")
+    except KernelError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+    with bpf.closing(fd):
+        return bpf.map_id(fd)
 
 
 def set_always_pass(paths: NodePaths, always_pass: bool) -> bool:

@@ -33,6 +33,7 @@ import structlog
 from cluster.announce import Announcer, announced_ports
 from cluster.era import read_era, write_era
 from cluster.gate import GateWriter, attached
+from cluster.gate_watch import GateWatch
 from cluster.heartbeat import Codec, DatagramError, derive_key
 from cluster.lease import LeaseCore
 from cluster.lease_types import (
@@ -144,7 +145,16 @@ class Leased:
         node = config.nodes[node_name]
         key = derive_key(read_key(self._paths.lease_key), cluster_id=config.cluster_id)
         self._codec = Codec(key, cluster_id=config.cluster_id, node_id=node.id)
-        self._gate = self._open_gate(node_name) if node.role == "gateway" else None
+        self._gate: GateWriter | None = None
+        self._gate_watch: GateWatch | None = None
+        if node.role == "gateway":
+            self._gate = self._open_gate(node_name)
+            devices = [
+                (group.index, port.ifname)
+                for name, group in config.groups.items()
+                for port in announced_ports(config, name, node_name)
+            ]
+            self._gate_watch = GateWatch(self._paths, self._gate, devices)
         self._announcers = {
             group.index: Announcer(announced_ports(config, name, node_name))
             for name, group in config.groups.items()
@@ -199,7 +209,7 @@ class Leased:
     # ---- the loop -----------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Until SIGTERM or SIGINT."""
+        """Until SIGTERM or SIGINT. StateError, after giving the leases up, if the gate is gone."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
@@ -212,12 +222,15 @@ class Leased:
         )
         collector = Collector(now_boottime_ns())
         try:
-            while not self._stopping:
-                self._turn(collector)
+            wrong = ""
+            while not self._stopping and not wrong:
+                wrong = self._turn(collector)
             self._do(self._core.handle(StopAsked(), now_ns=now_boottime_ns()))
-            self._note("stopped")
+            self._note("stopped", reason=wrong)
         finally:
             self.close()
+        if wrong:
+            raise StateError(wrong)
 
     def close(self) -> None:
         signal.set_wakeup_fd(-1)
@@ -230,7 +243,8 @@ class Leased:
         self._wake_in.close()
         self._wake_out.close()
 
-    def _turn(self, collector: Collector) -> None:
+    def _turn(self, collector: Collector) -> str:
+        """Returns why there must not be another; usually nothing."""
         now_ns = now_boottime_ns()
         self._links.check(now_ns)
         deadline_ns = self._core.deadline(now_ns=now_ns)
@@ -245,6 +259,7 @@ class Leased:
             self._delay.add(now_ns - deadline_ns, now_ns)
             self._do(self._core.tick(now_ns=now_ns))
             collector.maybe(now_ns)
+        return "" if self._gate_watch is None else self._gate_watch.look(now_ns)
 
     def _take_datagrams(self) -> None:
         counters = self._core.view.counters
@@ -264,6 +279,7 @@ class Leased:
             self._do(self._core.handle(Arrived(sender, envelope), now_ns=now_ns))
 
     def _take_local(self) -> None:
+        askers: list[str] = []
         for datagram, sender in self._local.receive():
             try:
                 message = decode_leased(datagram)
@@ -279,10 +295,14 @@ class Leased:
                 case StatusRequest():
                     askers.append(sender)
                 case MoveReply() | LeasedStatus():
-        askers: list[str] = []
                     self._core.view.counters["local_unexpected"] += 1
                 case _:
                     assert_never(message)
+
+        if askers:  # One status a turn for all: a flood of questions must not hold the loop.
+            status = encode(self._status(now_boottime_ns()))
+            for asker in askers:
+                self._local.send(status, asker)
 
     def _take_wakeups(self) -> None:
         try:
@@ -299,11 +319,6 @@ class Leased:
 
     def _do(self, effects: list[Effect]) -> None:
         for effect in effects:
-        if askers:  # One status a turn for all: a flood of questions must not hold the loop.
-            status = encode(self._status(now_boottime_ns()))
-            for asker in askers:
-                self._local.send(status, asker)
-
             match effect:
                 case Send(to, envelope):
                     self._links.send(self._codec.seal(envelope), to)

@@ -102,10 +102,17 @@ def prepare_node(
 def teardown_node(config: ClusterConfig, node_name: str) -> list[str]:
     """Take away the virtual MAC devices, then the pins; returns what was removed, in words.
 
-    Devices first: a device without its pins would be open.
+    Devices first: a device without its pins would be open. StateError while leased runs: it would
+    go on renewing a lease into a gate that nobody asks.
     """
     _node(config, node_name)
     paths = NodePaths(node_name)
+    pid = running_pid(paths, "leased")
+    if pid is not None:
+        raise StateError(
+            f"node {node_name} cannot be taken down: hafw-leased is running (pid {pid}); stop "
+            "hafwd, which stops it, first"
+        )
     names = {device.name for device in virtual_devices(config, node_name)}
     with Links() as links, _lock(paths):
         own = [

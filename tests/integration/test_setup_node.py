@@ -182,6 +182,16 @@ def test_the_page_of_a_group_that_is_no_more_is_left_to_a_running_leased(
     reader.close()
 
 
+def test_teardown_is_refused_under_a_running_leased(node: GateNet) -> None:
+    before = identities(node)
+    with (
+        claim_instance(node.paths("gw1"), "leased"),
+        pytest.raises(StateError, match="hafw-leased is running"),
+    ):
+        teardown_node(node.config, "gw1")
+    assert identities(node) == before
+
+
 def test_a_drills_gate_is_not_taken_back_under_a_running_leased(node: GateNet) -> None:
     prepare_node(node.config, "gw1", gate_always_pass=True)
     with claim_instance(node.paths("gw1"), "leased"):
