@@ -354,6 +354,7 @@ class Node:
             alarms.append("UNSAFE: started with HAFW_UNSAFE_GATE_ALWAYS_PASS: no exclusivity")
         if self.devices.error:
             alarms.append(f"the node's devices cannot be set up: {self.devices.error}")
+        alarms += self.devices.others
         if self.policy.drift:
             alarms.append(f"policy: {self.policy.drift}")
         if self.policy.foreign_drops:

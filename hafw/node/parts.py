@@ -32,9 +32,9 @@ class Parts:
     policy: tuple[str, ...]
     missing_features: Callable[[Role], list[str]]
     """What this kernel and process lack for a node of that role."""
-    check_node: Callable[[ClusterConfig, str, bool], list[str]]
-    """What is wrong with devices, gate and sysctls; called in a thread. True: the gate is to pass
-    always (a drill)."""
+    check_node: Callable[[ClusterConfig, str, bool], tuple[list[str], list[str]]]
+    """What is wrong with devices, gate and sysctls, and what with the system's interfaces; called
+    in a thread. True: the gate is to pass always (a drill)."""
     policy_in_kernel: Callable[[], bool]
     """Whether our tables are loaded. Raises KernelError."""
     set_forwarding: Callable[[bool], None]
@@ -74,10 +74,12 @@ def _missing_features(role: Role) -> list[str]:
     return missing_features(role)
 
 
-def _check_node(config: ClusterConfig, node: str, gate_always_pass: bool) -> list[str]:
-    from hafw.node.setup import check_node
+def _check_node(
+    config: ClusterConfig, node: str, gate_always_pass: bool
+) -> tuple[list[str], list[str]]:
+    from hafw.node.setup import find_problems
 
-    return check_node(config, node, gate_always_pass=gate_always_pass)
+    return find_problems(config, node, gate_always_pass=gate_always_pass)
 
 
 def policy_in_kernel() -> bool:

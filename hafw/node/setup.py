@@ -49,9 +49,10 @@ from hafw.instance import ensure_run_folder, running_pid
 from hafw.kernel import sysctl
 from hafw.kernel.features import missing_features
 from hafw.kernel.links import Links
+from hafw.node.interfaces import interface_problems, require_free_names, require_interfaces
 from hafw.paths import NodePaths
 
-__all__ = ["check_node", "main", "prepare_node", "teardown_node"]
+__all__ = ["check_node", "find_problems", "main", "prepare_node", "teardown_node"]
 
 
 def prepare_node(
@@ -70,11 +71,11 @@ def prepare_node(
     paths = NodePaths(node_name)
     with Links() as links, _lock(paths):
         devices = links.devices()
-        _require_interfaces(node_name, node, devices)
+        require_interfaces(node_name, node, devices)
         if node.role == "witness":
             return []
         wanted = virtual_devices(config, node_name)
-        _require_free_names(node_name, wanted, devices)
+        require_free_names(node_name, wanted, devices)
         changes = [f"set {s.key} = {s.value}" for s in sysctl.apply(_sysctls(node))]
         if gate.ensure_map(paths):
             changes.append("pinned a shut gate")
@@ -139,19 +140,29 @@ def check_node(
 
     Raises StateError for a node that the file does not have.
     """
+    mendable, others = find_problems(config, node_name, gate_always_pass=gate_always_pass)
+    return others + mendable
+
+
+def find_problems(
+    config: ClusterConfig, node_name: str, *, gate_always_pass: bool = False
+) -> tuple[list[str], list[str]]:
+    """Those that `prepare_node` mends (or says why it cannot), and those that are the system's or
+    the operator's to mend: a down interface, a missing address. Otherwise like `check_node`."""
     node = _node(config, node_name)
     paths = NodePaths(node_name)
     with Links() as links:
         devices = links.devices()
     wanted = virtual_devices(config, node_name)
     try:
-        _require_interfaces(node_name, node, devices)
-        _require_free_names(node_name, wanted, devices)
+        require_interfaces(node_name, node, devices)
+        require_free_names(node_name, wanted, devices)
     except StateError as error:
-        return [str(error)]
-    problems = _interface_problems(node_name, node, devices)
+        return [str(error)], []
+    others = interface_problems(node_name, node, devices)
+    problems: list[str] = []
     if node.role == "witness":
-        return problems
+        return problems, others
     try:
         reader = gate.GateReader.open(paths)
         if reader.always_pass and not gate_always_pass:
@@ -174,7 +185,7 @@ def check_node(
         ]
     except HafwError as error:
         problems.append(str(error))
-    return problems
+    return problems, others
 
 
 # ---- parts --------------------------------------------------------------------------------------
@@ -205,60 +216,6 @@ def _without_leased_s(paths: NodePaths, steps: list[Step]) -> tuple[list[Step], 
     if not writes or running_pid(paths, "leased") is None:
         return steps, []
     return [step for step in steps if step not in writes], writes
-
-
-def _require_interfaces(node_name: str, node: NodeConfig, devices: list[DeviceState]) -> None:
-    """Every segment's and link's device is there. StateError names all that are not."""
-    present = {device.name for device in devices}
-    wanted = [(f"segments.{name}", port.device) for name, port in node.segments.items()]
-    wanted += [(f"links.{name}", link.device) for name, link in node.links.items()]
-    missing = [
-        f"node {node_name}, {place.replace('s.', ' ', 1)}: there is no interface {device} "
-        f"(nodes.{node_name}.{place}.device)"
-        for place, device in wanted
-        if device not in present
-    ]
-    if missing:
-        raise StateError("; ".join(missing) + f"; there are: {', '.join(sorted(present))}")
-
-
-def _require_free_names(
-    node_name: str, wanted: list[VirtualDevice], devices: list[DeviceState]
-) -> None:
-    """No other kind of device sits on the name of a virtual MAC device. StateError."""
-    names = {device.name for device in wanted}
-    for device in devices:
-        if device.name in names and device.kind != "macvlan":
-            raise StateError(
-                f"node {node_name}: {device.name} is the name of a virtual MAC device of hafw, "
-                f"but a {device.kind or 'hardware'} device has it; rename that one"
-            )
-
-
-def _interface_problems(node_name: str, node: NodeConfig, devices: list[DeviceState]) -> list[str]:
-    """Segment and link devices that are down or lack the node's own address: the system's to
-    give, not hafw's."""
-    held = {device.name: {a.text for a in device.addresses} for device in devices}
-    down = {device.name for device in devices if not device.up}
-    wanted = [
-        (f"segment {name}", port.device, str(address))
-        for name, port in node.segments.items()
-        for address in port.addresses
-    ]
-    wanted += [
-        (f"link {name}", link.device, str(link.address)) for name, link in node.links.items()
-    ]
-    problems = [
-        f"node {node_name}, {place}: {device} does not have the address {address}"
-        for place, device, address in wanted
-        if address not in held[device]
-    ]
-    places = {place: device for place, device, _ in wanted}
-    return problems + [
-        f"node {node_name}, {place}: {device} is down"
-        for place, device in places.items()
-        if device in down
-    ]
 
 
 def _sysctls(node: NodeConfig) -> list[sysctl.Sysctl]:

@@ -3,9 +3,9 @@
 The stand-ins are as honest as hafwd can tell: the daemons hold the real lock, bind the real
 socket and answer with real messages. A folder named by HAFW_STUBS steers them: the file
 ``setup.error`` or ``policy.error`` makes that worker fail with its text, ``policy.hold`` makes a
-load wait (10 s at most) while it exists, ``policy.foreign`` lists others' chains, ``tables`` is
-the kernel's nftables, ``forwarding`` its sysctl, and every run of a worker adds a line to
-``runs``.
+load wait (10 s at most) while it exists, ``policy.foreign`` lists others' chains, ``down`` says
+that an interface is, ``tables`` is the kernel's nftables, ``forwarding`` its sysctl, and every
+run of a worker adds a line to ``runs``.
 """
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ def hafwd(arguments: list[str]) -> int:
         setup=program("setup"),
         policy=program("policy"),
         missing_features=lambda _: [],
-        check_node=lambda *_: [] if (STUBS / "devices").exists() else ["hv1-lan is missing"],
+        check_node=lambda *_: (
+            [] if (STUBS / "devices").exists() else ["hv1-lan is missing"],
+            ["lan0 is down"] if (STUBS / "down").exists() else [],
+        ),
         policy_in_kernel=(STUBS / "tables").exists,
         set_forwarding=set_forwarding,
     )

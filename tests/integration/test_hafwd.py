@@ -421,6 +421,19 @@ def test_devices_that_cannot_be_set_up_hold_the_children_back(world: World) -> N
     world.pids()
 
 
+def test_what_set_up_cannot_mend_is_told_and_left_alone(world: World) -> None:
+    world.start()
+    pids = world.pids()
+    (world.stubs / "down").touch()
+    wait_for("the alarm", lambda: "lan0 is down" in world.alarms())
+    time.sleep(2.5)  # Two looks.
+    assert world.runs().count("setup") == 1
+    assert world.pids() == pids
+    (world.stubs / "down").unlink()
+    wait_for("the end of it", lambda: "lan0 is down" not in world.alarms())
+    assert not [alarm for alarm in world.alarms() if "repaired" in alarm]
+
+
 def test_an_unsafe_gate_is_said_loudly(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HAFW_UNSAFE_GATE_ALWAYS_PASS", "1")
     world.start()

@@ -29,7 +29,7 @@ from hafw.errors import StateError
 from hafw.instance import claim_instance
 from hafw.kernel import sysctl
 from hafw.kernel.features import missing_features
-from hafw.node.setup import check_node, prepare_node, teardown_node
+from hafw.node.setup import check_node, find_problems, prepare_node, teardown_node
 from tests.integration.gate_env import (
     CONFIG_TEXT,
     GROUP,
@@ -254,6 +254,7 @@ def test_an_interface_that_is_down_is_reported(node: GateNet) -> None:
     node.ip("gw1", "link set wan0 down")
     try:
         problems = check_node(node.config, "gw1")
+        assert find_problems(node.config, "gw1") == ([], problems), "not hafw's to mend"
     finally:
         node.ip("gw1", "link set wan0 up")
         node.ip("gw1", "addr add 2001:db8:2::1/64 dev wan0 nodad")
