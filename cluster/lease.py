@@ -213,8 +213,7 @@ class LeaseCore:
     def _on_envelope(self, sender: int, envelope: Envelope, now_ns: int) -> list[Effect]:
         view = self.view
         if sender not in view.peers:
-            own = sender == self.params.node_id
-            view.counters["own_id_heard" if own else "unknown_sender"] += 1
+            view.hear_stranger(sender, envelope.session, now_ns)
             return []
         if envelope.to not in (0, self.params.node_id):
             view.counters["not_for_us"] += 1

@@ -25,6 +25,7 @@ GateFacts = tuple[int, int, int, int]
 
 _WINDOW_NS = 10_000_000_000
 _WINDOWS = 6
+_TWIN_NS = 1_000_000_000
 _DELAYS_MAX = 4096
 _READ_AGAIN_NS = 200_000_000
 
@@ -102,7 +103,7 @@ def leased_status(
     machine_alarms: Sequence[str] = (),
 ) -> LeasedStatus:
     """Everything `hafwctl status` shows of this node's leases. `machine_alarms` are what the
-    shell found at its start."""
+    shell found about its loop and its clock."""
     view, params = core.view, core.params
     groups = [_group_status(core, index, now_ns, gate) for index in core.groups]
     peers = [_peer_status(core, node, now_ns, links) for node in sorted(view.peers)]
@@ -171,13 +172,18 @@ def _alarms(core: LeaseCore, now_ns: int, delay: LoopDelay) -> list[str]:
         alarms.append(f"the era file cannot be written, this node does not vote: {core.era_error}")
     if core.wrong_voters_ns is not None and now_ns - core.wrong_voters_ns < _WINDOW_NS:
         alarms.append("a node with another voter set is heard: its cluster.yaml differs")
-    for peer in view.alive_peers(now_ns):
-        if peer.beat is not None and not view.credible(peer.beat.era):
-            alarms.append(
-                f"node {peer.node_id} names era {peer.beat.era}, ours is {view.era}: one of the "
-                f"two era files is damaged; on the node that differs from the others stop hafwd, "
-                f"write a number just above the others' era into the file, start hafwd"
-            )
+    if view.twin_ns is not None and now_ns - view.twin_ns < _TWIN_NS:
+        alarms.append(
+            f"another machine runs as node {params.node_id}: stop one of the two at once, "
+            "both may be ACTIVE"
+        )
+    alarms += [
+        f"node {peer.node_id} names era {peer.beat.era}, ours is {view.era}: one of the two era "
+        f"files is damaged; on the node that differs from the others stop hafwd, write a number "
+        f"just above the others' era into the file, start hafwd"
+        for peer in view.alive_peers(now_ns)
+        if peer.beat is not None and not view.credible(peer.beat.era)
+    ]
     for index, group in core.groups.items():
         held = group.proposer.held
         if held is None or not held.opened:

@@ -80,11 +80,24 @@ class NodeView:
         }
         self.beacon: SyncBeacon | None = None
         self.beacon_ns = now_ns
+        self.twin_ns: int | None = None
+        """When another process with this node's id was last heard."""
         self.stopping = False
         self.beat_soon = False
         self.voters_hash = params.voters.hash
         self.majority = params.voters.majority
         self._request = 0
+
+    def hear_stranger(self, sender: int, session: int, now_ns: int) -> None:
+        """An authenticated envelope of no peer: a node this cluster.yaml does not know, our own
+        datagram come back, or another machine that was given our id."""
+        if sender != self.params.node_id:
+            self.counters["unknown_sender"] += 1
+        elif session == self.sessions.own:
+            self.counters["own_echo_heard"] += 1
+        else:
+            self.counters["own_id_heard"] += 1
+            self.twin_ns = now_ns
 
     # ---- voting -------------------------------------------------------------------------------
 

@@ -11,11 +11,12 @@ import pytest
 
 import hafw.lab
 from cluster.announce_plan import ANNOUNCE_MS, AnnouncePlan
+from cluster.lease_types import Arrived
 from cluster.leased_io import plan_paths
 from cluster.leased_status import DelayMeter, LinkMeter, leased_status
 from hafw.config.load import load_cluster
 from hafw.messages import LeasedStatus, LoopDelay, decode_leased, encode
-from tests.unit.cluster.lease_bench import HEARTBEAT, MS, Bench, T
+from tests.unit.cluster.lease_bench import HEARTBEAT, MS, Bench, Peer, T
 
 LAB = Path(hafw.lab.__file__).parent / "cluster.yaml"
 
@@ -93,6 +94,21 @@ def test_absurd_era_of_a_peer_is_an_alarm() -> None:
     assert alarm.startswith(
         "node 2 names era 1004, ours is 3: one of the two era files is damaged"
     )
+
+
+def test_another_machine_with_this_id_is_an_alarm_for_a_second() -> None:
+    bench = Bench()
+    for session in (bench.core.view.sessions.own, 4711):
+        told = status(bench).alarms
+        assert told == []
+        envelope = Peer(1, session).envelope(heard=[])
+        bench.core.handle(Arrived(1, envelope), now_ns=bench.now)
+    assert bench.core.view.counters["own_echo_heard"] == 1
+    assert bench.core.view.counters["own_id_heard"] == 1
+    [alarm] = status(bench).alarms
+    assert alarm.startswith("another machine runs as node 1: stop one of the two at once")
+    bench.now += 1000 * MS
+    assert status(bench).alarms == []
 
 
 def test_unsynced_takeover_is_an_alarm_until_synced() -> None:
