@@ -31,6 +31,7 @@ import msgspec
 import structlog
 
 from cluster.announce import Announcer, announced_ports
+from cluster.clock_rate import ClockRate
 from cluster.era import read_era, write_era
 from cluster.gate import GateWriter, attached
 from cluster.gate_watch import GateWatch
@@ -56,7 +57,7 @@ from cluster.lease_types import (
 )
 from cluster.leased_io import LinkSockets, LocalSocket, plan_paths
 from cluster.leased_status import DelayMeter, GateFacts, LinkMeter, leased_status
-from cluster.realtime import Collector, Punctuality, be_ordinary, make_realtime
+from cluster.realtime import Collector, Punctuality, be_ordinary, make_realtime, read_clocks
 from hafw.config.load import load_cluster
 from hafw.config.model import ClusterConfig
 from hafw.cpus import lease_cpu, usable_cpus
@@ -178,6 +179,7 @@ class Leased:
         self._recent = _Recent()
         self._stopping = False
         self._punctuality = Punctuality(realtime=False)
+        self._clock_rate = ClockRate(*read_clocks())
 
     def _open_gate(self, node_name: str) -> GateWriter:
         gate = GateWriter.open(self._paths)  # StateError: no bpffs, private mount, no map.
@@ -259,6 +261,7 @@ class Leased:
             self._delay.add(now_ns - deadline_ns, now_ns)
             self._do(self._core.tick(now_ns=now_ns))
             collector.maybe(now_ns)
+            self._clock_rate.observe(*read_clocks())
         return "" if self._gate_watch is None else self._gate_watch.look(now_ns)
 
     def _take_datagrams(self) -> None:
@@ -362,7 +365,7 @@ class Leased:
             now_ns=now_ns,
             pid=os.getpid(),
             realtime=self._punctuality.realtime,
-            machine_alarms=self._punctuality.alarms,
+            machine_alarms=[*self._punctuality.alarms, *self._clock_rate.alarms()],
             delay=self._delay.read(now_ns),
             links=self._link_meter,
             gate=None if gate is None else facts,

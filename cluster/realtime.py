@@ -11,9 +11,10 @@ import ctypes
 import gc
 import os
 import threading
+import time
 from dataclasses import dataclass
 
-__all__ = ["Collector", "Punctuality", "be_ordinary", "make_realtime"]
+__all__ = ["Collector", "Punctuality", "be_ordinary", "make_realtime", "read_clocks"]
 
 FIFO_PRIORITY = 20
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
@@ -64,6 +65,12 @@ def make_realtime(cpu: int) -> Punctuality:
 def be_ordinary() -> None:
     """For a helper thread of a real-time process: it waits for disks and must not hold the CPU."""
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def read_clocks() -> tuple[int, int]:
+    """CLOCK_BOOTTIME, which leases are counted by, and CLOCK_MONOTONIC_RAW, which nobody slews."""
+    boottime_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return boottime_ns, time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
 
 
 class Collector:
