@@ -22,6 +22,7 @@ from hafw.policy.shared_sets import share_sets
 __all__ = [
     "ACCEPT",
     "DROP",
+    "LOG_PREFIX_BYTES_MAX",
     "Expression",
     "Ip",
     "TableWriter",
@@ -31,6 +32,7 @@ __all__ = [
     "ct_mark_is",
     "ct_not_confirmed",
     "ct_state",
+    "cut_bytes",
     "family_is",
     "iifname",
     "mark_set",
@@ -51,6 +53,14 @@ ACCEPT: Expression = {"accept": None}
 DROP: Expression = {"drop": None}
 COMMENT_BYTES_MAX = 127
 """nft: NFTNL_UDATA_COMMENT_MAXLEN is 128 with the closing zero."""
+LOG_PREFIX_BYTES_MAX = 127
+"""nf_log.h: NF_LOG_PREFIXLEN is 128 with the closing zero. libnftables copies a longer prefix over
+its own stack (evaluate.c: stmt_evaluate_log_prefix)."""
+
+
+def cut_bytes(text: str, bytes_max: int) -> str:
+    """As much of a text as fits, in whole characters."""
+    return text.encode()[:bytes_max].decode(errors="ignore")
 
 
 def one_of(values: Sequence[Any]) -> Any:
@@ -199,8 +209,7 @@ class TableWriter:
         """Parts that are None are left out."""
         made = self._at(chain=chain, expr=[part for part in parts if part is not None])
         if comment:
-            cut = comment.encode()[:COMMENT_BYTES_MAX]
-            made["comment"] = cut.decode(errors="ignore")
+            made["comment"] = cut_bytes(comment, COMMENT_BYTES_MAX)
         self._rules.append({"rule": made})
 
     @property

@@ -20,12 +20,14 @@ from typing import Any
 from hafw.policy.expressions import (
     ACCEPT,
     DROP,
+    LOG_PREFIX_BYTES_MAX,
     Expression,
     TableWriter,
     address_in,
     count,
     ct,
     ct_state,
+    cut_bytes,
     iifname,
     meta,
     oifname,
@@ -149,7 +151,8 @@ def _rule(table: TableWriter, site: Site, number: int, rule: Rule) -> None:
         for family, matches in rule_matches(site, rule):
             expressions = [*way, *matches, *rule.nft]
             if rule.log:
-                log: Expression = {"log": {"prefix": f"hafw {rule.comment or comment} "}}
+                prefix = cut_bytes(f"hafw {rule.comment or comment}", LOG_PREFIX_BYTES_MAX - 1)
+                log: Expression = {"log": {"prefix": f"{prefix} "}}
                 table.rule(chain, *expressions, _LOG_RATE, log, comment=comment)
             if rule.action == "reject" and chain == "input":
                 _no_reject_to_vips(table, family, expressions, rule, comment)

@@ -99,12 +99,16 @@ def test_a_check_changes_nothing(site: Site) -> None:
     assert result.ruleset != read_ruleset(NodePaths("gw1")).ruleset  # type: ignore[union-attr]
 
 
+def _match(left: str, right: str) -> str:
+    return f"nft: [{{match: {{op: '==', left: {left}, right: {right}}}}}]"
+
+
 @pytest.mark.parametrize("check", [False, True])
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("nft: [{frobnicate: null}]", "Unknown statement object 'frobnicate'"),
-        ("nft: [{counter: nowhere}]", "No such file or directory"),
+        (_match("{frobnicate: {x: 1}}", "1"), "Unknown expression type 'frobnicate'"),
+        (_match("{meta: {key: ibrname}}", "br0"), "Operation not supported"),
     ],
 )
 def test_a_policy_that_nft_refuses_names_the_rule_and_leaves_the_old_one(
@@ -123,6 +127,13 @@ def test_a_policy_that_nft_refuses_names_the_rule_and_leaves_the_old_one(
 
 def _capital(said: str) -> str:
     return said if said.startswith("Unknown") else f"Could not process rule: {said}"
+
+
+def test_the_longest_log_prefix_is_loaded(site: Site) -> None:
+    words = "x" + "\u00e9" * 99
+    result = site.apply(f"{SMALL}rules: [{{action: drop, log: true, comment: {words}}}]\n")
+    assert result.ok, result.error
+    assert f'log prefix "hafw x{"é" * 60}' in site.nft("list table inet hafw_policy")
 
 
 @pytest.mark.parametrize(
@@ -307,7 +318,8 @@ def many_rules(folder: Path, count: int, *, bad: int | None = None) -> Path:
         for n in range(count)
     ]
     if bad is not None:
-        rules[bad]["nft"] = [{"counter": "nowhere"}]
+        nowhere = {"op": "==", "left": {"meta": {"key": "mark"}}, "right": "@nowhere"}
+        rules[bad]["nft"] = [{"match": nowhere}]
     text = json.dumps({"zones": {"lan": ["lan"], "wan": ["wan"]}, "rules": rules}, indent=0)
     file = folder / "many.json"
     file.write_text(text)
