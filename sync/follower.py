@@ -120,6 +120,10 @@ class Follower:
         self.table_full_until: dict[int, float] = {}
         self._fetch: _Fetch | None = None
         self._attempts: Counter[int] = Counter()
+        self._links: Counter[int] = Counter()
+        """Holder -> the link to ask it over: one that works is kept, one that does not is left."""
+        self.unanswered: Counter[int] = Counter()
+        """Holder -> requests in a row to which it said nothing at all."""
         self._retry_at: dict[int, float] = {}
         self._dropped: set[int] = set()
         """Groups of which replicas went without our doing since the last request."""
@@ -295,12 +299,14 @@ class Follower:
             assert session is not None
             self.table_full_until.pop(group, None)
             self.table.await_snapshot(group)
-            self._client.ask(holder_id, group, attempt=self._attempts[group])
             self._fetch = _Fetch(group, holder_id, session, Phase.ASKED, now)
+            if not self._client.ask(holder_id, group, attempt=self._links[holder_id]):
+                self._abort("no_socket", now)
             return
 
     def _on_reply(self, fetch: _Fetch, message: SnapshotReply, now: float) -> None:
         fetch.progress_at = now
+        self.unanswered[fetch.holder_id] = 0
         match message:
             case SnapshotRefused():
                 self._abort("refused", now, next_link=False)
@@ -382,5 +388,8 @@ class Follower:
         self.counters[f"snapshot_aborted_{reason}"] += 1
         if next_link:
             self._attempts[fetch.group] += 1
+        if reason == "no_progress":
+            self._links[fetch.holder_id] += 1
+            self.unanswered[fetch.holder_id] += fetch.phase is Phase.ASKED
         wait = RETRY_S * (1 << min(self._attempts[fetch.group], 5)) if next_link else RETRY_S
         self._retry_at[fetch.group] = now + min(wait, RETRY_S_MAX)
