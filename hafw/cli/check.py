@@ -32,6 +32,8 @@ def check(file: Path, cluster: Path | None) -> None:
     report = check_file(file, cluster)
     for line in report.lines:
         click.echo(f"hafwctl: error: {line}", err=True)
+    for warning in report.warnings:
+        click.echo(f"hafwctl: warning: {warning}", err=True)
     _show(report)
     if not report.ok:
         sys.exit(1)
