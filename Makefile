@@ -3,9 +3,9 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
-DEBIAN_PACKAGES := nftables iproute2 iputils-ping conntrack procps util-linux
+DEBIAN_PACKAGES := python3 python3-venv git nftables iproute2 iputils-ping conntrack procps util-linux
 
-.PHONY: help install debian drill test test-all check format requirements bench-failover clean
+.PHONY: help install debian drill test test-all check format requirements wheel bench-failover clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -52,6 +52,11 @@ bench-failover: install ## 50 power cuts per timer profile
 requirements: ## export the pinned requirements again (needs uv)
 	uv pip compile --generate-hashes --no-header --no-annotate --no-emit-index-url \
 	  --all-extras pyproject.toml -o requirements.txt
+	uv pip compile --generate-hashes --no-header --no-annotate --no-emit-index-url \
+	  -c requirements.txt pyproject.toml -o requirements-run.txt
+
+wheel: install ## dist/hafw-*.whl
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

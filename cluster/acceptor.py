@@ -103,7 +103,10 @@ class Acceptor:
 
     def _refuses(self, sender: int, epoch: int, *, era: int, now_ns: int) -> bool:
         assert epoch_node(epoch) == sender, (epoch, sender)
-        return epoch >> 40 < era or epoch < self.promised or self.blocks(sender, now_ns) > 0
+        # The era refuses what a process before this one may have granted. What this one granted
+        # is renewed in any era: a node that restarts elsewhere must not end a running lease.
+        old = epoch >> 40 < era and epoch != self.accepted_epoch
+        return old or epoch < self.promised or self.blocks(sender, now_ns) > 0
 
     def _nack(self, epoch: int, *, era: int, now_ns: int) -> Nack:
         left_ns = self.blocks(epoch_node(epoch), now_ns)

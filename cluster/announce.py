@@ -13,6 +13,7 @@ import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
+from cluster.checksum import checksum
 from cluster.vmac import virtual_link_local
 from hafw.config.model import ClusterConfig
 
@@ -70,7 +71,7 @@ def na_frame(mac: str, target: IPv6Address) -> bytes:
     body = struct.pack("!BBHI", _NA_TYPE, 0, 0, _NA_ROUTER | _NA_OVERRIDE) + target.packed
     body += struct.pack("!BB", _TARGET_LINK_LAYER, 1) + own
     pseudo = target.packed + _ALL_NODES.packed + struct.pack("!II", len(body), _ICMPV6)
-    body = body[:2] + struct.pack("!H", _checksum(pseudo + body)) + body[4:]
+    body = body[:2] + struct.pack("!H", checksum(pseudo + body)) + body[4:]
     header = struct.pack("!IHBB", 6 << 28, len(body), _ICMPV6, 255)
     header += target.packed + _ALL_NODES.packed
     return _ALL_NODES_MAC + own + struct.pack("!H", _ETH_IPV6) + header + body
@@ -78,15 +79,6 @@ def na_frame(mac: str, target: IPv6Address) -> bytes:
 
 def _mac_bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
-
-
-def _checksum(octets: bytes) -> int:
-    """RFC 1071: the complement of the one's complement sum of 16-bit words."""
-    words: tuple[int, ...] = struct.unpack(f"!{len(octets) // 2}H", octets)
-    total = sum(words)
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
 
 
 class Announcer:

@@ -28,7 +28,6 @@ __all__ = [
     "link_info",
     "load_program",
     "map_id",
-    "open_link_by_id",
     "open_pin",
     "pin",
     "probe_tcx",
@@ -39,7 +38,7 @@ __all__ = [
 
 _MAP_CREATE, _PROG_LOAD, _OBJ_PIN, _OBJ_GET = 0, 5, 6, 7
 _OBJ_GET_INFO, _PROG_QUERY, _LINK_CREATE = 15, 16, 28
-_LINK_GET_FD_BY_ID, _LINK_DETACH = 30, 34
+_LINK_DETACH = 34
 
 _MAP_TYPE_ARRAY = 2
 _PROG_TYPE_SCHED_CLS = 3
@@ -169,12 +168,6 @@ def tcx_attach(program_fd: int, ifindex: int, attach_type: int, device: str) -> 
     attr = struct.pack("=IIIIIIQ", program_fd, ifindex, attach_type, _F_BEFORE, 0, 0, 0)
     hint = "tcx needs Linux 6.6 or newer with CONFIG_NET_XGRESS" if not probe_tcx() else None
     return _bpf(_LINK_CREATE, attr, "a tcx attachment", device, hint)
-
-
-def open_link_by_id(link_id: int) -> int:
-    return _bpf(
-        _LINK_GET_FD_BY_ID, struct.pack("=III", link_id, 0, 0), "opening a BPF link", str(link_id)
-    )
 
 
 def detach_link(link_fd: int) -> None:

@@ -20,7 +20,6 @@ __all__ = [
     "exit_",
     "jump_ge",
     "jump_lt",
-    "load32",
     "load64",
     "load_map_value",
     "mov_imm",
@@ -64,11 +63,6 @@ def mov_reg(dst: int, src: int) -> Insn:
 def load64(dst: int, src: int, offset: int) -> Insn:
     """``dst = *(u64 *)(src + offset)`` (BPF_LDX | BPF_MEM | BPF_DW)."""
     return Insn(0x79, dst=dst, src=src, offset=offset)
-
-
-def load32(dst: int, src: int, offset: int) -> Insn:
-    """``dst = *(u32 *)(src + offset)`` (BPF_LDX | BPF_MEM | BPF_W)."""
-    return Insn(0x61, dst=dst, src=src, offset=offset)
 
 
 def store32(dst: int, offset: int, src: int) -> Insn:

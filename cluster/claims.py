@@ -4,7 +4,8 @@ A synced candidate claims by its place in the group's order, one heartbeat apart
 rare and nobody waits for a node that does not answer. An unsynced one claims only after
 `UNSYNCED_LEASES` leases without a holder in which a majority of voters reports that it hears no
 synced candidate: a cold start never leaves nobody in charge, and a dead syncd never loses flows
-while another node has them.
+while another node has them. A synced candidate that does not claim all the same (deaf, or with a
+disk that hangs) is waited for `DESPAIR_LEASES` leases in which this node could have claimed.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from cluster.acceptor import Acceptor
 from cluster.lease_types import GroupParams
 from cluster.view import NodeView
 
-__all__ = ["UNSYNCED_LEASES", "Candidacy", "Patience", "rank"]
+__all__ = ["DESPAIR_LEASES", "UNSYNCED_LEASES", "Candidacy", "Patience", "rank"]
 
 UNSYNCED_LEASES = 5
+DESPAIR_LEASES = 5 * UNSYNCED_LEASES
 
 
 def rank(
@@ -35,20 +37,21 @@ def rank(
 
 
 class Patience:
-    """How long it has been true without a break that nobody holds and nobody synced is there."""
+    """How long something has been true without a break: that nobody holds the group and nobody
+    synced is there, or that this node could claim it and nobody else does."""
 
     def __init__(self, wait_ns: int) -> None:
         self._wait_ns = wait_ns
         self._since_ns: int | None = None
 
-    def observe(self, hopeless: bool, now_ns: int) -> None:
-        if not hopeless:
+    def observe(self, true: bool, now_ns: int) -> None:
+        if not true:
             self._since_ns = None
         elif self._since_ns is None:
             self._since_ns = now_ns
 
     def ripe_ns(self) -> int | None:
-        """When an unsynced claim is due; None while there is hope."""
+        """When an unsynced claim is due for that; None while it is not true."""
         return None if self._since_ns is None else self._since_ns + self._wait_ns
 
     def ripe(self, now_ns: int) -> bool:
@@ -65,6 +68,7 @@ class Candidacy:
         self._acceptor = acceptor
         self._own = view.params.node_id
         self._patience = Patience(UNSYNCED_LEASES * view.params.lease_ns)
+        self._despair = Patience(DESPAIR_LEASES * view.params.lease_ns)
         self._free_since_ns: int | None = None
         self.at_ns: int | None = None
         """When a claim will be due if nothing changes."""
@@ -77,9 +81,12 @@ class Candidacy:
         self.at_ns = None
         if self._own not in self._group.order or busy:
             self._free_since_ns = None
+            self._despair.observe(False, now_ns)
             return False
         self._patience.observe(self._hopeless(now_ns), now_ns)
-        if not self._claimable(now_ns):
+        claimable = self._claimable(now_ns)
+        self._despair.observe(claimable, now_ns)
+        if not claimable:
             self._free_since_ns = None
             return False
         if self._free_since_ns is None:
@@ -108,7 +115,8 @@ class Candidacy:
         at_ns = max(free_since_ns + place * view.params.heartbeat_ns, retry_ns)
         if self._own in synced:
             return at_ns
-        ripe_ns = self._patience.ripe_ns()
+        ripe = [patience.ripe_ns() for patience in (self._patience, self._despair)]
+        ripe_ns = min((due for due in ripe if due is not None), default=None)
         return None if ripe_ns is None else max(at_ns, ripe_ns)
 
     def _claimable(self, now_ns: int) -> bool:

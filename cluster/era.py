@@ -12,9 +12,12 @@ from pathlib import Path
 
 from hafw.errors import StateError
 
-__all__ = ["ERA_MAX", "read_era", "write_era"]
+__all__ = ["ERA_MAX", "ERA_SANE", "read_era", "write_era"]
 
 ERA_MAX = (1 << 24) - 1
+ERA_SANE = ERA_MAX // 2
+"""More than this no cluster reaches by restarts: the file is damaged. Eras only grow, so one that
+was followed to the end of the number range would stop the cluster for good."""
 _FILE_BYTES_MAX = 32
 
 
@@ -22,7 +25,8 @@ def read_era(path: Path) -> int:
     """The era on disk; 0 if this node never had one. Raises StateError if it cannot be known."""
     mend = (
         f"if the other nodes are up, remove it: this node then learns the era from them; "
-        f"otherwise write into it a number above any that `hafwctl status` showed (1 to {ERA_MAX})"
+        f"otherwise write into it a number just above any era that `hafwctl status` showed on "
+        f"the other nodes (at most {ERA_SANE})"
     )
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -40,6 +44,11 @@ def read_era(path: Path) -> int:
     if not digits.isdigit() or int(digits) > ERA_MAX:
         shown = content[:16].decode("ascii", "backslashreplace")
         raise StateError(f"era file {path} does not hold a number ({shown!r}); {mend}")
+    if int(digits) > ERA_SANE:
+        raise StateError(
+            f"era file {path} holds {int(digits)}, more than restarts can have made (at most "
+            f"{ERA_SANE}): it is damaged; {mend}"
+        )
     return int(digits)
 
 

@@ -31,6 +31,7 @@ from cluster.gate_page import (
     check_bpffs,
     ensure_bpffs,
     ensure_map,
+    leased_kept_out,
     set_always_pass,
 )
 from cluster.gate_program import GATE_HANDOVER_MARK, Hook, program_bytes, program_name
@@ -217,12 +218,13 @@ def forget_device(paths: NodePaths, ifname: str) -> None:
 
 
 def forget_group(paths: NodePaths, group_index: int) -> None:
-    """Shut a group's gate and remove its programs' pins."""
-    writer = GateWriter.open(paths)
-    try:
-        writer.store(group_index, announce_ns=0, accept_ns=0)
-    finally:
-        writer.close()
+    """Shut a group's gate and remove its programs' pins. StateError if leased runs."""
+    with leased_kept_out(paths):
+        writer = GateWriter.open(paths)
+        try:
+            writer.store(group_index, announce_ns=0, accept_ns=0)
+        finally:
+            writer.close()
     for hook in Hook:
         _program_pin(paths, group_index, hook).unlink(missing_ok=True)
 

@@ -38,6 +38,7 @@ from cluster.gate_program import (
 )
 from hafw.config.model import LEASE_MS_MAX
 from hafw.errors import KernelError, StateError
+from hafw.instance import daemon_kept_out
 from hafw.paths import NodePaths
 
 __all__ = [
@@ -47,6 +48,9 @@ __all__ = [
     "check_bpffs",
     "ensure_bpffs",
     "ensure_map",
+    "in_private_mount_namespace",
+    "mount_bpffs",
+    "pinned_map_id",
     "set_always_pass",
 ]
 
@@ -73,16 +77,20 @@ def _mounts(process: str) -> set[tuple[str, str]]:
     return {(fields[0], fields[4]) for fields in map(str.split, lines)}
 
 
-def _check_mount_namespace(paths: NodePaths) -> None:
+def in_private_mount_namespace() -> bool:
+    """This process shares no mount with process 1. StateError if that cannot be told."""
     # A mount belongs to one namespace and its id is unique while it lives, so one in common is
     # proof. /proc/1/ns/mnt would say it more plainly, but may not be readable even for root.
     try:
-        shared = _mounts("self") & _mounts("1")
+        return not _mounts("self") & _mounts("1")
     except OSError as error:
         raise StateError(
             f"cannot read the mounts of process 1: {error.strerror}; hafw needs root and /proc"
         ) from None
-    if not shared:
+
+
+def _check_mount_namespace(paths: NodePaths) -> None:
+    if in_private_mount_namespace():
         raise StateError(
             f"{paths.bpf}: this process has a mount namespace of its own, so gates pinned here "
             "would vanish with it and open; enter network namespaces with `nsenter --net=...` "
@@ -111,19 +119,27 @@ def ensure_bpffs(paths: NodePaths) -> None:
     if not _is_bpffs(_existing_parent(paths.bpf)):
         if not paths.bpf.is_relative_to(_BPFFS_MOUNT):
             raise StateError(f"{paths.bpf} is not on bpffs; mount -t bpf bpf there first")
-        # Two mounts on one place would hide the pins below the second: look again under a lock.
-        with _locked("/run/lock/hafw-bpffs.lock"):
-            if not _is_bpffs(_BPFFS_MOUNT):
-                arguments = (b"bpf", os.fsencode(_BPFFS_MOUNT), b"bpf", 0, b"mode=0700")
-                if _libc.mount(*arguments) != 0:
-                    raise KernelError(
-                        ctypes.get_errno(),
-                        "mounting bpffs",
-                        str(_BPFFS_MOUNT),
-                        "it needs root and CONFIG_BPF_SYSCALL",
-                    )
+        mount_bpffs()
     paths.bpf.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_bpffs(paths)
+
+
+def mount_bpffs() -> bool:
+    """Mount a bpffs at /sys/fs/bpf if there is none; whether it had to. It is never unmounted:
+    others may pin there too, and systemd mounts it at every boot anyway. KernelError."""
+    # Two mounts on one place would hide the pins below the second: look under a lock.
+    with _locked("/run/lock/hafw-bpffs.lock"):
+        if _is_bpffs(_BPFFS_MOUNT):
+            return False
+        arguments = (b"bpf", os.fsencode(_BPFFS_MOUNT), b"bpf", 0, b"mode=0700")
+        if _libc.mount(*arguments) != 0:
+            raise KernelError(
+                ctypes.get_errno(),
+                "mounting bpffs",
+                str(_BPFFS_MOUNT),
+                "it needs root and CONFIG_BPF_SYSCALL",
+            )
+        return True
 
 
 def _existing_parent(path: Path) -> Path:
@@ -157,6 +173,7 @@ class _Page:
     """The map's page in our memory. A 64-bit cell is one load or one store of the machine."""
 
     def __init__(self, fd: int, access: int) -> None:
+        self._map_id = bpf.map_id(fd)
         self._memory = mmap.mmap(fd, MAP_BYTES, access=access)
         self._cells = memoryview(self._memory).cast("Q")
         if self._cells[0] != MAGIC or self._cells[1] != VERSION:
@@ -180,6 +197,11 @@ class _Page:
             raise
         with bpf.closing(fd):
             return cls(fd, access)
+
+    @property
+    def map_id(self) -> int:
+        """The kernel's number of this map: another one pinned in its place has another."""
+        return self._map_id
 
     @staticmethod
     def _cell(group_index: int, field: int) -> int:
@@ -265,16 +287,45 @@ def ensure_map(paths: NodePaths) -> bool:
     return made
 
 
+def pinned_map_id(paths: NodePaths) -> int | None:
+    """Of the map that is pinned now; None if there is none. KernelError."""
+    try:
+        fd = bpf.open_pin(paths.bpf / "gate")
+    except KernelError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+    with bpf.closing(fd):
+        return bpf.map_id(fd)
+
+
 def set_always_pass(paths: NodePaths, always_pass: bool) -> bool:
     """Say in the page whether a drill runs programs that never drop. True if that is new.
 
-    Set before the first such program is attached, cleared after the last is gone.
+    Set before the first such program is attached, cleared after the last is gone. StateError if
+    it must be changed while leased runs.
     """
-    writer = GateWriter.open(paths)
-    try:
-        if writer.always_pass == always_pass:
-            return False
-        writer._cells[FLAGS // 8] = FLAG_ALWAYS_PASS if always_pass else 0
-        return True
-    finally:
-        writer.close()
+    reader = GateReader.open(paths)
+    same = reader.always_pass == always_pass
+    reader.close()
+    if same:
+        return False
+    with leased_kept_out(paths):
+        writer = GateWriter.open(paths)
+        try:
+            writer._cells[FLAGS // 8] = FLAG_ALWAYS_PASS if always_pass else 0
+        finally:
+            writer.close()
+    return True
+
+
+@contextmanager
+def leased_kept_out(paths: NodePaths) -> Iterator[None]:
+    """For a write of somebody else's: the page belongs to who holds leased's lock. StateError if
+    leased has it."""
+    with daemon_kept_out(paths, "leased") as free:
+        if not free:
+            raise StateError(
+                f"the gate of {paths.node} cannot be changed: leased is running; stop it first"
+            )
+        yield

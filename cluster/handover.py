@@ -27,7 +27,7 @@ from hafw.messages import MoveReply, Position, PositionReply
 if TYPE_CHECKING:
     from cluster.lease_group import GroupCore
 
-__all__ = ["SYNCD_SILENT_MS", "HandOver", "MoveOrigin"]
+__all__ = ["SYNCD_SILENT_MS", "WAIT_MS_MAX", "HandOver", "MoveOrigin"]
 
 POSITION_BEATS = 3
 """Heartbeats syncd may take to say its position; then the move is called off."""

@@ -71,7 +71,9 @@ class Wire(
     """Base of messages: a msgpack array whose first element is the class name."""
 
 
-class GroupBeat(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class GroupBeat(
+    msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False
+):
     """One group in a heartbeat.
 
     `promised`: the highest epoch the sender's acceptor promised. `active`: the epoch under which
@@ -182,7 +184,7 @@ class MoveAnswer(Wire, frozen=True, tag="M"):
 Message = Beat | Prepare | Promise | Propose | Accepted | Nack | Release | MoveAsk | MoveAnswer
 
 
-class Heard(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class Heard(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """The sender hears `session` of `node`; `mutual`: that session has echoed the sender's own."""
 
     node: NodeId
@@ -250,7 +252,7 @@ class Codec:
             raise DatagramError("bad_tag")
         try:
             return sender, self._decoder.decode(text[HEADER.size :])
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             # It has our key and is not of this version: a bug or another release.
             raise DatagramError("malformed") from None
 

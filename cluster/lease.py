@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
-from cluster.handover import MoveOrigin
+from cluster.handover import WAIT_MS_MAX, MoveOrigin
 from cluster.heartbeat import (
     Accepted,
     Beat,
@@ -175,7 +175,7 @@ class LeaseCore:
         if self._next_beat_ns > now_ns + params.heartbeat_ns:
             self._next_beat_ns = now_ns + params.heartbeat_ns
         beat = Beat(
-            era=view.era,
+            era=view.era_told(),
             votes=view.may_vote(now_ns),
             able=view.able(),
             groups=[group.beat(now_ns) for group in self.groups.values()],
@@ -213,8 +213,7 @@ class LeaseCore:
     def _on_envelope(self, sender: int, envelope: Envelope, now_ns: int) -> list[Effect]:
         view = self.view
         if sender not in view.peers:
-            own = sender == self.params.node_id
-            view.counters["own_id_heard" if own else "unknown_sender"] += 1
+            view.hear_stranger(sender, envelope.session, now_ns)
             return []
         if envelope.to not in (0, self.params.node_id):
             view.counters["not_for_us"] += 1
@@ -237,6 +236,8 @@ class LeaseCore:
         effects: list[Effect] = []
         if peer.session != envelope.session:
             peer.forget(envelope.session)
+            for group in self.groups.values():
+                group.answered.pop(sender, None)  # Request numbers begin anew.
             for key in [key for key in self._awaiting_era if key[0] == sender]:
                 del self._awaiting_era[key]
             effects.append(Note("peer_proven", (("peer_id", sender),)))
@@ -302,9 +303,8 @@ class LeaseCore:
         self.era_error = ""
         effects: list[Effect] = []
         waiting, self._awaiting_era = self._awaiting_era, {}
-        for (sender, index), message in waiting.items():
+        for (sender, _), message in waiting.items():
             effects += self._on_message(sender, message, -1, now_ns)
-            assert index in self.groups
         return effects
 
     # ---- syncd --------------------------------------------------------------------------------
@@ -334,7 +334,9 @@ class LeaseCore:
         group = self.groups.get(request.group)
         if group is None:
             return self._refuse_move(token, f"there is no group {request.group}")
-        wait_ms = max(0, int(request.wait_s * 1000))
+        if not 0 <= request.wait_s * 1000 <= WAIT_MS_MAX:  # A NaN is outside, too.
+            return self._refuse_move(token, f"wait_s is 0 to {WAIT_MS_MAX // 1000} seconds")
+        wait_ms = int(request.wait_s * 1000)
         if group.active:
             return group.handover.start(
                 MoveOrigin(token=token), request.target_id, wait_ms, now_ns

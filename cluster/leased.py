@@ -31,8 +31,10 @@ import msgspec
 import structlog
 
 from cluster.announce import Announcer, announced_ports
+from cluster.clock_rate import ClockRate
 from cluster.era import read_era, write_era
 from cluster.gate import GateWriter, attached
+from cluster.gate_watch import GateWatch
 from cluster.heartbeat import Codec, DatagramError, derive_key
 from cluster.lease import LeaseCore
 from cluster.lease_types import (
@@ -55,9 +57,10 @@ from cluster.lease_types import (
 )
 from cluster.leased_io import LinkSockets, LocalSocket, plan_paths
 from cluster.leased_status import DelayMeter, GateFacts, LinkMeter, leased_status
-from cluster.realtime import Collector, be_ordinary, last_cpu, make_realtime
+from cluster.realtime import Collector, Punctuality, be_ordinary, make_realtime, read_clocks
 from hafw.config.load import load_cluster
 from hafw.config.model import ClusterConfig
+from hafw.cpus import lease_cpu, usable_cpus
 from hafw.errors import ConfigError, ConfigProblem, HafwError, StateError
 from hafw.instance import claim_instance, read_key
 from hafw.logs import configure_logs
@@ -139,10 +142,20 @@ class Leased:
         self._config = config
         self._paths = NodePaths(node_name)
         self._log = log
+        self._cpu = lease_cpu(config.cpus, usable_cpus())
         node = config.nodes[node_name]
         key = derive_key(read_key(self._paths.lease_key), cluster_id=config.cluster_id)
         self._codec = Codec(key, cluster_id=config.cluster_id, node_id=node.id)
-        self._gate = self._open_gate(node_name) if node.role == "gateway" else None
+        self._gate: GateWriter | None = None
+        self._gate_watch: GateWatch | None = None
+        if node.role == "gateway":
+            self._gate = self._open_gate(node_name)
+            devices = [
+                (group.index, port.ifname)
+                for name, group in config.groups.items()
+                for port in announced_ports(config, name, node_name)
+            ]
+            self._gate_watch = GateWatch(self._paths, self._gate, devices)
         self._announcers = {
             group.index: Announcer(announced_ports(config, name, node_name))
             for name, group in config.groups.items()
@@ -165,7 +178,8 @@ class Leased:
         self._delay = DelayMeter()
         self._recent = _Recent()
         self._stopping = False
-        self._realtime = False
+        self._punctuality = Punctuality(realtime=False)
+        self._clock_rate = ClockRate(*read_clocks())
 
     def _open_gate(self, node_name: str) -> GateWriter:
         gate = GateWriter.open(self._paths)  # StateError: no bpffs, private mount, no map.
@@ -197,21 +211,28 @@ class Leased:
     # ---- the loop -----------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Until SIGTERM or SIGINT."""
+        """Until SIGTERM or SIGINT. StateError, after giving the leases up, if the gate is gone."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
-        cpu = self._config.cpus.lease
-        self._realtime, refused = make_realtime(last_cpu() if cpu is None else cpu)
-        self._note("started", era=self._core.view.era, realtime=self._realtime, refused=refused)
+        self._punctuality = make_realtime(self._cpu)
+        self._note(
+            "started",
+            era=self._core.view.era,
+            realtime=self._punctuality.realtime,
+            refused=list(self._punctuality.refused),
+        )
         collector = Collector(now_boottime_ns())
         try:
-            while not self._stopping:
-                self._turn(collector)
+            wrong = ""
+            while not self._stopping and not wrong:
+                wrong = self._turn(collector)
             self._do(self._core.handle(StopAsked(), now_ns=now_boottime_ns()))
-            self._note("stopped")
+            self._note("stopped", reason=wrong)
         finally:
             self.close()
+        if wrong:
+            raise StateError(wrong)
 
     def close(self) -> None:
         signal.set_wakeup_fd(-1)
@@ -224,7 +245,8 @@ class Leased:
         self._wake_in.close()
         self._wake_out.close()
 
-    def _turn(self, collector: Collector) -> None:
+    def _turn(self, collector: Collector) -> str:
+        """Returns why there must not be another; usually nothing."""
         now_ns = now_boottime_ns()
         self._links.check(now_ns)
         deadline_ns = self._core.deadline(now_ns=now_ns)
@@ -239,6 +261,8 @@ class Leased:
             self._delay.add(now_ns - deadline_ns, now_ns)
             self._do(self._core.tick(now_ns=now_ns))
             collector.maybe(now_ns)
+            self._clock_rate.observe(*read_clocks())
+        return "" if self._gate_watch is None else self._gate_watch.look(now_ns)
 
     def _take_datagrams(self) -> None:
         counters = self._core.view.counters
@@ -258,10 +282,11 @@ class Leased:
             self._do(self._core.handle(Arrived(sender, envelope), now_ns=now_ns))
 
     def _take_local(self) -> None:
+        askers: list[str] = []
         for datagram, sender in self._local.receive():
             try:
                 message = decode_leased(datagram)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 self._core.view.counters["local_malformed"] += 1
                 continue
             now_ns = now_boottime_ns()
@@ -271,11 +296,16 @@ class Leased:
                 case MoveRequest():
                     self._do(self._core.handle(MoveAsked(sender, message), now_ns=now_ns))
                 case StatusRequest():
-                    self._local.send(encode(self._status(now_ns)), sender)
+                    askers.append(sender)
                 case MoveReply() | LeasedStatus():
                     self._core.view.counters["local_unexpected"] += 1
                 case _:
                     assert_never(message)
+
+        if askers:  # One status a turn for all: a flood of questions must not hold the loop.
+            status = encode(self._status(now_boottime_ns()))
+            for asker in askers:
+                self._local.send(status, asker)
 
     def _take_wakeups(self) -> None:
         try:
@@ -334,8 +364,9 @@ class Leased:
             self._core,
             now_ns=now_ns,
             pid=os.getpid(),
-            realtime=self._realtime,
-            delay=self._delay.read(),
+            realtime=self._punctuality.realtime,
+            machine_alarms=[*self._punctuality.alarms, *self._clock_rate.alarms()],
+            delay=self._delay.read(now_ns),
             links=self._link_meter,
             gate=None if gate is None else facts,
         )

@@ -6,7 +6,7 @@ Facts are gathered by the shell and the core; here they are put into the words o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from cluster.lease import LeaseCore
 from cluster.lease_types import NS_PER_MS
@@ -25,7 +25,9 @@ GateFacts = tuple[int, int, int, int]
 
 _WINDOW_NS = 10_000_000_000
 _WINDOWS = 6
+_TWIN_NS = 1_000_000_000
 _DELAYS_MAX = 4096
+_READ_AGAIN_NS = 200_000_000
 
 
 class DelayMeter:
@@ -34,6 +36,8 @@ class DelayMeter:
     def __init__(self) -> None:
         self._windows: deque[list[int]] = deque([[]], maxlen=_WINDOWS)
         self._until_ns = 0
+        self._told = LoopDelay(p50_ms=0.0, p99_ms=0.0, max_ms=0.0)
+        self._told_until_ns = 0
 
     def add(self, late_ns: int, now_ns: int) -> None:
         if now_ns >= self._until_ns:
@@ -45,15 +49,19 @@ class DelayMeter:
         elif late_ns > window[0]:
             window[0] = late_ns  # At the bound the largest is what must not be missed.
 
-    def read(self) -> LoopDelay:
+    def read(self, now_ns: int) -> LoopDelay:
+        """At most `_READ_AGAIN_NS` old: sorting them all takes milliseconds."""
+        if now_ns < self._told_until_ns:
+            return self._told
         delays = sorted(delay for window in self._windows for delay in window)
-        if not delays:
-            return LoopDelay(p50_ms=0.0, p99_ms=0.0, max_ms=0.0)
-        return LoopDelay(
-            p50_ms=delays[len(delays) // 2] / NS_PER_MS,
-            p99_ms=delays[len(delays) * 99 // 100] / NS_PER_MS,
-            max_ms=delays[-1] / NS_PER_MS,
-        )
+        if delays:
+            self._told_until_ns = now_ns + _READ_AGAIN_NS
+            self._told = LoopDelay(
+                p50_ms=delays[len(delays) // 2] / NS_PER_MS,
+                p99_ms=delays[len(delays) * 99 // 100] / NS_PER_MS,
+                max_ms=delays[-1] / NS_PER_MS,
+            )
+        return self._told
 
 
 class LinkMeter:
@@ -92,8 +100,10 @@ def leased_status(
     delay: LoopDelay,
     links: LinkMeter,
     gate: Callable[[int], GateFacts] | None,
+    machine_alarms: Sequence[str] = (),
 ) -> LeasedStatus:
-    """Everything `hafwctl status` shows of this node's leases."""
+    """Everything `hafwctl status` shows of this node's leases. `machine_alarms` are what the
+    shell found about its loop and its clock."""
     view, params = core.view, core.params
     groups = [_group_status(core, index, now_ns, gate) for index in core.groups]
     peers = [_peer_status(core, node, now_ns, links) for node in sorted(view.peers)]
@@ -112,7 +122,7 @@ def leased_status(
         peers=peers,
         loop_delay=delay,
         counters={name: count for name, count in sorted(view.counters.items()) if count},
-        alarms=_alarms(core, now_ns, delay),
+        alarms=[*machine_alarms, *_alarms(core, now_ns, delay)],
     )
 
 
@@ -162,6 +172,18 @@ def _alarms(core: LeaseCore, now_ns: int, delay: LoopDelay) -> list[str]:
         alarms.append(f"the era file cannot be written, this node does not vote: {core.era_error}")
     if core.wrong_voters_ns is not None and now_ns - core.wrong_voters_ns < _WINDOW_NS:
         alarms.append("a node with another voter set is heard: its cluster.yaml differs")
+    if view.twin_ns is not None and now_ns - view.twin_ns < _TWIN_NS:
+        alarms.append(
+            f"another machine runs as node {params.node_id}: stop one of the two at once, "
+            "both may be ACTIVE"
+        )
+    alarms += [
+        f"node {peer.node_id} names era {peer.beat.era}, ours is {view.era}: one of the two era "
+        f"files is damaged; on the node that differs from the others stop hafwd, write a number "
+        f"just above the others' era into the file, start hafwd"
+        for peer in view.alive_peers(now_ns)
+        if peer.beat is not None and not view.credible(peer.beat.era)
+    ]
     for index, group in core.groups.items():
         held = group.proposer.held
         if held is None or not held.opened:

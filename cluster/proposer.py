@@ -126,9 +126,11 @@ class Proposer:
         assert claim is not None
         self.claim = None
         self.retry_ns = max(self.retry_ns, retry_ns)
-        if claim.phase is Phase.PREPARE or self.held is not None:
+        restarted = claim.started_ns < self._view.votes_from_ns
+        if claim.phase is Phase.PREPARE or self.held is not None or restarted:
             # Releasing a second claim while the gate is open under the first would free voters
-            # whose grant the open gate still needs.
+            # whose grant the open gate still needs. The first may be one of this node's process
+            # before: its gate may be open until M after the start, as M is the longest lease.
             return []
         return self.give_up(claim.epoch)
 
@@ -182,6 +184,9 @@ class Proposer:
         return self._weigh_grants(claim, number, claim.requests[number], now_ns)
 
     def on_nack(self, nack: Nack, now_ns: int) -> list[Effect]:
+        if not self._view.credible(max(nack.era, epoch_era(nack.promised))):
+            self._view.counters["eras_ignored"] += 1
+            return []  # Its era file is damaged: it can neither vote for us nor hold us up.
         claim = self.claim
         if claim is None or claim.epoch != nack.epoch:
             if self.held is not None and self.held.epoch == nack.epoch:

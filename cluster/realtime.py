@@ -11,9 +11,10 @@ import ctypes
 import gc
 import os
 import threading
-from pathlib import Path
+import time
+from dataclasses import dataclass
 
-__all__ = ["Collector", "be_ordinary", "last_cpu", "make_realtime"]
+__all__ = ["Collector", "Punctuality", "be_ordinary", "make_realtime", "read_clocks"]
 
 FIFO_PRIORITY = 20
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
@@ -22,34 +23,54 @@ _YOUNG_NS = 1_000_000_000
 _MIDDLE_NS = 60_000_000_000
 
 
-def last_cpu() -> int:
-    """The last CPU online, of all, not of those this process may use now."""
-    text = Path("/sys/devices/system/cpu/online").read_text().strip()
-    return int(text.replace("-", ",").split(",")[-1])
+@dataclass(frozen=True, slots=True)
+class Punctuality:
+    """What the machine allowed. `refused` is ``what: why``; `alarms` are those of them without
+    which a busy machine makes the loop late, as sentences."""
+
+    realtime: bool
+    refused: tuple[str, ...] = ()
+    alarms: tuple[str, ...] = ()
 
 
-def make_realtime(cpu: int) -> tuple[bool, list[str]]:
-    """Whether SCHED_FIFO was allowed, and what was not (`what: why`)."""
+def make_realtime(cpu: int) -> Punctuality:
+    """Bind this thread to `cpu`, lock memory, take SCHED_FIFO; what is refused is left out."""
     refused: list[str] = []
+    alarms: list[str] = []
     try:
         os.sched_setaffinity(0, {cpu})
     except OSError as error:
         refused.append(f"CPU {cpu}: {error.strerror}")
+        alarms.append(
+            f"the lease loop cannot be bound to CPU {cpu} ({error.strerror}): policy loads may "
+            "hold it up"
+        )
     threading.stack_size(_THREAD_STACK_BYTES)  # Locked memory: 8 MB a thread would be wasteful.
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE):
         refused.append(f"mlockall: {os.strerror(ctypes.get_errno())}")
+    realtime = True
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(FIFO_PRIORITY))
     except OSError as error:
+        realtime = False
         refused.append(f"SCHED_FIFO: {error.strerror}")
-        return False, refused
-    return True, refused
+        alarms.append(
+            f"the lease loop is not real-time (SCHED_FIFO: {error.strerror}): other processes "
+            "may hold it up; it needs CAP_SYS_NICE"
+        )
+    return Punctuality(realtime, tuple(refused), tuple(alarms))
 
 
 def be_ordinary() -> None:
     """For a helper thread of a real-time process: it waits for disks and must not hold the CPU."""
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def read_clocks() -> tuple[int, int]:
+    """CLOCK_BOOTTIME, which leases are counted by, and CLOCK_MONOTONIC_RAW, which nobody slews."""
+    boottime_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return boottime_ns, time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
 
 
 class Collector:

@@ -11,13 +11,16 @@ from cluster.session import SessionTable
 from hafw.human import epoch_counter, epoch_era, make_epoch
 from hafw.messages import Position, SyncBeacon
 
-__all__ = ["BEACONS_STALE", "HEARD_BEATS", "NodeView", "PeerView"]
+__all__ = ["BEACONS_STALE", "ERA_LEAP_MAX", "HEARD_BEATS", "NodeView", "PeerView"]
 
 HEARD_BEATS = 3
 """A peer not heard for this many heartbeats does not count as a candidate or a voter."""
 BEACONS_STALE = 3
 """A syncd whose beacon is older than this many intervals is silent: this node is unsynced."""
 COUNTER_MAX = (1 << 32) - 1
+ERA_LEAP_MAX = 1000
+"""An era further than this above ours is ignored, unless a majority of voters is there: one
+damaged era file must not take the eras of the whole cluster to the end of their range."""
 
 
 @dataclass(slots=True)
@@ -77,11 +80,24 @@ class NodeView:
         }
         self.beacon: SyncBeacon | None = None
         self.beacon_ns = now_ns
+        self.twin_ns: int | None = None
+        """When another process with this node's id was last heard."""
         self.stopping = False
         self.beat_soon = False
         self.voters_hash = params.voters.hash
         self.majority = params.voters.majority
         self._request = 0
+
+    def hear_stranger(self, sender: int, session: int, now_ns: int) -> None:
+        """An authenticated envelope of no peer: a node this cluster.yaml does not know, our own
+        datagram come back, or another machine that was given our id."""
+        if sender != self.params.node_id:
+            self.counters["unknown_sender"] += 1
+        elif session == self.sessions.own:
+            self.counters["own_echo_heard"] += 1
+        else:
+            self.counters["own_id_heard"] += 1
+            self.twin_ns = now_ns
 
     # ---- voting -------------------------------------------------------------------------------
 
@@ -101,15 +117,30 @@ class NodeView:
         )
         return ready + self.may_vote(now_ns) >= self.majority
 
+    def era_told(self) -> int:
+        """The era to name to others: 0 while ours is not durable, so that nobody learns it."""
+        return self.era if self.era_durable else 0
+
+    def credible(self, era: int) -> bool:
+        """Whether an era that another node names may be learned from it."""
+        told = sorted((p.beat.era for p in self.peers.values() if p.beat), reverse=True)
+        # What a majority's worth of the others has reached is not one damaged file.
+        reached = told[self.majority - 1] if len(told) >= self.majority else 0
+        return era <= max(self.era, reached) + ERA_LEAP_MAX
+
     def want_era(self, era: int) -> None:
-        self.era_wanted = max(self.era_wanted, era)
+        """Learn of an era; ours follows once it is durable."""
+        if self.credible(era):
+            self.era_wanted = max(self.era_wanted, era)
+        else:
+            self.counters["eras_ignored"] += 1
 
     def next_epoch(self, group: int, floor: int) -> int | None:
         """A ballot above everything known; None until this node's own era file is high enough."""
         top = floor
         era = self.era
         for peer in self.peers.values():
-            if group in peer.groups:
+            if group in peer.groups and self.credible(epoch_era(peer.groups[group].promised)):
                 top = max(top, peer.groups[group].promised)
         counter = 1
         if epoch_era(top) >= era:

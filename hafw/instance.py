@@ -13,7 +13,8 @@ import fcntl
 import os
 import stat
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,6 +26,7 @@ __all__ = [
     "KEY_BYTES",
     "Instance",
     "claim_instance",
+    "daemon_kept_out",
     "ensure_run_folder",
     "process_state",
     "read_key",
@@ -89,6 +91,21 @@ def claim_instance(paths: NodePaths, daemon: str) -> Instance:
         os.close(fd)
         raise
     return Instance(paths, daemon, fd)
+
+
+@contextmanager
+def daemon_kept_out(paths: NodePaths, daemon: str) -> Iterator[bool]:
+    """Whether the daemon does not run; if so, it cannot start while the block runs. For blocks of
+    microseconds: who looks meanwhile (`running_pid`) would take this process for the daemon."""
+    ensure_run_folder(paths)
+    fd = os.open(paths.lock(daemon), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = time.monotonic() + _CLAIM_S_MAX
+        while not (free := _try_lock(fd)) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        yield free
+    finally:
+        os.close(fd)
 
 
 def running_pid(paths: NodePaths, daemon: str) -> int | None:

@@ -43,7 +43,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True)
     """Base: tagged by class name."""
 
 
-class Position(msgspec.Struct, frozen=True):
+class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A place in one sender's replication stream: everything up to `seq` of `session`."""
 
     sender_id: int
@@ -141,7 +141,7 @@ class MoveReply(Message, frozen=True):
 # ---- status ------------------------------------------------------------------------------------
 
 
-class LoopDelay(msgspec.Struct, frozen=True):
+class LoopDelay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How late the daemon's own loop woke, over the last minute, in milliseconds."""
 
     p50_ms: float
@@ -149,7 +149,7 @@ class LoopDelay(msgspec.Struct, frozen=True):
     max_ms: float
 
 
-class LinkStatus(msgspec.Struct, frozen=True):
+class LinkStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One path to one peer. `alive`: an authenticated heartbeat came within one lease."""
 
     name: str
@@ -158,7 +158,7 @@ class LinkStatus(msgspec.Struct, frozen=True):
     received: int
 
 
-class PeerStatus(msgspec.Struct, frozen=True):
+class PeerStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A peer as heard over authenticated heartbeats. `synced` by group index, as it reports."""
 
     node_id: int
@@ -172,7 +172,7 @@ class PeerStatus(msgspec.Struct, frozen=True):
     links: list[LinkStatus]
 
 
-class GroupLeaseStatus(msgspec.Struct, frozen=True):
+class GroupLeaseStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One group as leased sees it. Deadlines are read back from the kernel map (0 = shut)."""
 
     group: int
@@ -208,7 +208,7 @@ class LeasedStatus(Message, frozen=True):
     alarms: list[str]
 
 
-class SyncGroupStatus(msgspec.Struct, frozen=True):
+class SyncGroupStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One group as syncd sees it. `liberal` counts adopted TCP entries whose windows are still
     to be learnt; `stale` those that await a pristine replacement."""
 
@@ -224,7 +224,7 @@ class SyncGroupStatus(msgspec.Struct, frozen=True):
     stale: int
 
 
-class SyncPeerStatus(msgspec.Struct, frozen=True):
+class SyncPeerStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A peer's stream as received. `lag_deltas`: its high-water mark minus what is applied, in
     datagrams; `delay_*_ms`: send to applied, over the last minute."""
 
@@ -275,12 +275,14 @@ def encode(message: LeasedMessage | SyncdMessage) -> bytes:
 
 
 def decode_leased(datagram: bytes) -> LeasedMessage:
-    """What comes to leased, or its answers. Raises msgspec.DecodeError on anything else."""
+    """What comes to leased, or its answers. Raises msgspec.DecodeError on anything else
+    (and what that leaves out: UnicodeDecodeError; RecursionError for what is nested too deep)."""
     message: LeasedMessage = _leased_decoder.decode(datagram)
     return message
 
 
 def decode_syncd(datagram: bytes) -> SyncdMessage:
-    """What comes to syncd, or its answers. Raises msgspec.DecodeError on anything else."""
+    """What comes to syncd, or its answers. Raises msgspec.DecodeError on anything else
+    (and what that leaves out: UnicodeDecodeError; RecursionError for what is nested too deep)."""
     message: SyncdMessage = _syncd_decoder.decode(datagram)
     return message

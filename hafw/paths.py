@@ -11,17 +11,28 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from hafw.errors import RefusedError
 
 __all__ = ["NodePaths"]
 
 
 @dataclass(frozen=True, slots=True)
 class NodePaths:
-    """The folders of one node."""
+    """The folders of one node. RefusedError if `node` cannot be a node's name (and so could lead
+    out of these folders)."""
 
     node: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9-]{0,31}", self.node):
+            raise RefusedError(
+                f"{self.node!r} cannot be a node's name: a letter, then letters, digits and "
+                "dashes, all lower case, at most 32 characters"
+            )
 
     @property
     def run(self) -> Path:

@@ -106,7 +106,7 @@ def decode_control(type: MessageType, payload: bytes) -> Control:  # noqa: A002
     assert type is not MessageType.DELTAS, "deltas are not control"
     try:
         control: Control = _decoders[type].decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError("bad_payload", f"{type.name}: {error}") from None
     if isinstance(control, Nack) and any(first > last for first, last in control.ranges):
         raise WireError("bad_payload", "NACK: a range ends before it begins")

@@ -102,8 +102,16 @@ def _open(groups: Sequence[int], rcvbuf_bytes: int) -> socket.socket:
 def _namespace_of(sock: socket.socket) -> Iterator[None]:
     """Be in the network namespace of `sock`. In a daemon one is always there; a program that
     entered it only to open `sock` must not dump another table without a word."""
-    theirs = fcntl.ioctl(sock.fileno(), _SIOCGSKNS)
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    theirs = home = -1
+    try:
+        theirs = fcntl.ioctl(sock.fileno(), _SIOCGSKNS)
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if theirs >= 0:
+            os.close(theirs)
+        raise KernelError(
+            error.errno or 0, "a descriptor", "the network namespace of a conntrack socket"
+        ) from error
     try:
         elsewhere = os.fstat(theirs).st_ino != os.fstat(home).st_ino
         if elsewhere:

@@ -6,6 +6,7 @@ What it does is in `sync.loop`; here is how it starts, and how it says that it c
 from __future__ import annotations
 
 import argparse
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -35,6 +36,13 @@ def _load(config_file: Path, node_name: str) -> ClusterConfig:
     return config
 
 
+def _raise_descriptor_limit() -> None:
+    """Strangers' connections cost a descriptor each until they are closed (`sync.snapshot`)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> None:
     """``hafw-syncd --node NAME --config FILE``: in the node's network namespace, as root."""
     parser = argparse.ArgumentParser(
@@ -48,6 +56,7 @@ def main() -> None:
         paths = NodePaths(arguments.node)
         master = read_key(paths.sync_key)
         log = configure_logs("syncd", arguments.node)
+        _raise_descriptor_limit()
         with claim_instance(paths, "syncd"):
             syncd = Syncd(config, arguments.node, master, paths, log)
             signal.signal(signal.SIGTERM, syncd.stop)

@@ -9,6 +9,7 @@ touches nothing else.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import queue
 import threading
@@ -87,8 +88,8 @@ class Dumper:
         self._cancelled.set()
 
     def _run(self) -> None:
-        self._keep_off()
         try:
+            self._keep_off()
             with RequestSocket() as requests:
                 for chunk in requests.dump(self._mark, self._mask):
                     if not self._put(chunk):
@@ -97,6 +98,9 @@ class Dumper:
             self._put(None)
         except KernelError as error:
             self._put(error)
+        except Exception as error:  # noqa: BLE001 - whoever waits for this dump must hear its end
+            code = error.errno if isinstance(error, OSError) else None
+            self._put(KernelError(code or errno.EIO, "a dump", "the conntrack table", repr(error)))
 
     def _put(self, chunk: list[FlowEntry] | KernelError | None) -> bool:
         while not self._cancelled.is_set():

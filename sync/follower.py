@@ -45,6 +45,8 @@ NO_PROGRESS_S = 3.0
 RETRY_S = 0.1
 RETRY_S_MAX = 2.0
 TABLE_FULL_RETRY_S = 5.0
+DROPPED_RETRY_S = 5.0
+"""Between two snapshots wanted because replicas went from this kernel: they may go on going."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class _Fetch:
     head: SnapshotHead | None = None
     chunks: int = 0
     sweep: Dumper | None = None
+    spoilt: bool = False
 
 
 class Follower:
@@ -117,7 +120,14 @@ class Follower:
         self.table_full_until: dict[int, float] = {}
         self._fetch: _Fetch | None = None
         self._attempts: Counter[int] = Counter()
+        self._links: Counter[int] = Counter()
+        """Holder -> the link to ask it over: one that works is kept, one that does not is left."""
+        self.unanswered: Counter[int] = Counter()
+        """Holder -> requests in a row to which it said nothing at all."""
         self._retry_at: dict[int, float] = {}
+        self._dropped: set[int] = set()
+        """Groups of which replicas went without our doing since the last request."""
+        self._dropped_retry_at: dict[int, float] = {}
         self._ops: list[KernelOp] = []
         self._stamps: list[tuple[int, int]] = []
         self.counters: Counter[str] = Counter()
@@ -190,17 +200,19 @@ class Follower:
             record = self._registry.get(key)
             if event.kind is not EventKind.DESTROY or record is None:
                 continue
+            if self._roles[record.group].dirty:
+                continue  # Ours until another holds: our next pass tells the peers it is gone.
             try:
                 if self._applier.get(key) is not None:
                     continue  # It was made again since.
             except KernelError:
                 continue
             self.table.forget(key)
-            if event.pid:
-                self.counters["replicas_deleted_by_others"] += 1
-                self.sources.pop(record.group, None)
-            else:
-                self.counters["replicas_expired"] += 1
+            self.counters["replicas_deleted_by_others" if event.pid else "replicas_expired"] += 1
+            self.sources.pop(record.group, None)
+            self._dropped.add(record.group)
+            if self._fetch is not None and self._fetch.group == record.group:
+                self._fetch.spoilt = True  # It may have gone after the snapshot brought it.
 
     # -- roles
 
@@ -222,6 +234,7 @@ class Follower:
         if fetch is not None and fetch.group == group and fetch.holder_id != holder_id:
             self._abort("other_holder", now)
         self._retry_at.pop(group, None)
+        self._dropped.discard(group)
 
     # -- snapshots
 
@@ -274,19 +287,26 @@ class Follower:
             blocked_until = max(
                 self._retry_at.get(group, 0.0), self.table_full_until.get(group, 0.0)
             )
+            if group in self._dropped:
+                blocked_until = max(blocked_until, self._dropped_retry_at.get(group, 0.0))
             if now < blocked_until or not self.wants_snapshot(group):
                 continue
+            if group in self._dropped:
+                self._dropped.discard(group)
+                self._dropped_retry_at[group] = now + DROPPED_RETRY_S
             holder_id = self._roles[group].holder_id
             session = self._stream.accepted_session(holder_id)
             assert session is not None
             self.table_full_until.pop(group, None)
             self.table.await_snapshot(group)
-            self._client.ask(holder_id, group, attempt=self._attempts[group])
             self._fetch = _Fetch(group, holder_id, session, Phase.ASKED, now)
+            if not self._client.ask(holder_id, group, attempt=self._links[holder_id]):
+                self._abort("no_socket", now)
             return
 
     def _on_reply(self, fetch: _Fetch, message: SnapshotReply, now: float) -> None:
         fetch.progress_at = now
+        self.unanswered[fetch.holder_id] = 0
         match message:
             case SnapshotRefused():
                 self._abort("refused", now, next_link=False)
@@ -355,7 +375,7 @@ class Follower:
             self.flush(now=now)
             self._applier.apply(self.table.expected_orphans(found, fetch.group))
             self.table.snapshot_swept(fetch.group)
-            if fetch.group not in self.table_full_until:
+            if fetch.group not in self.table_full_until and not fetch.spoilt:
                 self.sources[fetch.group] = Source(fetch.holder_id, fetch.session, fetch.head.seq)
             self._attempts[fetch.group] = 0
             self.counters["snapshots_done"] += 1
@@ -373,5 +393,8 @@ class Follower:
         self.counters[f"snapshot_aborted_{reason}"] += 1
         if next_link:
             self._attempts[fetch.group] += 1
+        if reason == "no_progress":
+            self._links[fetch.holder_id] += 1
+            self.unanswered[fetch.holder_id] += fetch.phase is Phase.ASKED
         wait = RETRY_S * (1 << min(self._attempts[fetch.group], 5)) if next_link else RETRY_S
         self._retry_at[fetch.group] = now + min(wait, RETRY_S_MAX)

@@ -249,7 +249,8 @@ class Holder:
         for held in self._held.values():
             if held.vanished or held.liberal.busy or self.expecting.busy:
                 return True
-            if held.scan is not None and (held.scan.ready or held.scan.done):
+            scanned = held.scan is not None and (held.scan.ready or held.scan.done)
+            if scanned and now >= held.retry_at:
                 return True
             ready = held.dump is not None and (held.dump.ready or held.dump.done)
             if ready and now >= held.next_chunk_at:
@@ -260,7 +261,8 @@ class Holder:
         """One slice for each held group."""
         for group, held in list(self._held.items()):
             if held.scan is not None:
-                self._scan(group, held, now)
+                if now >= held.retry_at:
+                    self._scan(group, held, now)
             elif held.epoch_wait_until is not None:
                 self._await_epoch(group, held, now)
             elif held.own_pass is not None:
@@ -291,6 +293,7 @@ class Holder:
             return
         if held.scan.error is not None:
             held.scan = self._ports.start_dump(group)
+            held.retry_at = now + DUMP_RETRY_S
             return
         held.scan.cancel()
         held.scan = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import struct
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -38,6 +38,10 @@ from sync.wire import Header, MessageType, Opener, ReplayWindow, WireError, pars
 __all__ = ["Arrived", "DelayWindow", "Inbox", "Incoming"]
 
 CHALLENGES_ANSWERED_PER_S = 100
+"""To one peer."""
+CHALLENGES_REMEMBERED_MAX = 4096
+"""Of one peer. The peer draws a nonce for each challenge, so a second one like it is a copy from
+another link or a recording, and what it asked for was said over all links."""
 REPAIRS_PER_S_MAX = 20_000
 """Datagrams re-sent in a second, whatever is asked for."""
 DELAY_SAMPLES = 4096
@@ -91,7 +95,8 @@ class Inbox:
         self._windows: dict[tuple[int, int, MessageType], ReplayWindow] = {}
         self._boots: dict[int, int] = {}
         self._budget_at = 0.0
-        self._challenges_left = CHALLENGES_ANSWERED_PER_S
+        self._challenges_left: dict[int, int] = {}
+        self._answered: dict[int, OrderedDict[bytes, None]] = {}
         self._repairs_left = REPAIRS_PER_S_MAX
         self.counters: Counter[str] = Counter()
         self.beacon_at: dict[int, float] = {}
@@ -179,16 +184,26 @@ class Inbox:
     def _refill(self, now: float) -> None:
         if now - self._budget_at >= 1.0:
             self._budget_at = now
-            self._challenges_left = CHALLENGES_ANSWERED_PER_S
+            self._challenges_left.clear()
             self._repairs_left = REPAIRS_PER_S_MAX
 
     def _answer(self, sender_id: int, nonce: bytes, now: float) -> None:
-        # A replayed challenge only makes us say our session and seq once more: rate-limited.
+        # A replayed challenge only makes us say our session and seq once more. It must not use up
+        # what is kept for the peer's own: each is answered once, and new ones at a bounded rate.
+        answered = self._answered.setdefault(sender_id, OrderedDict())
+        if nonce in answered:
+            answered.move_to_end(nonce)
+            self.counters["challenges_repeated"] += 1
+            return
         self._refill(now)
-        if self._challenges_left <= 0:
+        left = self._challenges_left.get(sender_id, CHALLENGES_ANSWERED_PER_S)
+        if left <= 0:
             self.counters["challenges_not_answered"] += 1
             return
-        self._challenges_left -= 1
+        self._challenges_left[sender_id] = left - 1
+        answered[nonce] = None
+        if len(answered) > CHALLENGES_REMEMBERED_MAX:
+            answered.popitem(last=False)
         self._outbox.flush()
         reply = ChallengeReply(nonce, self._outbox.session, self._outbox.position)
         self._transport.unicast_everywhere(sender_id, self._outbox.seal(reply))

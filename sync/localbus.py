@@ -48,7 +48,7 @@ class LocalBus:
                 break
             try:
                 message = decode_syncd(datagram)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 self.counters["local_malformed"] += 1
                 continue
             messages.append((message, sender if isinstance(sender, str) else ""))

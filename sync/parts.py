@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections import Counter
@@ -13,6 +12,7 @@ from random import SystemRandom
 import zmq
 
 from hafw.config.model import ClusterConfig
+from hafw.cpus import lease_cpu, usable_cpus
 from hafw.flow import GROUP_SHIFT
 from hafw.paths import NodePaths
 from sync.applier import Applier
@@ -51,8 +51,7 @@ class Parts:
         superseded: Callable[[Superseded], None],
     ) -> None:
         node = config.nodes[node_name]
-        cpu = config.cpus.lease
-        self._lease_cpu = max(os.sched_getaffinity(0)) if cpu is None else cpu
+        self._lease_cpu = lease_cpu(config.cpus, usable_cpus())
         numbers = sorted(group.index for group in config.groups.values())
         boot = _boot_id()
         self.bus = LocalBus(paths)

@@ -150,5 +150,13 @@ class Reporter:
                 lag=0 if view is None else view.high_water - view.applied_seq,
                 beacon_s=self._config.sync.beacon_ms / 1e3,
                 table_full=number in self._follower.table_full_until,
+                unanswered_over=self._unanswered_over(holder_id),
             )
         )
+
+    def _unanswered_over(self, holder_id: int) -> str:
+        asked = self._follower.unanswered[holder_id]
+        if not asked:
+            return ""
+        links = sorted(self._config.nodes[self._config.node_name(holder_id)].links)
+        return ", ".join(links) if asked >= len(links) else ""

@@ -40,6 +40,7 @@ from sync.registry import Registry
 
 __all__ = [
     "CHUNKS_IN_FLIGHT",
+    "HANDSHAKE_MS",
     "CurveKeys",
     "Serving",
     "SnapshotChunk",
@@ -61,6 +62,11 @@ CHILDREN_LATE_MAX = 20_000
 LATE_PER_CHUNK = 100
 JOB_SILENT_S = 10.0
 """A client that gives no credit for this long is dropped."""
+ASK_BYTES_MAX = 4096
+"""Of one frame to the server, the CURVE handshake included: libzmq makes room for what a frame
+announces before anybody is authenticated, and hangs up on more than this."""
+HANDSHAKE_MS = 2000
+"""A connection that is no member's by then is closed; 30 s is libzmq's default."""
 
 
 class SnapshotRequest(msgspec.Struct, frozen=True, tag=True):
@@ -186,6 +192,8 @@ class SnapshotServer:
         self._router.linger = 0
         self._router.sndhwm = CHUNKS_IN_FLIGHT * JOBS_MAX + 64
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._router.setsockopt(zmq.MAXMSGSIZE, ASK_BYTES_MAX)
+        self._router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self._router.setsockopt(zmq.HEARTBEAT_IVL, 1000)
         self._router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
         self._router.curve_server = True
@@ -238,7 +246,7 @@ class SnapshotServer:
             identity, payload = frames
             try:
                 message = _asks.decode(payload)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 self.counters["snapshot_malformed"] += 1
                 continue
             match message:

@@ -6,12 +6,14 @@ It only carries messages; `sync.follower` applies them and says when to give up.
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections import Counter
 
 import msgspec
 import zmq
 
 from sync.snapshot import (
+    HANDSHAKE_MS,
     SnapshotCredit,
     SnapshotReply,
     SnapshotRequest,
@@ -21,6 +23,10 @@ from sync.snapshot import (
 )
 
 __all__ = ["SnapshotClient"]
+
+REPLY_BYTES_MAX = 256 << 10
+"""Of one frame. A chunk is one receive of a dump, 32 kB at most, and a delta is shorter than the
+kernel's message of its entry."""
 
 
 class SnapshotClient:
@@ -56,26 +62,36 @@ class SnapshotClient:
         """Number of the newest request; answers to older ones are not for anybody."""
         return self._request
 
-    def ask(self, holder_id: int, group: int, *, attempt: int) -> None:
-        """Ask for the group over link `attempt`; an open connection of that link serves again."""
+    def ask(self, holder_id: int, group: int, *, attempt: int) -> bool:
+        """Ask for the group over link `attempt`; an open connection of that link serves again.
+        False if there is no socket to be had (counted)."""
         self._request += 1
         addresses = self._peers[holder_id]
         address = addresses[attempt % len(addresses)]
         if self._socket is None or self._address != address:
             self.close()
-            self._socket, self._address = self._connect(address), address
+            try:
+                self._connect(address)
+            except zmq.ZMQError as error:
+                name = errno.errorcode.get(error.errno or 0, error.errno)
+                self.counters[f"snapshot_connect_{name}"] += 1
+                self.close()
+                return False
         self.counters["snapshots_asked"] += 1
         self._send(SnapshotRequest(self._request, self._node_id, group))
+        return True
 
-    def _connect(self, address: str) -> zmq.Socket[bytes]:
+    def _connect(self, address: str) -> None:
         sock = self._context.socket(zmq.DEALER)
+        self._socket, self._address = sock, address
         sock.linger = 0
         sock.rcvhwm = 256
+        sock.setsockopt(zmq.MAXMSGSIZE, REPLY_BYTES_MAX)
+        sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         sock.curve_serverkey = self._server
         sock.curve_publickey = self._own.public
         sock.curve_secretkey = self._own.secret
         sock.connect(f"tcp://{address}:{self._port}")
-        return sock
 
     def credit(self, applied: int) -> None:
         self._send(SnapshotCredit(self._request, applied))
@@ -89,7 +105,7 @@ class SnapshotClient:
                 return None
             try:
                 message = decode_reply(frames[-1])
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 self.counters["snapshot_malformed"] += 1
                 continue
             if message.request == self._request:

@@ -63,6 +63,9 @@ class FollowFacts:
     lag: int
     beacon_s: float
     table_full: bool
+    unanswered_over: str = ""
+    """The links over which the holder was asked for a snapshot, one after the other, and never
+    answered; empty if it did, or was not asked over all of them."""
 
 
 def judge_follower(facts: FollowFacts) -> str:
@@ -75,6 +78,8 @@ def judge_follower(facts: FollowFacts) -> str:
         return "conntrack table full: replicas refused"
     if not facts.session_accepted:
         return f"stream of {facts.holder} not accepted yet"
+    if facts.unanswered_over and (facts.stale or not facts.snapshot_done):
+        return f"no snapshot from {facts.holder} over {facts.unanswered_over}: no answer"
     if facts.stale:
         return f"{facts.stale} stale entries await replacement from {facts.holder}"
     if not facts.snapshot_done:

@@ -9,6 +9,7 @@ on. Nothing here is parsed.
 from __future__ import annotations
 
 import errno
+import fcntl
 import socket
 import struct
 from collections import Counter
@@ -27,6 +28,8 @@ PRIORITY = 6
 _SO_RCVBUFFORCE = 33
 _SO_SNDBUFFORCE = 32
 _SO_BINDTODEVICE = 25
+_SIOCGIFINDEX = 0x8933
+_IFREQ = struct.Struct("=16si20x")
 
 
 @dataclass(slots=True)
@@ -93,9 +96,13 @@ class Transport:
         self._next_reopen = now + REOPEN_S
         for link in self._links:
             try:
-                index = socket.if_nametoindex(link.device)
-            except OSError:
-                index = 0
+                index = _device_index(link)
+            except OSError as error:
+                # Not known (no descriptor to ask with): what is open goes on.
+                self._count("device_index", error)
+                if link.own is None:
+                    link.problem = f"{error.strerror or error}"
+                continue
             if link.own is not None and link.index == index:
                 continue
             if link.own is not None:
@@ -192,3 +199,21 @@ class Transport:
             sock.close()
             raise
         return sock
+
+
+def _device_index(link: _Link) -> int:
+    """0 if there is no such device. Raises OSError if that cannot be told. `if_nametoindex`
+    makes a socket each time and does not say whether it was that which failed."""
+    request = _IFREQ.pack(link.device.encode(), 0)
+    try:
+        if link.own is not None:
+            answer = fcntl.ioctl(link.own, _SIOCGIFINDEX, request)
+        else:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                answer = fcntl.ioctl(sock, _SIOCGIFINDEX, request)
+    except OSError as error:
+        if error.errno in (errno.ENODEV, errno.ENXIO):
+            return 0
+        raise
+    index: int = _IFREQ.unpack(answer)[1]
+    return index

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hafw.cli.where import Scope, find_scope, require_root, scope_options
-from hafw.errors import RefusedError, StateError
+from hafw.errors import HafwError, RefusedError, StateError
 from hafw.paths import NodePaths
 
 if TYPE_CHECKING:
@@ -38,9 +38,10 @@ def group() -> None:
 def move(
     name: str, target: str, yes: bool, wait_s: float, node: str | None, config_file: Path | None
 ) -> None:
-    """Hand GROUP over to NODE without losing a packet.
+    """Hand GROUP over to NODE, established flows and all.
 
-    Says what will move and asks. Refused, and nothing changed, if NODE is not synced.
+    Says what will move and asks. Refused, and nothing changed, if NODE is not synced. First
+    packets of new flows wait some milliseconds, until NODE has taken over.
     """
     require_root()
     from hafw.cli.status import collect
@@ -55,12 +56,13 @@ def move(
     if holder == target:
         click.echo(f"group {name} is already ACTIVE on {target}; nothing to move", err=True)
         return
-    if not NodePaths(holder).run.is_dir():
-        raise RefusedError(f"group {name} is held by {holder}: give this command on that node")
+    _require_candidate(scope, name, target)
+    # The holder's leased if it is on this machine; any other forwards the wish to the holder's.
+    asked = holder if NodePaths(holder).run.is_dir() else scope.nodes[0]
     click.echo(_what_moves(document, name, holder, target, rows[0]), err=True)
     if not yes:
         click.confirm("Move it?", abort=True, err=True)
-    result = _ask_for_move(scope, holder, name, target, wait_s)
+    result = _ask_for_move(scope, asked, name, target, wait_s)
     if not result["moved"]:
         after = (
             "the lease was given up, and somebody claims it by rank"
@@ -69,6 +71,19 @@ def move(
         )
         raise RefusedError(f"group {name} was not moved: {result['reason']}; {after}")
     click.echo(f"group {name} is ACTIVE on {target} with epoch {result['epoch']}", err=True)
+
+
+def _require_candidate(scope: Scope, name: str, target: str) -> None:
+    """Before anything is announced. If the configuration cannot be read, hafwd will tell."""
+    try:
+        config = scope.config()
+    except HafwError:
+        return
+    order = config.groups[name].order if name in config.groups else []
+    if order and target not in order:
+        raise RefusedError(
+            f"{target} is no candidate for group {name}; candidates are {', '.join(order)}"
+        )
 
 
 def _holder(name: str, rows: list[dict[str, Any]]) -> str:
@@ -96,43 +111,39 @@ def _what_moves(
 
 
 def _ask_for_move(
-    scope: Scope, holder: str, name: str, target: str, wait_s: float
+    scope: Scope, asked: str, name: str, target: str, wait_s: float
 ) -> dict[str, Any]:
     from hafw.node import api
     from hafw.node.client import MOVE_MARGIN_S, Unavailable, ask_hafwd
 
     reply = ask_hafwd(
-        NodePaths(holder),
+        NodePaths(asked),
         api.Move(group=name, target=target, wait_s=wait_s),
         wait_s + MOVE_MARGIN_S + 1.0,
     )
     if isinstance(reply, Unavailable):
         if reply.state == "silent":
-            raise StateError(f"{reply.reason}; whether the group moves is not known")
-        return _ask_leased(scope, holder, name, target, wait_s)
+            raise StateError(f"{asked}: {reply.reason}; whether the group moves is not known")
+        return _ask_leased(scope, asked, name, target, wait_s)
     if not reply.ok:
         raise RefusedError(reply.error)
     return reply.result
 
 
-def _ask_leased(
-    scope: Scope, holder: str, name: str, target: str, wait_s: float
-) -> dict[str, Any]:
+def _ask_leased(scope: Scope, asked: str, name: str, target: str, wait_s: float) -> dict[str, Any]:
     """hafwd only relays: without it leased is asked directly."""
     from hafw.human import format_epoch
     from hafw.messages import MoveRequest
     from hafw.node.client import LocalClient, Unavailable
 
     config = scope.config()
-    if target not in config.groups[name].order:
-        raise RefusedError(f"{target} is no candidate for group {name}")
-    answer = LocalClient(NodePaths(holder)).move(
+    answer = LocalClient(NodePaths(asked)).move(
         MoveRequest(
             group=config.groups[name].index, target_id=config.nodes[target].id, wait_s=wait_s
         )
     )
     if isinstance(answer, Unavailable):
-        raise StateError(f"{holder}: hafwd is down and {answer.reason}")
+        raise StateError(f"{asked}: hafwd is down and {answer.reason}")
     return {
         "moved": answer.moved,
         "released": answer.released,

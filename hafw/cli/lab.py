@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from hafw.cli.main import EXIT_REFUSED
+from hafw.cli.render import Row, format_option, render_tables
 
 if TYPE_CHECKING:
     from hafw.lab.lab import Lab
@@ -122,9 +124,9 @@ def exec_(node: str, command: tuple[str, ...]) -> None:
 
 
 @lab.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@format_option
 @click.pass_context
-def status(context: click.Context, as_json: bool) -> None:
+def status(context: click.Context, fmt: str) -> None:
     """Namespaces, processes, links and bridge ports of the lab. Exit 1 if it is not well.
 
     What the cluster says of itself is `hafwctl status`.
@@ -133,58 +135,66 @@ def status(context: click.Context, as_json: bool) -> None:
 
     require_machine()
     found = _lab().status()
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-    else:
-        for line in _pretty(found):
-            click.echo(line)
+    match fmt:
+        case "json":
+            click.echo(render_tables(found, fmt), nl=False)
+        case "tsv":
+            click.echo(render_tables({"lab": [_summary(found)], **_tables(found)}, fmt), nl=False)
+        case _:
+            click.echo(_pretty(found), nl=False)
     if not found["up"]:
-        context.exit(1)
+        context.exit(EXIT_REFUSED)
 
 
-def _pretty(found: dict[str, Any]) -> list[str]:
+def _pretty(found: dict[str, Any]) -> str:
     if not found["hosts"]:
-        return ["there is no lab; `hafwctl lab up` builds one"]
+        return "there is no lab; `hafwctl lab up` builds one\n"
     kind = "bare" if found["bare"] else f"labd {found['labd'] or 'NOT RUNNING'}"
     without = "".join(f", WITHOUT {feature}" for feature in found["without"])
-    lines = [
+    head = (
         f"lab {'up' if found['up'] else 'BROKEN'}, {kind}{without}, heartbeat "
-        f"{found['heartbeat_ms']} ms, lease {found['lease_ms']} ms, from {found['source']}"
-    ]
-    lines += [f"problem: {problem}" for problem in found["problems"]]
-    rows = [["HOST", "NAMESPACE", "PROCESSES", "FAULT", "LINKS"]]
-    for name, host in found["hosts"].items():
-        rows.append(
-            [
-                name,
-                host["namespace"],
-                _processes(host, bare=found["bare"]),
-                "silenced" if host["silenced"] else "-",
-                " ".join(
+        f"{found['heartbeat_ms']} ms, lease {found['lease_ms']} ms, from {found['source']}\n"
+    )
+    return f"{head}\n{render_tables(_tables(found), 'pretty')}"
+
+
+def _summary(found: dict[str, Any]) -> Row:
+    keys = ("up", "bare", "without", "source", "config", "heartbeat_ms", "lease_ms", "labd")
+    return {key: found[key] for key in keys if key in found}
+
+
+def _tables(found: dict[str, Any]) -> dict[str, list[Row]]:
+    """The status as rows, for people and for shell."""
+    return {
+        "problems": [{"problem": problem} for problem in found["problems"]],
+        "hosts": [
+            {
+                "host": name,
+                "namespace": host["namespace"],
+                "processes": _processes(host, bare=found["bare"]),
+                "fault": "silenced" if host["silenced"] else None,
+                "links": " ".join(
                     f"{device}:{'up' if link['up'] and link['carrier'] else 'DOWN'}"
                     for device, link in host["links"].items()
                     if device != "lo"
                 ),
-            ]
-        )
-    lines += ["", *_columns(rows), ""]
-    rows = [["BRIDGE", "PORTS"]]
-    for bridge, ports in found["bridges"].items():
-        words = [port if well else f"{port}:DOWN" for port, well in ports.items()]
-        rows.append([bridge, " ".join(words)])
-    return lines + _columns(rows)
+            }
+            for name, host in found["hosts"].items()
+        ],
+        "bridges": [
+            {
+                "bridge": bridge,
+                "ports": " ".join(
+                    port if well else f"{port}:DOWN" for port, well in ports.items()
+                ),
+            }
+            for bridge, ports in found["bridges"].items()
+        ],
+    }
 
 
-def _processes(host: dict[str, Any], *, bare: bool) -> str:
+def _processes(host: dict[str, Any], *, bare: bool) -> str | None:
     if bare or "processes" not in host:
-        return "-"
+        return None
     words = [f"{daemon}:{pid or 'DEAD'}" for daemon, pid in host["processes"].items()]
     return " ".join(["held", *words] if host["held"] else words)
-
-
-def _columns(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-__all__ = ["FORMATS", "format_option", "render", "render_tables"]
+__all__ = ["FORMATS", "Row", "format_option", "render", "render_tables"]
 
 FORMATS = ("pretty", "tsv", "json")
 

@@ -11,6 +11,7 @@ import click
 from hafw.cli.main import EXIT_REFUSED
 from hafw.cli.render import format_option, render, render_tables
 from hafw.cli.where import Scope, find_scope, require_root, scope_options
+from hafw.errors import HafwError
 from hafw.human import format_duration_s
 
 if TYPE_CHECKING:
@@ -47,16 +48,37 @@ def status(
 
 
 def collect(scope: Scope) -> Document:
-    """All nodes of the scope at once, merged, with the verdict. Raises HafwError."""
-    from hafw.node.status import collect_status
+    """All nodes of the scope at once, merged, with the verdict. Raises HafwError if nothing can
+    be learnt of the only node; of several, the others are shown."""
     from hafw.node.status_rows import merge
-    from hafw.paths import NodePaths
 
     with ThreadPoolExecutor(len(scope.nodes)) as pool:
-        parts = pool.map(
-            lambda node: collect_status(scope.config, node, NodePaths(node)), scope.nodes
-        )
+        parts = pool.map(lambda node: _collect_node(scope, node), scope.nodes)
         return merge(scope.cluster_name(), list(parts))
+
+
+def _collect_node(scope: Scope, node: str) -> dict[str, Rows]:
+    """From hafwd, else gathered here, else a row that says why nothing is known."""
+    from hafw.node.client import Unavailable
+    from hafw.node.status import collect_status, gather_directly
+    from hafw.node.status_rows import build_tables, unknown_tables
+    from hafw.paths import NodePaths
+
+    paths = NodePaths(node)
+    try:
+        return collect_status(scope.config, node, paths)
+    except HafwError as failure:
+        error = failure
+    try:
+        config = scope.config()
+        if node in config.nodes:
+            hafwd = Unavailable("silent", str(error))
+            return build_tables(config, gather_directly(config, node, paths, hafwd=hafwd))
+    except HafwError as failure:
+        error = failure
+    if len(scope.nodes) == 1:
+        raise error
+    return unknown_tables(node, str(error))
 
 
 # ---- for people ---------------------------------------------------------------------------------
@@ -83,6 +105,7 @@ def _sections(document: Document, verbose: bool) -> list[tuple[str, Rows]]:
         ("policy", [_policy(row) for row in document["policy"]]),
         ("lease loop", [_lease(row) for row in document["lease"]]),
         ("counters", _counters(document["counters"], verbose)),
+        ("notes", document["notes"]),
     ]
     if verbose:
         sections += [("devices", document["devices"]), ("links", document["links"])]

@@ -7,12 +7,13 @@ kernel (`hafw.policy.apply` with check=True does that) and nothing is changed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from hafw.config.document import Document, read_document, validate
-from hafw.config.model import ClusterConfig
+from hafw.config.model import ClusterConfig, GroupConfig
 from hafw.errors import ConfigError, ConfigProblem
 from hafw.policy.compile import compile_policy, document_rules, policy_hash
 from hafw.policy.load import policy_file, validate_policy
@@ -29,13 +30,15 @@ _POLICY_KEYS = {"zones", "services", "rules", "nat", "helpers", "ssh_from"}
 @dataclass(slots=True)
 class CheckReport:
     """`facts` are (what, value) of a file that is right; `notes` are legal but worth a look;
-    `also` is the report on the policy that a cluster file names."""
+    `warnings` are legal but not what a cluster is for; `also` is the report on the policy that a
+    cluster file names."""
 
     file: str
     kind: Kind
     problems: list[ConfigProblem] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     also: CheckReport | None = None
 
     @property
@@ -51,7 +54,7 @@ class CheckReport:
 
 def check_file(file: Path, cluster_file: Path | None = None) -> CheckReport:
     """Never raises for what is wrong with the files. `cluster_file` is for a policy file:
-    default cluster.yaml beside it."""
+    one that is named must be right; the default, cluster.yaml beside it, may be missing."""
     try:
         document = read_document(file)
     except ConfigError as error:
@@ -61,7 +64,9 @@ def check_file(file: Path, cluster_file: Path | None = None) -> CheckReport:
         if kind == "cluster":
             return _check_cluster(file, document)
         if kind == "policy":
-            return _check_policy(file, document, cluster_file or file.parent / "cluster.yaml")
+            if cluster_file is not None:
+                return _check_policy_for(file, document, cluster_file)
+            return _check_policy(file, document, *_cluster_beside(file.parent / "cluster.yaml"))
     except ConfigError as error:
         return CheckReport(str(file), kind, error.problems)
     message = "is neither a cluster nor a policy"
@@ -80,6 +85,7 @@ def _kind(document: Document) -> Kind:
 def _check_cluster(file: Path, document: Document) -> CheckReport:
     cluster = validate(document, ClusterConfig)
     report = CheckReport(str(file), "cluster", facts=_cluster_facts(cluster))
+    report.warnings += _cluster_warnings(cluster)
     report.notes += _cluster_notes(cluster)
     named = policy_file(file, cluster)
     if named.exists():
@@ -91,7 +97,7 @@ def _check_cluster(file: Path, document: Document) -> CheckReport:
 
 def _named_policy(file: Path, cluster_file: Path) -> CheckReport:
     try:
-        return _check_policy(file, read_document(file), cluster_file)
+        return _check_policy(file, read_document(file), *_cluster_beside(cluster_file))
     except ConfigError as error:
         return CheckReport(str(file), "policy", error.problems)
 
@@ -116,25 +122,61 @@ def _cluster_facts(cluster: ClusterConfig) -> list[tuple[str, str]]:
     return facts
 
 
+def _cluster_warnings(cluster: ClusterConfig) -> list[str]:
+    voters = cluster.voters.members
+    if len(voters) == 1:
+        return ["one voter: nobody can take over; add a gateway and a witness"]
+    if len(voters) == 2:
+        return [
+            "two voters: the loss of either leaves no majority; add a witness (two-node quorum is "
+            "not in this release)"
+        ]
+    return []
+
+
 def _cluster_notes(cluster: ClusterConfig) -> list[str]:
     notes = []
-    voters = cluster.voters
-    if voters.majority == len(voters.members):
-        notes.append(
-            f"all {len(voters.members)} voters are needed for a lease: no node may fail; "
-            "add a witness"
-        )
     for name, group in cluster.groups.items():
         if len(group.order) == 1:
             notes.append(f"group {name} has one candidate: nobody can take over")
+        notes += _strange_vips(cluster, name, group)
     for name, node in cluster.nodes.items():
         if len(node.links) == 1:
             notes.append(f"node {name} has one link: its loss silences the node to its peers")
     return notes
 
 
-def _check_policy(file: Path, document: Document, cluster_file: Path) -> CheckReport:
-    cluster, notes = _cluster_beside(cluster_file)
+def _strange_vips(cluster: ClusterConfig, name: str, group: GroupConfig) -> Iterator[str]:
+    """Legal (a VIP may be routed to the segment), but most often a slip of the pen."""
+    for segment, vips in group.vips.items():
+        networks = {
+            address.network
+            for node in cluster.nodes.values()
+            if segment in node.segments
+            for address in node.segments[segment].addresses
+        }
+        for vip in vips:
+            if not any(vip in network for network in networks):
+                known = ", ".join(sorted(str(n) for n in networks if n.version == vip.version))
+                yield (
+                    f"group {name}: VIP {vip} is in no network of segment {segment} "
+                    f"({known or f'it has no IPv{vip.version} network'}): hosts there reach it by "
+                    "a route only"
+                )
+
+
+def _check_policy_for(file: Path, document: Document, cluster_file: Path) -> CheckReport:
+    """Against the cluster file that was asked for: without it nothing can be said."""
+    try:
+        cluster = validate(read_document(cluster_file), ClusterConfig)
+    except ConfigError as error:
+        return CheckReport(str(cluster_file), "cluster", error.problems)
+    return _check_policy(file, document, cluster, [])
+
+
+def _check_policy(
+    file: Path, document: Document, cluster: ClusterConfig | None, notes: list[str]
+) -> CheckReport:
     policy = validate_policy(document, cluster)
     report = CheckReport(str(file), "policy", facts=_policy_facts(policy), notes=notes)
     if cluster is not None:

@@ -7,7 +7,7 @@ into a `ClusterConfig` or a `ConfigError` with file, line, path, value and what 
 from __future__ import annotations
 
 import hashlib
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -45,6 +45,11 @@ leases are refused (DESIGN §5)."""
 LEASE_MS_MAX = 1000
 DRIFT = 0.01
 """ε: the bound on the relative drift of two nodes' CLOCK_BOOTTIME."""
+
+LEASE_MULTICAST = IPv4Network("224.0.0.0/24")
+"""The local network control block (RFC 5771 section 4): switches flood it always."""
+SYNC_MULTICAST = IPv4Network("239.0.0.0/8")
+"""Administratively scoped (RFC 2365)."""
 
 Vip = Address
 
@@ -127,8 +132,10 @@ class LeaseConfig(Model):
                 "heartbeat_ms: heartbeat_ms * 3 must be <= lease_ms "
                 f"({self.heartbeat_ms} * 3 > {self.lease_ms})"
             )
-        if not self.multicast.is_link_local and not str(self.multicast).startswith("224.0.0."):
-            raise ValueError("multicast: must be in 224.0.0.0/24, which switches always flood")
+        if self.multicast not in LEASE_MULTICAST:
+            raise ValueError(
+                f"multicast: must be in {LEASE_MULTICAST}, which switches always flood"
+            )
         return self
 
 
@@ -138,7 +145,7 @@ class SyncConfig(Model):
     port: Port = Field(7411, description="UDP port of deltas and beacons.")
     snapshot_port: Port = Field(7412, description="TCP port of snapshots.")
     multicast: IPv4Address = Field(
-        IPv4Address("239.192.74.11"), description="Where deltas and beacons go."
+        IPv4Address("239.192.74.11"), description="Where deltas and beacons go, in 239.0.0.0/8."
     )
     beacon_ms: int = Field(20, ge=5, le=1000, description="Between beacons.")
     ring_datagrams: int = Field(8192, ge=64, le=1 << 20, description="Kept for repair by NACK.")
@@ -157,8 +164,8 @@ class SyncConfig(Model):
                 "refresh_s: refresh_s * 2 must be <= hold_s "
                 f"({self.refresh_s} * 2 > {self.hold_s}), or replicas expire in between"
             )
-        if not self.multicast.is_multicast:
-            raise ValueError("multicast: must be a multicast address (239.0.0.0/8)")
+        if self.multicast not in SYNC_MULTICAST:
+            raise ValueError(f"multicast: must be in {SYNC_MULTICAST}, multicast of one site")
         return self
 
 
@@ -166,8 +173,12 @@ class CpuConfig(Model):
     """Which CPU the lease loop has and which the policy worker must keep to. An nft load is not
     preemptible and would hold a lease loop on the same CPU for tens of milliseconds."""
 
-    lease: int | None = Field(None, ge=0, description="Default: the last CPU online.")
-    policy: int | None = Field(None, ge=0, description="Default: the first CPU online.")
+    lease: int | None = Field(
+        None, ge=0, description="Default: the last CPU online that is not the policy's."
+    )
+    policy: int | None = Field(
+        None, ge=0, description="Default: the first CPU online that is not the lease's."
+    )
 
     @model_validator(mode="after")
     def _relations(self) -> Self:

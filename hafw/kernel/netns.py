@@ -1,4 +1,4 @@
-"""Enter a network namespace and come back, in one thread, keeping the mount namespace.
+"""Enter a network namespace, for good or to come back, keeping the mount namespace.
 
 ``ip netns exec`` would give the process a mount namespace of its own and hide bpffs; setns(2)
 with a network namespace alone does not. setns changes the calling thread only.
@@ -14,20 +14,36 @@ from pathlib import Path
 
 from hafw.errors import KernelError, StateError
 
-__all__ = ["entered", "inode", "path_of"]
+__all__ = ["NETNS_DIR", "enter", "entered", "inode", "path_of"]
+
+NETNS_DIR = Path("/run/netns")
+"""Where ``ip netns`` keeps named namespaces."""
 
 _CLONE_NEWNET = 0x4000_0000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def path_of(name: str) -> Path:
-    """Where ``ip netns`` keeps a named namespace."""
-    return Path("/run/netns") / name
+    return NETNS_DIR / name
 
 
 def inode(path: Path = Path("/proc/thread-self/ns/net")) -> int:
     """What tells one network namespace from another."""
     return path.stat().st_ino
+
+
+def enter(namespace: str | Path) -> None:
+    """Move the *calling thread* into a network namespace, given by name or path, for good: for
+    threads made for that purpose. StateError if there is none; KernelError."""
+    path = path_of(namespace) if isinstance(namespace, str) else namespace
+    try:
+        target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StateError(f"network namespace {path}: {error.strerror}") from None
+    try:
+        _setns(target, str(path))
+    finally:
+        os.close(target)
 
 
 @contextmanager
@@ -37,17 +53,9 @@ def entered(namespace: str | Path) -> Iterator[None]:
     StateError if there is none; KernelError without CAP_SYS_ADMIN. Sockets opened inside stay of
     the namespace.
     """
-    path = path_of(namespace) if isinstance(namespace, str) else namespace
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        try:
-            target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise StateError(f"network namespace {path}: {error.strerror}") from None
-        try:
-            _setns(target, str(path))
-        finally:
-            os.close(target)
+        enter(namespace)
         try:
             yield
         finally:

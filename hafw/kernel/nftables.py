@@ -14,14 +14,13 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
 from hafw.errors import KernelError
 
-__all__ = ["BaseChain", "NftError", "Nftables", "foreign_base_chains", "table_names"]
+__all__ = ["NftError", "Nftables"]
 
 LIBRARY = "libnftables.so.1"
 _OUTPUT_JSON = 1 << 4  # nftables/libnftables.h: NFT_CTX_OUTPUT_JSON
@@ -40,21 +39,6 @@ class NftError(KernelError):
         if number == errno.EPERM:
             hint = "root (CAP_NET_ADMIN) is needed"
         super().__init__(number, request, target, "; ".join(p for p in (message, hint) if p))
-
-
-@dataclass(frozen=True, slots=True)
-class BaseChain:
-    """A chain that hangs on a hook."""
-
-    family: str
-    table: str
-    name: str
-    hook: str
-    priority: int
-    policy: str
-
-    def __str__(self) -> str:
-        return f"{self.family} {self.table} {self.name}"
 
 
 class Nftables:
@@ -122,6 +106,22 @@ class Nftables:
             raise NftError(_message(error), *_about(document, dry_run))
         return list(json.loads(output)["nftables"]) if output.strip() else []
 
+    def text_cmd(self, commands: str, about: str) -> str:
+        """Run nft's own language, also one transaction; what it prints. `about`: of what, for
+        the error. Raises NftError."""
+        assert self._context, "used after close"
+        self._lib.nft_ctx_output_set_flags(self._context, 0)
+        self._lib.nft_ctx_set_dry_run(self._context, False)
+        try:
+            result = self._lib.nft_run_cmd_from_buffer(self._context, commands.encode())
+        finally:
+            self._lib.nft_ctx_output_set_flags(self._context, _OUTPUT_JSON)
+        output = self._lib.nft_ctx_get_output_buffer(self._context) or b""
+        error = (self._lib.nft_ctx_get_error_buffer(self._context) or b"").decode(errors="replace")
+        if result != 0:
+            raise NftError(_message(error), "an nft transaction", about)
+        return str(output.decode())
+
     def list_objects(self, what: str, **where: str) -> list[dict[str, Any]]:
         """The objects, without the metainfo: ``list_objects("tables")``,
         ``list_objects("table", family="inet", name="x")``. Raises NftError (ENOENT: there is no
@@ -156,33 +156,3 @@ def _tables_in(command: dict[str, Any]) -> Iterator[str]:
                 name = fields.get("name" if kind == "table" else "table")
                 if name:
                     yield f"{fields.get('family', 'ip')} {name}"
-
-
-def table_names(nft: Nftables, family: str = "inet") -> list[str]:
-    """Names of the tables of a family in this namespace."""
-    tables = [item["table"] for item in nft.list_objects("tables") if "table" in item]
-    return [table["name"] for table in tables if table["family"] == family]
-
-
-def foreign_base_chains(
-    nft: Nftables, ours: Sequence[str], hooks: Sequence[str] = ("forward", "input")
-) -> list[BaseChain]:
-    """Base chains of other people's tables at these hooks that drop by policy: an accept of ours
-    does not override them (Docker's FORWARD, firewalld)."""
-    found = []
-    for item in nft.list_objects("chains"):
-        chain = item.get("chain", {})
-        if chain.get("family") == "inet" and chain.get("table") in ours:
-            continue
-        if chain.get("hook") in hooks and chain.get("policy") == "drop":
-            found.append(
-                BaseChain(
-                    chain["family"],
-                    chain["table"],
-                    chain["name"],
-                    chain["hook"],
-                    int(chain["prio"]),
-                    chain["policy"],
-                )
-            )
-    return sorted(found, key=str)

@@ -24,8 +24,8 @@ __all__ = [
     "apply",
     "device_sysctls",
     "differences",
+    "disable_forwarding",
     "enable_forwarding",
-    "forwarding_enabled",
     "read",
     "write",
 ]
@@ -120,11 +120,6 @@ def apply(wanted: Iterable[Sysctl]) -> list[Sysctl]:
     return changed
 
 
-def forwarding_enabled() -> bool:
-    """Both families forward in this network namespace."""
-    return all(read(key) == "1" for key in _FORWARDING)
-
-
 def enable_forwarding() -> bool:
     """Let this node forward, both families; call it once a policy is loaded. True if it was off.
 
@@ -136,3 +131,15 @@ def enable_forwarding() -> bool:
             write(key, "1")
             changed = True
     return changed
+
+
+def disable_forwarding() -> None:
+    """Forward nothing. KernelError.
+
+    net/ipv4/devinet.c, inet_forward_change: a node that does not forward is made to accept
+    redirects; it is a gateway still, and forwards again in a moment.
+    """
+    for key in _FORWARDING:
+        if read(key) != "0":
+            write(key, "0")
+    apply(setting for setting in GATEWAY if setting.key.endswith("/accept_redirects"))

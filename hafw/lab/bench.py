@@ -57,7 +57,6 @@ class ProfileResult(msgspec.Struct, frozen=True):
 class BenchReport(msgspec.Struct, frozen=True):
     kernel: str
     cpus: int
-    probe_resolution_ms: float
     profiles: list[ProfileResult]
 
 
@@ -85,7 +84,7 @@ def run_bench(
             result = bench_profile(lab, name, cuts, say)
         show(result)
         results.append(result)
-    return BenchReport(platform.release(), os.cpu_count() or 0, 1.0, results)
+    return BenchReport(platform.release(), os.cpu_count() or 0, results)
 
 
 def bench_profile(lab: Lab, profile: str, cuts: int, say: Say) -> ProfileResult:

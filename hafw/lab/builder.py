@@ -15,6 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from cluster.gate_page import mount_bpffs
 from hafw.config.load import load_cluster
 from hafw.config.model import ClusterConfig
 from hafw.errors import StateError
@@ -43,7 +44,7 @@ def build(
     files.write_state(state)  # first of all, so that `remove_all` knows what to look for
     if state.conntrack_max_before is not None:
         machine.raise_conntrack_max()
-    machine.ensure_bpffs()
+    mount_bpffs()
     topology.build(plan)
     _write(lab_folder() / "cluster.yaml", document)
     if policy is not None:

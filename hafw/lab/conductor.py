@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -55,6 +56,11 @@ class _Step:
     after: Holder
     ready_s: float | None = None
     problems: list[str] = field(default_factory=list)
+
+
+def fault_windows(starts_ns: Sequence[int], end_ns: int) -> list[tuple[int, int]]:
+    """From each fault to the next, the last one to the end; none if a drill came to no fault."""
+    return list(pairwise([*starts_ns, end_ns]))
 
 
 class Conductor:
@@ -158,7 +164,6 @@ class Conductor:
         return len(self._established_ns) == len(self._plan)
 
     def _look_before_first_fault(self, active: str) -> None:
-        self._strict += self.sight.strict("just before the first fault")
         replicas: set[Tuple] = set()
         for peer in self.sight.others(active):
             replicas |= self.sight.conntrack(peer).keys()
@@ -178,6 +183,7 @@ class Conductor:
         """Do something to the cluster and see that the flows live. `act` gets the ACTIVE node and
         returns the moment just before it acted. `takeover`: another node must be ACTIVE
         afterwards, or may. `commanded`: a move, in which both may accept for one lease."""
+        self._strict += self.sight.strict(f"before {what}")
         before = self.sight.holder()
         if self._first is None:
             self._look_before_first_fault(before.node)
@@ -192,6 +198,7 @@ class Conductor:
             self._moves.append(MoveWindow(fault_ns, now_ns() + lease_ns, lease_ns))
         self._note_holder(step)
         self._check_alive((now_ns() - fault_ns) / 1e9)
+        self._strict += self.sight.strict(f"after {what}")
 
     def _is_carried(self, step: _Step, takeover: Literal["must", "may"]) -> bool:
         open_now = self.sight.open_gateways()
@@ -249,6 +256,7 @@ class Conductor:
         step.ready_s = time.monotonic() - began
         self._note_holder(step)
         self._check_alive()
+        self._strict += self.sight.strict(f"after the return from {step.what}")
 
     def wait_streams(self, octets: int) -> None:
         """Wait until every stream has carried this much since now, and bytes are right."""
@@ -275,7 +283,8 @@ class Conductor:
         """Stop looking and judge. `problem`: why the drill could not go on, if it could not."""
         self._strict += self.sight.strict("at the end")
         record = self.gate_judge.take()
-        frames = self.frame_judge.verdict(self._moves) if self.frame_judge else None
+        faults_ns = [step.fault_ns for step in self._steps]
+        frames = self.frame_judge.verdict(self._moves, faults_ns) if self.frame_judge else None
         last = self.probes.snapshot()
         self._problems += [f"a stranger spoke to {words}" for words in last.strangers]
         result = DrillResult(
@@ -292,8 +301,7 @@ class Conductor:
         return judge_drill(result, [problem, *self._problems] if problem else self._problems)
 
     def _windows(self, end_ns: int) -> list[tuple[int, int]]:
-        starts = [step.fault_ns for step in self._steps]
-        return list(zip(starts, [*starts[1:], end_ns], strict=True))
+        return fault_windows([step.fault_ns for step in self._steps], end_ns)
 
     def _probe_result(self, probe: Probe, last: Snapshot) -> ProbeResult:
         flow = probe.spec.flow

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from hafw.errors import KernelError, StateError
+from hafw.kernel import netns
 
 __all__ = [
-    "NETNS_DIR",
     "call_in",
     "create_namespace",
     "enter",
@@ -32,7 +32,6 @@ __all__ = [
     "read_cmdline",
 ]
 
-NETNS_DIR = Path("/run/netns")
 CLONE_NEWNET = 0x40000000
 MS_BIND = 4096
 MS_REC = 16384
@@ -45,7 +44,7 @@ T = TypeVar("T")
 
 
 def namespace_path(namespace: str) -> Path:
-    return NETNS_DIR / namespace
+    return netns.path_of(namespace)
 
 
 def namespace_inode(namespace: str) -> int | None:
@@ -61,18 +60,13 @@ def namespace_inode(namespace: str) -> int | None:
 
 
 def enter(namespace: str) -> None:
-    """Move the *calling thread* into a namespace. For threads made for that purpose."""
+    """Move the *calling thread* into a namespace of the lab. For threads made for that."""
     try:
-        fd = os.open(namespace_path(namespace), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        netns.enter(namespace)
+    except StateError:
         raise StateError(
             f"there is no network namespace {namespace}; is the lab up? (`hafwctl lab up`)"
         ) from None
-    try:
-        if _libc.setns(fd, CLONE_NEWNET) != 0:
-            raise KernelError(ctypes.get_errno(), "setns", namespace, "root is needed")
-    finally:
-        os.close(fd)
 
 
 class _Call(threading.Thread, Generic[T]):
@@ -130,8 +124,8 @@ class _Creation(threading.Thread):
             self.error = error
 
     def _create(self) -> None:
-        where = os.fsencode(NETNS_DIR)
-        NETNS_DIR.mkdir(mode=0o755, exist_ok=True)
+        where = os.fsencode(netns.NETNS_DIR)
+        netns.NETNS_DIR.mkdir(mode=0o755, exist_ok=True)
         # iproute2's ip/ipnetns.c, netns_add: the folder is a shared mount of its own, so that an
         # unmount reaches every mount namespace that has a copy.
         if _libc.mount(b"", where, b"none", MS_SHARED | MS_REC, None) != 0:

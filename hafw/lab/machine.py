@@ -1,26 +1,22 @@
-"""What the lab needs of the machine: root, tools, the root mount namespace, a bpffs, room."""
+"""What the lab needs of the machine: root, tools, the root mount namespace, room."""
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
 import shutil
 from pathlib import Path
 
+from cluster.gate_page import in_private_mount_namespace
 from hafw.errors import KernelError, RefusedError, StateError
+from hafw.kernel.features import missing_features
 
 __all__ = [
-    "BPFFS",
-    "ensure_bpffs",
-    "in_private_mount_namespace",
     "low_conntrack_max",
     "raise_conntrack_max",
     "require_machine",
     "restore_conntrack_max",
 ]
 
-BPFFS = Path("/sys/fs/bpf")
 TOOLS = {"ip": "iproute2", "nsenter": "util-linux", "nft": "nftables"}
 CONNTRACK_MAX = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 CONNTRACK_MAX_NEED = 262_144
@@ -46,46 +42,8 @@ def require_machine() -> None:
             "vanish with it, and with the pins the gates (which opens them). Run hafwctl outside "
             "`ip netns exec`, `unshare -m` and services with PrivateMounts"
         )
-
-
-def in_private_mount_namespace() -> bool:
-    """This process does not share process 1's mounts. Told by the id of the root mount, which is
-    unique on the machine; /proc/1/ns/mnt may be closed even to root (a container's seccomp or
-    an LSM), mountinfo is not."""
-    try:
-        return _root_mount_id("self") != _root_mount_id("1")
-    except OSError as error:
-        raise StateError(
-            f"cannot compare mount namespaces with process 1: {error.filename}: {error.strerror}"
-        ) from None
-
-
-def _root_mount_id(process: str) -> int | None:
-    for line in Path(f"/proc/{process}/mountinfo").read_text().splitlines():
-        fields = line.split()
-        if fields[4] == "/":
-            return int(fields[0])
-    return None
-
-
-def ensure_bpffs() -> bool:
-    """Mount a bpffs on /sys/fs/bpf if there is none; whether it had to. It is never unmounted:
-    others may pin there too, and systemd mounts it at every boot anyway."""
-    kinds = [
-        fields[fields.index("-") + 1]
-        for line in Path("/proc/self/mountinfo").read_text().splitlines()
-        if (fields := line.split())[4] == str(BPFFS)
-    ]
-    if kinds and kinds[-1] == "bpf":
-        return False
-    if not BPFFS.is_dir():
-        raise KernelError(
-            errno.ENOENT, "the mount of bpffs", str(BPFFS), "this kernel has no BPF file system"
-        )
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"bpf", os.fsencode(BPFFS), b"bpf", 0, b"mode=0700") != 0:
-        raise KernelError(ctypes.get_errno(), "the mount of bpffs", str(BPFFS))
-    return True
+    if lacking := missing_features("gateway"):
+        raise StateError(f"this machine cannot carry a gateway: {'; '.join(lacking)}")
 
 
 def low_conntrack_max() -> int | None:

@@ -8,12 +8,13 @@ import struct
 
 import msgspec
 
+from cluster.checksum import checksum
 from hafw.lab.probe_flows import MS, BaseFlow, FlowSpec, family_of
 from hafw.lab.probe_loop import Loop, now_ns
 from hafw.lab.probe_record import FlowReport
 from hafw.lab.probe_stream import ANSWER, REQUEST, Frame, decode_frame, encode_frame
 
-__all__ = ["RESOLUTION_NS", "DatagramFlow", "IcmpFlow", "checksum"]
+__all__ = ["RESOLUTION_NS", "DatagramFlow", "IcmpFlow"]
 
 RESOLUTION_NS = 2_000_000
 """Gaps up to this are not noted: a frame a millisecond has them all the time."""
@@ -119,13 +120,3 @@ class IcmpFlow(DatagramFlow):
     def _unwrap(self, octets: bytes) -> Frame | None:
         start = 0 if self._v6 else (octets[0] & 0xF) * 4
         return decode_frame(REQUEST, octets[start + 8 :])
-
-
-def checksum(octets: bytes) -> int:
-    """RFC 1071."""
-    if len(octets) % 2:
-        octets += b"\0"
-    total: int = sum(struct.unpack(f"!{len(octets) // 2}H", octets))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF

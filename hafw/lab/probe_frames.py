@@ -23,14 +23,14 @@ from pathlib import Path
 
 import msgspec
 
+from cluster.checksum import checksum
 from hafw.config.load import load_cluster
 from hafw.config.model import ClusterConfig
 from hafw.lab.inside import call_in
 from hafw.lab.judges import DualFrame
-from hafw.lab.probe_datagrams import checksum
 from hafw.lab.probe_loop import TICK_NS, Loop, become_realtime, now_ns
 
-__all__ = ["DPORT", "FrameRecord", "Injector", "build_frame", "main", "parse_frame"]
+__all__ = ["DPORT", "Forwardings", "FrameRecord", "Injector", "build_frame", "main", "parse_frame"]
 
 DPORT = 9
 """Discard; the server has a socket there that says nothing."""
@@ -43,6 +43,7 @@ _SO_ATTACH_FILTER, _SO_TIMESTAMPNS = 26, 35
 _ETH_P_ALL = 3
 _ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
 _DUAL_MAX = 100_000
+"""Numbers noted as forwarded twice; those beyond are counted and blind the judge."""
 _READ_BURST = 64
 
 # linux/filter.h opcodes: ldh, ldb [k]; jeq #k; ret #k.
@@ -67,7 +68,8 @@ _FILTER = (
 
 class FrameRecord(msgspec.Struct, frozen=True):
     """Since the last report. `forwarded` by gateway; `strayed` counts frames seen at another
-    gateway's WAN port than the one they were given to; `refused` sends the kernel refused."""
+    gateway's WAN port than the one they were given to; `refused` sends the kernel refused;
+    `unnoted` numbers forwarded twice that had no room in `dual`."""
 
     dual: list[DualFrame]
     injected: int
@@ -76,6 +78,7 @@ class FrameRecord(msgspec.Struct, frozen=True):
     strayed: int
     refused: int
     late_ns_max: int
+    unnoted: int
 
 
 def build_frame(
@@ -104,6 +107,34 @@ def parse_frame(frame: bytes, run: int) -> tuple[int, int, int] | None:
         return None
     magic, found, gateway, _, seq, sent_ns = _PAYLOAD.unpack_from(frame, start)
     return (gateway, seq, sent_ns) if magic == _MAGIC and found == run else None
+
+
+class Forwardings:
+    """Who forwarded which number first, and which were forwarded by a second. Pure."""
+
+    def __init__(self, dual_max: int = _DUAL_MAX) -> None:
+        self._dual_max = dual_max
+        self._dual: dict[int, DualFrame] = {}
+        self._first: dict[int, tuple[int, int]] = {}
+        self.unnoted = 0
+
+    @property
+    def dual(self) -> list[DualFrame]:
+        return list(self._dual.values())
+
+    @property
+    def distinct(self) -> int:
+        return len(self._first)
+
+    def note(self, seq: int, sent_ns: int, number: int, stamp_ns: int) -> None:
+        """Gateway `number` forwarded it at `stamp_ns`."""
+        first = self._first.setdefault(seq, (number, stamp_ns))
+        if first[0] == number or seq in self._dual:
+            return
+        if len(self._dual) < self._dual_max:
+            self._dual[seq] = DualFrame(seq, sent_ns, abs(stamp_ns - first[1]))
+        else:
+            self.unnoted += 1
 
 
 class Injector:
@@ -138,8 +169,7 @@ class Injector:
         loop.every_tick(self._tick)
 
     def _reset(self) -> None:
-        self._first: dict[int, tuple[int, int]] = {}
-        self._dual: dict[int, DualFrame] = {}
+        self._notes = Forwardings()
         self._forwarded = [0] * len(self._gateways)
         self._injected = 0
         self._strayed = 0
@@ -148,13 +178,14 @@ class Injector:
 
     def take(self) -> FrameRecord:
         record = FrameRecord(
-            dual=list(self._dual.values()),
+            dual=self._notes.dual,
             injected=self._injected,
             forwarded=dict(zip(self._gateways, self._forwarded, strict=True)),
-            distinct=len(self._first),
+            distinct=self._notes.distinct,
             strayed=self._strayed,
             refused=self._refused,
             late_ns_max=self._loop.late_ns_max,
+            unnoted=self._notes.unnoted,
         )
         self._reset()
         return record
@@ -184,13 +215,8 @@ class Injector:
             if gateway != number:
                 self._strayed += 1
                 continue
-            self._note(seq, sent_ns, number, _stamp_ns(ancillary))
-
-    def _note(self, seq: int, sent_ns: int, number: int, stamp_ns: int) -> None:
-        self._forwarded[number] += 1
-        first = self._first.setdefault(seq, (number, stamp_ns))
-        if first[0] != number and len(self._dual) < _DUAL_MAX:
-            self._dual[seq] = DualFrame(seq, sent_ns, abs(stamp_ns - first[1]))
+            self._forwarded[number] += 1
+            self._notes.note(seq, sent_ns, number, _stamp_ns(ancillary))
 
 
 def _sender(port: str) -> socket.socket:

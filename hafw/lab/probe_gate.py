@@ -33,6 +33,7 @@ from cluster.gate import GateReader, Hook
 from cluster.gate_program import MAP_BYTES, program_bytes, program_name
 from hafw.config.load import load_cluster
 from hafw.config.model import ClusterConfig
+from hafw.cpus import lease_cpu, usable_cpus
 from hafw.errors import HafwError, KernelError
 from hafw.lab.inside import enter
 from hafw.lab.judges import Change, Span
@@ -59,11 +60,13 @@ class DeadlineRecord(msgspec.Struct, frozen=True):
 
 
 class DeviceRecord(msgspec.Struct, frozen=True):
-    """Unguarded spans by gateway and group name, and what was wrong, in words."""
+    """Unguarded spans by gateway and group name, and what was wrong, in words. `gap_ns_max`: the
+    longest time without a look at one of the gateways."""
 
     unguarded: dict[str, dict[str, list[Span]]]
     reasons: dict[str, str]
     looks: int
+    gap_ns_max: int
 
 
 class _GatewayPage:
@@ -133,6 +136,8 @@ class GateSampler:
             page.sample(self._last_ns)
         if len(self._gaps_ns) < GAPS_MAX:
             self._gaps_ns.append(now - self._last_ns)
+        else:  # Half an hour: the gaps are a sample then, but the longest is among them.
+            self._gaps_ns[-1] = max(self._gaps_ns[-1], now - self._last_ns)
         self._last_ns = now
 
     def take(self) -> DeadlineRecord:
@@ -156,6 +161,8 @@ class DeviceWatch(threading.Thread):
         self._was_open: set[str] = set()
         self.reason = ""
         self.looks = 0
+        self._looked_ns = now_ns()
+        self._gap_ns_max = 0
 
     def run(self) -> None:
         while True:
@@ -171,12 +178,15 @@ class DeviceWatch(threading.Thread):
             last_ns = now_ns()
             time.sleep(DEVICES_S)
 
-    def take(self) -> tuple[dict[str, list[Span]], str, int]:
+    def take(self) -> tuple[dict[str, list[Span]], str, int, int]:
+        """Unguarded spans, the first reason ever, looks, and the longest time without one."""
         with self._lock:
+            gap_ns = max(self._gap_ns_max, now_ns() - self._looked_ns)
+            self._gap_ns_max = 0
             taken = self._spans
             self._spans = {name: [] for name in self._groups}
             looks, self.looks = self.looks, 0
-            return taken, self.reason, looks
+            return taken, self.reason, looks, gap_ns
 
     def _look(self, probe: socket.socket, last_ns: int) -> None:
         for name, group in self._groups.items():
@@ -196,6 +206,9 @@ class DeviceWatch(threading.Thread):
                     self._was_open.discard(name)
         with self._lock:
             self.looks += 1
+            now = now_ns()
+            self._gap_ns_max = max(self._gap_ns_max, now - self._looked_ns)
+            self._looked_ns = now
 
     def _unguarded(self, probe: socket.socket, group_index: int, device: str) -> str:
         """Why the device is open, or nothing. Twice the same, or it is a device in the making."""
@@ -276,8 +289,7 @@ def _run_deadlines(config: ClusterConfig) -> None:
     sampler = GateSampler(config)
     # An nft load cannot be preempted and would hide up to a tenth of a second from whoever is on
     # its CPU; loads keep off the lease loop's, whose own priority is higher than ours.
-    lease_cpu = config.cpus.lease
-    become_realtime(max(os.sched_getaffinity(0)) if lease_cpu is None else lease_cpu)
+    become_realtime(lease_cpu(config.cpus, usable_cpus()))
     for number in range(sys.maxsize):
         sampler.sample()
         if number % _COMMAND_EVERY == 0 and select.select([0], [], [], 0)[0]:
@@ -299,9 +311,10 @@ def _run_devices(config: ClusterConfig, prefix: str) -> None:
         taken = {name: watch.take() for name, watch in watches.items()}
         _answer(
             DeviceRecord(
-                {name: spans for name, (spans, _, _) in taken.items()},
-                {name: reason for name, (_, reason, _) in taken.items() if reason},
-                min(looks for _, _, looks in taken.values()),
+                {name: spans for name, (spans, _, _, _) in taken.items()},
+                {name: reason for name, (_, reason, _, _) in taken.items() if reason},
+                min(looks for _, _, looks, _ in taken.values()),
+                max(gap_ns for _, _, _, gap_ns in taken.values()),
             )
         )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from hafw.config.load import load_cluster
 from hafw.lab.judges import (
     Change,
     FrameVerdict,
@@ -34,6 +35,7 @@ class GateRecord(msgspec.Struct, frozen=True):
     deadlines: DeadlineRecord
     devices: DeviceRecord
     group: str
+    lease_ns: int
 
     def changes(self, node: str) -> list[Change]:
         return self.deadlines.changes[node][self.group]
@@ -56,6 +58,8 @@ class GateRecord(msgspec.Struct, frozen=True):
             end_ns=self.deadlines.end_ns,
             moves=moves,
             sample_gaps_ns=self.deadlines.gaps_ns,
+            look_gap_ns=self.devices.gap_ns_max,
+            lease_ns=self.lease_ns,
             problem="" if self.devices.looks else "nobody looked at the devices",
         )
 
@@ -67,6 +71,7 @@ class GateJudge:
         arguments = ("--config", str(config_file), "--prefix", prefix)
         module = "hafw.lab.probe_gate"
         self._group = group
+        self._lease_ns = load_cluster(config_file).lease.lease_ms * 1_000_000
         self._children = [LineProcess(spawn_here, "", module, "deadlines", *arguments)]
         try:
             self._children.append(LineProcess(spawn_here, "", module, "devices", *arguments))
@@ -75,6 +80,11 @@ class GateJudge:
             self.close()
             raise
 
+    @property
+    def pids(self) -> list[int]:
+        """The judge's processes."""
+        return [child.pid for child in self._children]
+
     def take(self) -> GateRecord:
         """What was seen since the last call."""
         deadlines, devices = (child.ask(_ASK, timeout_s=ASK_S) for child in self._children)
@@ -82,6 +92,7 @@ class GateJudge:
             msgspec.json.decode(deadlines, type=DeadlineRecord),
             msgspec.json.decode(devices, type=DeviceRecord),
             self._group,
+            self._lease_ns,
         )
 
     def close(self) -> None:
@@ -108,8 +119,8 @@ class FrameJudge:
     def take(self) -> FrameRecord:
         return msgspec.json.decode(self._child.ask(_ASK, timeout_s=ASK_S), type=FrameRecord)
 
-    def verdict(self, moves: Sequence[MoveWindow]) -> FrameVerdict:
-        """Over everything since the last `take` or `verdict`."""
+    def verdict(self, moves: Sequence[MoveWindow], faults_ns: Sequence[int] = ()) -> FrameVerdict:
+        """Over everything since the last `take` or `verdict`. `faults_ns`: when, ascending."""
         record = self.take()
         problem = ""
         if record.strayed:
@@ -120,6 +131,8 @@ class FrameJudge:
             injected=record.injected,
             forwarded=record.forwarded,
             moves=moves,
+            faults_ns=faults_ns,
+            unnoted=record.unnoted,
             problem=problem,
         )
 

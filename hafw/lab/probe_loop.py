@@ -71,9 +71,6 @@ class Loop:
     def every_tick(self, tick: Tick) -> None:
         self._ticks.append(tick)
 
-    def drop_tick(self, tick: Tick) -> None:
-        self._ticks.remove(tick)
-
     def run(self) -> None:
         self._running = True
         while self._running:
@@ -95,7 +92,7 @@ class Loop:
         if self._last_tick_ns:
             self.late_ns_max = max(self.late_ns_max, now - self._last_tick_ns - TICK_NS)
         self._last_tick_ns = now
-        for tick in tuple(self._ticks):
+        for tick in self._ticks:
             tick(now)
 
 

@@ -122,11 +122,11 @@ def judge_drill(result: DrillResult, problems: Sequence[str] = ()) -> DrillResul
         reasons.append("judge (a) gave no verdict")
     elif result.gate.problem:
         reasons.append(f"judge (a) could not judge: {result.gate.problem}")
-    elif result.gate.dual_ms > 0:
+    if result.gate is not None and result.gate.dual_ms > 0:
         reasons.append(f"dual-ACTIVE for {_ms(result.gate.dual_ms)} by the gates' deadlines")
     if result.frames is not None and result.frames.problem:
         reasons.append(f"judge (b) could not judge: {result.frames.problem}")
-    elif result.frames is not None and result.frames.dual_ms > 0:
+    if result.frames is not None and result.frames.dual_ms > 0:
         reasons.append(f"dual-ACTIVE for {_ms(result.frames.dual_ms)} by forwarded frames")
     reasons += [
         f"TCP is not strict on {reading.node} ({reading.when}): "
@@ -260,7 +260,8 @@ def _judge_lines(result: DrillResult) -> list[str]:
         line = (
             f"dual-ACTIVE (a) gates' deadlines: {_ms(gate.dual_ms)} "
             f"(+ {_ms(gate.possible_ms)} within resolution; {gate.samples} samples, gap p99 "
-            f"{gate.sample_gap_p99_ms:.2f} ms, max {gate.sample_gap_max_ms:.2f} ms)"
+            f"{gate.sample_gap_p99_ms:.2f} ms, max {gate.sample_gap_max_ms:.2f} ms; "
+            f"devices at least every {gate.look_gap_max_ms:.0f} ms)"
         )
         if gate.allowed_ms:
             line += f"; accept overlap in commanded moves {_ms(gate.allowed_ms)} (allowed)"
@@ -277,7 +278,7 @@ def _judge_lines(result: DrillResult) -> list[str]:
         if frames.allowed_ms:
             line += f"; in commanded moves {_ms(frames.allowed_ms)} (allowed)"
         if frames.apart:
-            line += f"; {frames.apart} forwarded twice at different moments"
+            line += f"; {frames.apart} forwarded twice at different moments (allowed)"
         lines.append(line)
     lines.append(f"agents' ticks were at most {result.agent_late_ms:.1f} ms late")
     return lines

@@ -13,7 +13,6 @@ and more under the load that a drill makes.
 
 from __future__ import annotations
 
-import ctypes
 import queue
 import socket
 import threading
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hafw.errors import KernelError, StateError
+from hafw.kernel.nftables import Nftables
 from hafw.lab.inside import enter, namespace_inode
 from hafw.lab.topology import SWITCH, namespace_of
 
@@ -69,47 +69,6 @@ def fault_commands(name: str, ports: Collection[str], direction: Direction = "bo
 def heal_commands(name: str) -> str:
     """nft input that removes fault `name`; no error if there is none."""
     return f"add table {_table(name)}\ndelete table {_table(name)}\n"
-
-
-class _Nft:
-    """A libnftables context; its netlink socket stays in the namespace of the thread that made
-    it, but it looks up devices in that of the calling thread: use it in one thread only."""
-
-    def __init__(self) -> None:
-        try:
-            library = ctypes.CDLL("libnftables.so.1")
-        except OSError as error:
-            raise StateError(
-                f"libnftables.so.1 cannot be loaded ({error}); install the package nftables"
-            ) from None
-        library.nft_ctx_new.restype = ctypes.c_void_p
-        library.nft_ctx_new.argtypes = [ctypes.c_uint32]
-        library.nft_ctx_free.argtypes = [ctypes.c_void_p]
-        library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
-        for name in ("output", "error"):
-            getattr(library, f"nft_ctx_buffer_{name}").argtypes = [ctypes.c_void_p]
-            getattr(library, f"nft_ctx_get_{name}_buffer").argtypes = [ctypes.c_void_p]
-            getattr(library, f"nft_ctx_get_{name}_buffer").restype = ctypes.c_char_p
-        self._library = library
-        self._context: int | None = library.nft_ctx_new(0)
-        if not self._context:
-            raise StateError("libnftables gave no context; root is needed")
-        library.nft_ctx_buffer_output(self._context)
-        library.nft_ctx_buffer_error(self._context)
-
-    def run(self, commands: str) -> str:
-        code = self._library.nft_run_cmd_from_buffer(self._context, commands.encode())
-        output: bytes = self._library.nft_ctx_get_output_buffer(self._context) or b""
-        if code != 0:
-            words: bytes = self._library.nft_ctx_get_error_buffer(self._context) or b""
-            text = words.decode(errors="replace").strip().replace("\n", " ")
-            raise KernelError(ctypes.get_errno(), "a fault's nft table", "hafw-sw", text)
-        return output.decode()
-
-    def close(self) -> None:
-        if self._context:
-            self._library.nft_ctx_free(self._context)
-            self._context = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,16 +155,17 @@ def _require_ports(ports: tuple[str, ...]) -> None:
 
 
 def _serve(requests: queue.SimpleQueue[_Request | None]) -> None:
-    nft: _Nft | None = None
+    nft: Nftables | None = None
     while (request := requests.get()) is not None:
         future = request.future
         try:
             if nft is None:
                 enter(namespace_of(SWITCH))
-                nft = _Nft()
+                # Its socket stays in the namespace, but it looks up devices in the thread's own.
+                nft = Nftables()
             _require_ports(request.ports)
             before_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            output = nft.run(request.commands)
+            output = nft.text_cmd(request.commands, "a fault in hafw-sw")
             after_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         except (KernelError, StateError) as error:
             future.set_exception(error)

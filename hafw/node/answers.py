@@ -123,6 +123,7 @@ class Answers:
             devices=read_devices(node.config, node.name, node.paths),
             policy=node.policy.facts() if node.is_gateway else None,
             alarms=alarms,
+            notes=node.notes(),
             counters={
                 **node.counters(),
                 "api_answered": node.api.answered,

@@ -94,7 +94,7 @@ def decode_request(message: bytes) -> Request:
     """Raises PeerError."""
     try:
         request: Request = _request_decoder.decode(message)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise PeerError(f"not a request of hafwd's API: {error}") from None
     return request
 
@@ -103,7 +103,7 @@ def decode_reply(message: bytes) -> Reply:
     """Raises PeerError."""
     try:
         return _reply_decoder.decode(message)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise PeerError(f"not a reply of hafwd's API: {error}") from None
 
 

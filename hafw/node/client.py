@@ -188,7 +188,7 @@ class _Question(Generic[Answer]):
         """None for what is not the answer; it is then waited for until the time is up."""
         try:
             message = self.decoder(datagram)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         return message if isinstance(message, self.kind) else None
 

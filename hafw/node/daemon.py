@@ -19,12 +19,12 @@ from typing import NoReturn
 import msgspec
 
 from hafw.config.load import load_cluster
+from hafw.cpus import plan_cpus, usable_cpus
 from hafw.errors import HafwError, StateError
 from hafw.instance import claim_instance, write_atomically
 from hafw.logs import configure_logs
 from hafw.node.node import Node
 from hafw.node.parts import Parts, real_parts
-from hafw.node.processes import plan_cpus
 from hafw.paths import NodePaths
 
 __all__ = ["check_one_folder", "main", "parse_arguments", "run_hafwd"]
@@ -78,7 +78,7 @@ def run_hafwd(arguments: argparse.Namespace, parts: Parts) -> None:
     paths = NodePaths(name)
     with claim_instance(paths, "hafwd"):
         log = configure_logs("hafwd", name)
-        cpus = plan_cpus(config.cpus, frozenset(os.sched_getaffinity(0)))
+        cpus = plan_cpus(config.cpus, usable_cpus())
         os.sched_setaffinity(0, cpus.hafwd)
         # `hafwctl` on this machine finds the configuration by it.
         write_atomically(

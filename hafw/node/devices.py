@@ -18,11 +18,11 @@ FAILURES_MAX = 3
 
 
 class DeviceKeeper:
-    """`check` says what is wrong; `command` is the worker that makes it right."""
+    """`check` says what is wrong that `command`, the worker, makes right, and what else is."""
 
     def __init__(
         self,
-        check: Callable[[], list[str]],
+        check: Callable[[], tuple[list[str], list[str]]],
         command: Sequence[str],
         cpus: frozenset[int],
         log: structlog.stdlib.BoundLogger,
@@ -36,13 +36,18 @@ class DeviceKeeper:
         """The devices were right once, and repairs since did not fail for good."""
         self.error = ""
         """Why the last repair failed; empty if it did not."""
+        self.others: list[str] = []
+        """What is wrong now and not hafw's to mend."""
         self.setups = 0
         self.repairs = 0
 
     async def look(self) -> str:
         """Check, repair if needed; returns what was repaired ("" if nothing was, or on the first
         set-up)."""
-        problems = await self._find_problems()
+        problems, others = await self._find_problems()
+        if others != self.others:
+            self._log.warning("interfaces_changed", problems=others)
+        self.others = others
         if not problems:
             self._succeed()
             return ""
@@ -68,9 +73,9 @@ class DeviceKeeper:
     def _succeed(self) -> None:
         self.prepared, self._failed_in_row, self.error = True, 0, ""
 
-    async def _find_problems(self) -> list[str]:
+    async def _find_problems(self) -> tuple[list[str], list[str]]:
         try:
             # In a thread: pyroute2's calls block, and refuse a thread that runs a loop.
             return await asyncio.to_thread(self._check)
         except (HafwError, OSError) as error:
-            return [str(error)]
+            return [str(error)], []

@@ -25,6 +25,7 @@ from typing import assert_never
 import structlog
 
 from hafw.config.model import ClusterConfig
+from hafw.cpus import CpuPlan
 from hafw.errors import HafwError, RefusedError
 from hafw.instance import running_pid
 from hafw.node.answers import Answers
@@ -33,7 +34,7 @@ from hafw.node.client import LocalClient, Unavailable
 from hafw.node.devices import DeviceKeeper
 from hafw.node.parts import Parts
 from hafw.node.policy import PolicyKeeper
-from hafw.node.processes import CpuPlan, Processes
+from hafw.node.processes import Processes
 from hafw.node.supervisor import (
     ChildAnswered,
     ChildExited,
@@ -56,7 +57,8 @@ LOOK_S = 1.0
 SETUP_RETRY_S = 2.0
 POLICY_LOOK_S = 0.2
 """Between two looks whether the tables are there (0.1 ms each): without them, with forwarding on,
-the node is an open router."""
+the node is an open router. That is how long it can be one; forwarding goes off, then they are
+loaded again."""
 POLICY_RETRY_S = 10.0
 """Without a policy in force, loading is tried again after this long, and in any case as soon as
 the file that failed has changed."""
@@ -115,6 +117,7 @@ class Node:
         self._forwarding: bool | None = None
         self._forwarding_error = ""
         self._mended: dict[str, tuple[float, str]] = {}
+        self._foreign_logged: tuple[str, ...] = ()
         self._reload = asyncio.Event()
         self._stop = asyncio.Event()
         self._stop_children = True
@@ -230,6 +233,13 @@ class Node:
         """Which children should run, and whether this node may forward."""
         if not (self._devices_decided and self.policy_decided):
             return
+        if self.policy.foreign != self._foreign_logged:
+            self._foreign_logged = self.policy.foreign
+            self._log.warning(
+                "foreign_chains_found",
+                chains=list(self.policy.foreign),
+                may_drop=list(self.policy.foreign_drops),
+            )
         reason = ""
         if not self.devices.prepared:
             reason = f"the node's devices are not ready: {self.devices.error}"
@@ -279,7 +289,9 @@ class Node:
             await self._load(self.policy.wanted_file)
         self.policy_decided = True
         self.decide()
-        tried = verified = time.monotonic()
+        tried = time.monotonic()
+        # What was loaded by an earlier hafwd is compared at once, and others' chains with it.
+        verified = tried if self.policy.loads else tried - POLICY_VERIFY_S
         while True:
             try:
                 async with asyncio.timeout(POLICY_LOOK_S):
@@ -292,9 +304,11 @@ class Node:
                 await self._load(None)
             elif not self.policy.look():
                 self._log.error("policy_vanished")
+                # The NAT hooks are gone as well: what is forwarded now leaves untranslated.
+                self._set_forwarding(False)
                 self._mended["policy"] = (
                     time.monotonic(),
-                    "somebody removed hafw's nftables tables; loaded again",
+                    "somebody removed hafw's nftables tables; not forwarded until loaded again",
                 )
                 # Not decided until it was tried: a leased stopped now would move the group.
                 self.policy_decided = False
@@ -340,8 +354,12 @@ class Node:
             alarms.append("UNSAFE: started with HAFW_UNSAFE_GATE_ALWAYS_PASS: no exclusivity")
         if self.devices.error:
             alarms.append(f"the node's devices cannot be set up: {self.devices.error}")
+        alarms += self.devices.others
         if self.policy.drift:
             alarms.append(f"policy: {self.policy.drift}")
+        if self.policy.foreign_drops:
+            chains = "; ".join(self.policy.foreign_drops)
+            alarms.append(f"other nftables chains may drop what the policy accepts: {chains}")
         if self._forwarding_error:
             alarms.append(f"forwarding cannot be set: {self._forwarding_error}")
         alarms += [
@@ -350,6 +368,9 @@ class Node:
             if now - since < EVENT_ALARM_S
         ]
         return alarms
+
+    def notes(self) -> list[str]:
+        return [f"nftables chain of others: {text}" for text in self.policy.foreign]
 
     def counters(self) -> dict[str, int]:
         return {

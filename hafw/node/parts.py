@@ -16,7 +16,7 @@ from typing import Literal
 from hafw.config.model import ClusterConfig
 from hafw.errors import StateError
 
-__all__ = ["POLICY_TABLES", "Parts", "Role", "real_parts"]
+__all__ = ["POLICY_TABLES", "Parts", "Role", "policy_in_kernel", "real_parts"]
 
 Role = Literal["gateway", "witness"]
 POLICY_TABLES = ("hafw_policy", "hafw_state", "hafw_cluster")
@@ -32,9 +32,9 @@ class Parts:
     policy: tuple[str, ...]
     missing_features: Callable[[Role], list[str]]
     """What this kernel and process lack for a node of that role."""
-    check_node: Callable[[ClusterConfig, str, bool], list[str]]
-    """What is wrong with devices, gate and sysctls; called in a thread. True: the gate is to pass
-    always (a drill)."""
+    check_node: Callable[[ClusterConfig, str, bool], tuple[list[str], list[str]]]
+    """What is wrong with devices, gate and sysctls, and what with the system's interfaces; called
+    in a thread. True: the gate is to pass always (a drill)."""
     policy_in_kernel: Callable[[], bool]
     """Whether our tables are loaded. Raises KernelError."""
     set_forwarding: Callable[[bool], None]
@@ -52,7 +52,7 @@ def real_parts() -> Parts:
         policy=(sys.executable, "-m", "hafw.policy.worker"),
         missing_features=_missing_features,
         check_node=_check_node,
-        policy_in_kernel=_policy_in_kernel,
+        policy_in_kernel=policy_in_kernel,
         set_forwarding=_set_forwarding,
     )
 
@@ -74,13 +74,16 @@ def _missing_features(role: Role) -> list[str]:
     return missing_features(role)
 
 
-def _check_node(config: ClusterConfig, node: str, gate_always_pass: bool) -> list[str]:
-    from hafw.node.setup import check_node
+def _check_node(
+    config: ClusterConfig, node: str, gate_always_pass: bool
+) -> tuple[list[str], list[str]]:
+    from hafw.node.setup import find_problems
 
-    return check_node(config, node, gate_always_pass=gate_always_pass)
+    return find_problems(config, node, gate_always_pass=gate_always_pass)
 
 
-def _policy_in_kernel() -> bool:
+def policy_in_kernel() -> bool:
+    """All our tables, in the calling thread's network namespace. Raises KernelError."""
     from hafw.kernel.nft_tables import inet_table_exists
 
     return all(inet_table_exists(name) for name in POLICY_TABLES)
@@ -92,6 +95,4 @@ def _set_forwarding(on: bool) -> None:
     if on:
         sysctl.enable_forwarding()
         return
-    for key in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
-        if sysctl.read(key) != "0":
-            sysctl.write(key, "0")
+    sysctl.disable_forwarding()

@@ -94,6 +94,10 @@ class PolicyKeeper:
         self.vanished = 0
         self.drift = ""
         """What the last `verify` found changed by somebody else."""
+        self.foreign: tuple[str, ...] = ()
+        """Other people's base chains, as the last load or `verify` found them."""
+        self.foreign_drops: tuple[str, ...] = ()
+        """Those of them that can drop what the policy accepts."""
 
     @property
     def in_force(self) -> bool:
@@ -138,6 +142,7 @@ class PolicyKeeper:
         report = parse_result(result.stdout)
         if report is not None and not self._loading:
             self.drift = "" if report.ok else report.error
+            self.foreign, self.foreign_drops = report.foreign, report.foreign_drops
 
     def failed_file_changed(self) -> bool:
         """The file that failed to load is another one by now: worth another try."""
@@ -207,6 +212,7 @@ class PolicyKeeper:
             if not (by_hand and self._present):
                 self._failure = _Failure(str(file), error, source)
             raise RefusedError(f"policy not loaded: {error}")
+        self.foreign, self.foreign_drops = report.foreign, report.foreign_drops
         self.loads += 1
         self._failure = None
         self.drift = ""

@@ -16,34 +16,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hafw.config.model import CpuConfig
+from hafw.cpus import CpuPlan
 from hafw.errors import HafwError
 from hafw.instance import running_pid
 from hafw.node.supervisor import ChildStarted, StartFailed
 from hafw.node.worker import children_on
 from hafw.paths import NodePaths
 
-__all__ = ["CpuPlan", "Processes", "plan_cpus"]
+__all__ = ["Processes"]
 
 LOG_BYTES_MAX = 8 << 20
 """A larger log is put aside (``.1``, one kept) before the child is started again."""
-
-
-@dataclass(frozen=True, slots=True)
-class CpuPlan:
-    """Which CPUs each may use. The lease loop has one that nobody else of ours keeps busy."""
-
-    all: frozenset[int]
-    hafwd: frozenset[int]
-    syncd: frozenset[int]
-
-
-def plan_cpus(cpus: CpuConfig, online: frozenset[int]) -> CpuPlan:
-    """With one CPU everybody has it; with two syncd may use both: it would otherwise share with
-    policy loads alone."""
-    lease = max(online) if cpus.lease is None else cpus.lease
-    rest = online - {lease} or online
-    return CpuPlan(all=online, hafwd=rest, syncd=rest if len(online) > 2 else online)
 
 
 @dataclass(slots=True)

@@ -45,13 +45,14 @@ from cluster.vmac import (
 from hafw.config.load import load_cluster
 from hafw.config.model import ClusterConfig, NodeConfig
 from hafw.errors import HafwError, StateError
-from hafw.instance import ensure_run_folder
+from hafw.instance import ensure_run_folder, running_pid
 from hafw.kernel import sysctl
 from hafw.kernel.features import missing_features
 from hafw.kernel.links import Links
+from hafw.node.interfaces import interface_problems, require_free_names, require_interfaces
 from hafw.paths import NodePaths
 
-__all__ = ["check_node", "main", "prepare_node", "teardown_node"]
+__all__ = ["check_node", "find_problems", "main", "prepare_node", "teardown_node"]
 
 
 def prepare_node(
@@ -70,40 +71,49 @@ def prepare_node(
     paths = NodePaths(node_name)
     with Links() as links, _lock(paths):
         devices = links.devices()
-        _require_interfaces(node_name, node, devices)
+        require_interfaces(node_name, node, devices)
         if node.role == "witness":
             return []
         wanted = virtual_devices(config, node_name)
-        _require_free_names(node_name, wanted, devices)
+        require_free_names(node_name, wanted, devices)
         changes = [f"set {s.key} = {s.value}" for s in sysctl.apply(_sysctls(node))]
         if gate.ensure_map(paths):
             changes.append("pinned a shut gate")
         if gate_always_pass and gate.set_always_pass(paths, True):
             changes.append("UNSAFE: the gate never drops from now on (drill)")
-        steps = plan(wanted, _found(paths, wanted, devices, always_pass=gate_always_pass))
+        found = _found(paths, wanted, devices, always_pass=gate_always_pass)
+        steps, deferred = _without_leased_s(paths, plan(wanted, found))
         changes += [_carry_out(step, links, paths, gate_always_pass) for step in steps]
         for device in wanted:
             settings = sysctl.device_sysctls(sysctl.VIRTUAL, device.name)
             changes += [f"set {s.key} = {s.value}" for s in sysctl.apply(settings)]
-        if not gate_always_pass and gate.set_always_pass(paths, False):
-            changes.append("the gate drops again")
-        left = plan(wanted, _found(paths, wanted, links.devices(), always_pass=gate_always_pass))
+        found = _found(paths, wanted, links.devices(), always_pass=gate_always_pass)
+        left = [step for step in plan(wanted, found) if step not in deferred]
         if left:
             raise StateError(
                 f"node {node_name} is not as it was just set up: "
                 + "; ".join(_problem(step) for step in left)
                 + "; another program changes the same devices"
             )
-    return changes
+        if not gate_always_pass and gate.set_always_pass(paths, False):
+            changes.append("the gate drops again")
+    return changes + [f"left for later: {_problem(s)}: leased is running" for s in deferred]
 
 
 def teardown_node(config: ClusterConfig, node_name: str) -> list[str]:
     """Take away the virtual MAC devices, then the pins; returns what was removed, in words.
 
-    Devices first: a device without its pins would be open.
+    Devices first: a device without its pins would be open. StateError while leased runs: it would
+    go on renewing a lease into a gate that nobody asks.
     """
     _node(config, node_name)
     paths = NodePaths(node_name)
+    pid = running_pid(paths, "leased")
+    if pid is not None:
+        raise StateError(
+            f"node {node_name} cannot be taken down: hafw-leased is running (pid {pid}); stop "
+            "hafwd, which stops it, first"
+        )
     names = {device.name for device in virtual_devices(config, node_name)}
     with Links() as links, _lock(paths):
         own = [
@@ -130,19 +140,29 @@ def check_node(
 
     Raises StateError for a node that the file does not have.
     """
+    mendable, others = find_problems(config, node_name, gate_always_pass=gate_always_pass)
+    return others + mendable
+
+
+def find_problems(
+    config: ClusterConfig, node_name: str, *, gate_always_pass: bool = False
+) -> tuple[list[str], list[str]]:
+    """Those that `prepare_node` mends (or says why it cannot), and those that are the system's or
+    the operator's to mend: a down interface, a missing address. Otherwise like `check_node`."""
     node = _node(config, node_name)
     paths = NodePaths(node_name)
     with Links() as links:
         devices = links.devices()
     wanted = virtual_devices(config, node_name)
     try:
-        _require_interfaces(node_name, node, devices)
-        _require_free_names(node_name, wanted, devices)
+        require_interfaces(node_name, node, devices)
+        require_free_names(node_name, wanted, devices)
     except StateError as error:
-        return [str(error)]
-    problems = _interface_problems(node_name, node, devices)
+        return [str(error)], []
+    others = interface_problems(node_name, node, devices)
+    problems: list[str] = []
     if node.role == "witness":
-        return problems
+        return problems, others
     try:
         reader = gate.GateReader.open(paths)
         if reader.always_pass and not gate_always_pass:
@@ -151,7 +171,7 @@ def check_node(
     except HafwError as error:
         problems.append(str(error))
     found = _found(paths, wanted, devices, always_pass=gate_always_pass)
-    steps = plan(wanted, found)
+    steps, _ = _without_leased_s(paths, plan(wanted, found))
     missing = {step.device.name for step in steps if isinstance(step, Create)}
     problems += [text for text in map(_problem, steps) if text]
     settings = _sysctls(node)
@@ -165,7 +185,7 @@ def check_node(
         ]
     except HafwError as error:
         problems.append(str(error))
-    return problems
+    return problems, others
 
 
 # ---- parts --------------------------------------------------------------------------------------
@@ -189,58 +209,13 @@ def _lock(paths: NodePaths) -> Iterator[None]:
         yield
 
 
-def _require_interfaces(node_name: str, node: NodeConfig, devices: list[DeviceState]) -> None:
-    """Every segment's and link's device is there. StateError names all that are not."""
-    present = {device.name for device in devices}
-    wanted = [(f"segments.{name}", port.device) for name, port in node.segments.items()]
-    wanted += [(f"links.{name}", link.device) for name, link in node.links.items()]
-    missing = [
-        f"node {node_name}, {place.replace('s.', ' ', 1)}: there is no interface {device} "
-        f"(nodes.{node_name}.{place}.device)"
-        for place, device in wanted
-        if device not in present
-    ]
-    if missing:
-        raise StateError("; ".join(missing) + f"; there are: {', '.join(sorted(present))}")
-
-
-def _require_free_names(
-    node_name: str, wanted: list[VirtualDevice], devices: list[DeviceState]
-) -> None:
-    """No other kind of device sits on the name of a virtual MAC device. StateError."""
-    names = {device.name for device in wanted}
-    for device in devices:
-        if device.name in names and device.kind != "macvlan":
-            raise StateError(
-                f"node {node_name}: {device.name} is the name of a virtual MAC device of hafw, "
-                f"but a {device.kind or 'hardware'} device has it; rename that one"
-            )
-
-
-def _interface_problems(node_name: str, node: NodeConfig, devices: list[DeviceState]) -> list[str]:
-    """Segment and link devices that are down or lack the node's own address: the system's to
-    give, not hafw's."""
-    held = {device.name: {a.text for a in device.addresses} for device in devices}
-    down = {device.name for device in devices if not device.up}
-    wanted = [
-        (f"segment {name}", port.device, str(address))
-        for name, port in node.segments.items()
-        for address in port.addresses
-    ]
-    wanted += [
-        (f"link {name}", link.device, str(link.address)) for name, link in node.links.items()
-    ]
-    problems = [
-        f"node {node_name}, {place}: {device} does not have the address {address}"
-        for place, device, address in wanted
-        if address not in held[device]
-    ]
-    places = {place: device for place, device, _ in wanted}
-    return problems + [
-        f"node {node_name}, {place}: {device} is down"
-        for place, device in places.items()
-        if device in down
-    ]
+def _without_leased_s(paths: NodePaths, steps: list[Step]) -> tuple[list[Step], list[Step]]:
+    """Steps for now, and those that leased leaves no room for: only the holder of its lock writes
+    the gate's page. The group's devices are gone either way."""
+    writes: list[Step] = [step for step in steps if isinstance(step, ForgetGroup)]
+    if not writes or running_pid(paths, "leased") is None:
+        return steps, []
+    return [step for step in steps if step not in writes], writes
 
 
 def _sysctls(node: NodeConfig) -> list[sysctl.Sysctl]:

@@ -13,7 +13,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from cluster.gate import attached
@@ -24,6 +24,7 @@ from hafw.instance import process_state, running_pid
 from hafw.kernel import netns
 from hafw.node import api
 from hafw.node.client import LocalClient, Unavailable, ask_hafwd
+from hafw.node.parts import policy_in_kernel
 from hafw.node.policy import read_policy_record
 from hafw.node.status_rows import (
     DaemonFacts,
@@ -152,7 +153,11 @@ def read_gates(
             deadlines = reader.read(group.index)
             dropped_in, dropped_out = reader.dropped(group.index)
             gates[group.index] = GateFacts(
-                deadlines.announce_ns, deadlines.accept_ns, dropped_in, dropped_out
+                deadlines.announce_ns,
+                deadlines.accept_ns,
+                dropped_in,
+                dropped_out,
+                reader.handed_over(group.index),
             )
         return gates
     finally:
@@ -175,15 +180,9 @@ def read_devices(config: ClusterConfig, node: str, paths: NodePaths) -> list[Dev
 
 
 def _devices_from_outside(config: ClusterConfig, node: str, paths: NodePaths) -> list[DeviceFacts]:
-    """The same, from whatever namespace: in that of a daemon of the node, or of the lab's node;
-    without either, this process is taken to be in the right one."""
-    home = netns.path_of(f"hafw-{node}")
-    for daemon in ("hafwd", "leased", "syncd"):
-        pid = running_pid(paths, daemon)
-        if pid is not None:
-            home = Path(f"/proc/{pid}/ns/net")
+    """The same, from whatever namespace."""
     try:
-        with netns.entered(home) if home.exists() else nullcontext():
+        with _inside(node, paths):
             return read_devices(config, node, paths)
     except HafwError:
         return [
@@ -192,6 +191,17 @@ def _devices_from_outside(config: ClusterConfig, node: str, paths: NodePaths) ->
             if node in group.order
             for segment in group.vips
         ]
+
+
+def _inside(node: str, paths: NodePaths) -> AbstractContextManager[None]:
+    """The node's network namespace, from whatever namespace: that of a daemon of the node, or of
+    the lab's node; without either, this process is taken to be in the right one."""
+    home = netns.path_of(f"hafw-{node}")
+    for daemon in ("hafwd", "leased", "syncd"):
+        pid = running_pid(paths, daemon)
+        if pid is not None:
+            home = Path(f"/proc/{pid}/ns/net")
+    return netns.entered(home) if home.exists() else nullcontext()
 
 
 def _gated(paths: NodePaths, device: str) -> bool | None:
@@ -223,6 +233,13 @@ def _recorded_policy(config: ClusterConfig, node: str, paths: NodePaths) -> Poli
     record = read_policy_record(paths)
     if record is None:
         return PolicyFacts("failed", error="hafwd is down and left no record of a loaded policy")
+    try:
+        with _inside(node, paths):
+            there, error = policy_in_kernel(), ""
+    except HafwError as failure:
+        there, error = True, f"whether it is still there is unknown: {failure}"
+    if not there:
+        return PolicyFacts("gone", file=record.file, error="hafwd is down: nobody loads it again")
     return PolicyFacts(
         "recorded",
         record.hash,
@@ -230,5 +247,5 @@ def _recorded_policy(config: ClusterConfig, node: str, paths: NodePaths) -> Poli
         record.rules,
         record.file,
         record.loaded_at,
-        error="",
+        error=error,
     )

@@ -30,6 +30,7 @@ __all__ = [
     "build_tables",
     "empty_tables",
     "merge",
+    "unknown_tables",
 ]
 
 Row = dict[str, Any]
@@ -42,7 +43,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "groups": (
         "node", "group", "vrid", "vips", "role", "holder", "epoch", "epoch_number",
         "lease_left_ms", "gate", "announce_left_ms", "accept_left_ms", "dropped_in",
-        "dropped_out", "moves", "renewals",
+        "dropped_out", "handed_over", "moves", "renewals",
     ),
     "devices": ("node", "group", "segment", "device", "present", "up", "gated"),
     "lease": (
@@ -60,6 +61,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "policy": ("node", "state", "hash", "generation", "rules", "file", "loaded_at", "error"),
     "counters": ("node", "daemon", "counter", "value"),
     "alarms": ("node", "source", "alarm"),
+    "notes": ("node", "source", "note"),
 }  # fmt: skip
 
 DaemonState = Literal["up", "starting", "silent", "stopping", "down", "off"]
@@ -85,6 +87,7 @@ class GateFacts:
     accept_ns: int
     dropped_in: int
     dropped_out: int
+    handed_over: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +132,25 @@ class NodeFacts:
     policy: PolicyFacts | None = None
     alarms: list[str] = field(default_factory=list)
     counters: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def empty_tables() -> Tables:
     return {name: [] for name in COLUMNS}
+
+
+def unknown_tables(node: str, reason: str) -> Tables:
+    """Of a node of which nothing can be learnt; the reason makes it a problem."""
+    tables = empty_tables()
+    tables["nodes"].append(
+        {
+            "node": node, "id": None, "role": None, "active_for": [], "assembled_by": "hafwctl",
+            "up": False,
+        }
+    )  # fmt: skip
+    alarm = f"nothing is known of it: {reason}"
+    tables["alarms"].append({"node": node, "source": "hafwctl", "alarm": alarm})
+    return tables
 
 
 def build_tables(config: ClusterConfig, facts: NodeFacts) -> Tables:
@@ -167,6 +185,9 @@ def build_tables(config: ClusterConfig, facts: NodeFacts) -> Tables:
         for device in facts.devices
     ]  # fmt: skip
     _add_common(tables, facts.node, "hafwd", facts.counters, facts.alarms)
+    tables["notes"] = [
+        {"node": facts.node, "source": "hafwd", "note": note} for note in facts.notes
+    ]
     if facts.policy is not None:
         policy = facts.policy
         tables["policy"].append(
@@ -211,6 +232,7 @@ def _group_row(config: ClusterConfig, facts: NodeFacts, name: str) -> Row:
         "accept_left_ms": accept_left,
         "dropped_in": None if gate is None else gate.dropped_in,
         "dropped_out": None if gate is None else gate.dropped_out,
+        "handed_over": None if gate is None else gate.handed_over,
         "moves": None if lease is None else lease.moves,
         "renewals": None if lease is None else lease.renewals,
     }

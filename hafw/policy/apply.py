@@ -31,7 +31,9 @@ LOAD_S_MAX = 120.0
 
 class PolicyResult(msgspec.Struct, frozen=True):
     """The worker's line on stdout. `hash` is the policy's, the same on every node; `ruleset` that
-    of this node's compilation, which the kernel carries in its marker chain."""
+    of this node's compilation, which the kernel carries in its marker chain. `foreign` are other
+    people's base chains in words, or why they cannot be listed; `foreign_drops` those of them
+    that can drop what the policy accepts."""
 
     ok: bool
     error: str = ""
@@ -40,6 +42,8 @@ class PolicyResult(msgspec.Struct, frozen=True):
     rules: int = 0
     seconds: float = 0.0
     file: str = ""
+    foreign: tuple[str, ...] = ()
+    foreign_drops: tuple[str, ...] = ()
 
 
 class Ruleset(msgspec.Struct, frozen=True):

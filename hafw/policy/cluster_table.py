@@ -5,7 +5,8 @@ raw_prerouting (-300)   hafw's own packets between peers are not tracked; spoofe
 raw_output (-300)       hafw's own packets are not tracked
 prerouting (-150)       after conntrack, before NAT, entry unconfirmed: in a hand-over no new flow;
                         the mark of a flow that comes by a virtual MAC device
-forward (-10)           invalid; first packets that came another way than by a virtual MAC device
+forward (-10)           untracked, invalid, first packets that came another way than by a virtual
+                        MAC device
 input (-10)             to a VIP: invalid, or first by another way: dropped in silence, because a
                         stack without the entry would answer with a RST from the VIP. A flow that
                         ends here is the node's own: its mark goes back to 0 (never replicated)
@@ -15,8 +16,6 @@ Every drop has a named counter. A drop here holds, whatever another table accept
 """
 
 from __future__ import annotations
-
-from itertools import product
 
 from hafw.flow import MARK_MASK, USER_MARK_MASK, hafw_mark
 from hafw.policy.expressions import (
@@ -35,9 +34,8 @@ from hafw.policy.expressions import (
     meta,
     one_of,
     payload,
-    peer,
-    ports_in,
 )
+from hafw.policy.own_protocols import arriving, leaving, peer_sets
 from hafw.policy.site import Site
 
 __all__ = [
@@ -45,8 +43,6 @@ __all__ = [
     "GATE_HANDOVER_MARK",
     "TABLE",
     "cluster_table",
-    "own_protocols",
-    "peer_sets",
 ]
 
 TABLE = "hafw_cluster"
@@ -59,6 +55,7 @@ COUNTERS = {
     "spoofed": "packets whose source belongs to another segment",
     "other_way": "first packets that came another way than by a virtual MAC device",
     "invalid": "forwarded packets that conntrack finds invalid",
+    "untracked": "packets to be forwarded that are not tracked: no rule knows their flow",
     "vip_invalid": "packets to a VIP that conntrack finds invalid",
 }
 """Named counters of the table and what each counts."""
@@ -89,36 +86,12 @@ def cluster_table(site: Site) -> TableWriter:
     return table
 
 
-def own_protocols(site: Site) -> list[Expression]:
-    """Matches for hafw's own packets: UDP to our ports, TCP to and from the snapshot port."""
-    lease, sync = site.cluster.lease, site.cluster.sync
-    return [
-        ports_in("udp", "dport", [(lease.port, lease.port), (sync.port, sync.port)]),
-        payload("tcp", "dport", sync.snapshot_port),
-        payload("tcp", "sport", sync.snapshot_port),
-    ]
-
-
-def peer_sets(table: TableWriter, site: Site) -> None:
-    """Sets of (device, address) by which peers speak hafw's protocols to this node."""
-    for family, of in ((4, "ipv4_addr"), (6, "ipv6_addr")):
-        pairs = [
-            {"concat": [peers.device, str(address)]}
-            for peers in site.peers()
-            for address in peers.others
-            if address.version == family
-        ]
-        table.set(f"peers{family}", ["ifname", of], pairs)
-
-
 def _notrack(table: TableWriter, site: Site) -> None:
-    groups = [site.cluster.lease.multicast, site.cluster.sync.multicast]
     table.rule("raw_prerouting", iifname("@virtual"), ACCEPT)  # Nothing of hafw's comes that way.
-    for match, family in product(own_protocols(site), (4, 6)):
-        table.rule("raw_prerouting", peer(family, "in"), match, NOTRACK)
-        table.rule("raw_output", peer(family, "out"), match, NOTRACK)
-    ports = own_protocols(site)[0]
-    table.rule("raw_output", address_in("daddr", groups, 4), ports, NOTRACK)
+    for matches in arriving(site):
+        table.rule("raw_prerouting", *matches, NOTRACK)
+    for matches in leaving(site):
+        table.rule("raw_output", *matches, NOTRACK)
 
 
 def _spoofed(table: TableWriter, site: Site) -> None:
@@ -158,6 +131,7 @@ def _prerouting(table: TableWriter, site: Site) -> None:
 
 
 def _forward(table: TableWriter) -> None:
+    table.rule("forward", ct_state("untracked"), count("untracked"), DROP)
     table.rule("forward", ct_state("invalid"), count("invalid"), DROP)
     table.rule("forward", iifname("@virtual", "!="), ct_state("new"), count("other_way"), DROP)
 

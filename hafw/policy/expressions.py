@@ -22,7 +22,9 @@ from hafw.policy.shared_sets import share_sets
 __all__ = [
     "ACCEPT",
     "DROP",
+    "LOG_PREFIX_BYTES_MAX",
     "Expression",
+    "Ip",
     "TableWriter",
     "address_in",
     "count",
@@ -30,6 +32,7 @@ __all__ = [
     "ct_mark_is",
     "ct_not_confirmed",
     "ct_state",
+    "cut_bytes",
     "family_is",
     "iifname",
     "mark_set",
@@ -39,6 +42,7 @@ __all__ = [
     "payload",
     "peer",
     "ports_in",
+    "syn",
 ]
 
 Expression = dict[str, Any]
@@ -49,6 +53,14 @@ ACCEPT: Expression = {"accept": None}
 DROP: Expression = {"drop": None}
 COMMENT_BYTES_MAX = 127
 """nft: NFTNL_UDATA_COMMENT_MAXLEN is 128 with the closing zero."""
+LOG_PREFIX_BYTES_MAX = 127
+"""nf_log.h: NF_LOG_PREFIXLEN is 128 with the closing zero. libnftables copies a longer prefix over
+its own stack (evaluate.c: stmt_evaluate_log_prefix)."""
+
+
+def cut_bytes(text: str, bytes_max: int) -> str:
+    """As much of a text as fits, in whole characters."""
+    return text.encode()[:bytes_max].decode(errors="ignore")
 
 
 def one_of(values: Sequence[Any]) -> Any:
@@ -97,12 +109,18 @@ def ct_not_confirmed() -> Expression:
     return _match({"&": [{"ct": {"key": "status"}}, "confirmed"]}, 0)
 
 
-def peer(family: int, way: str) -> Expression:
+def peer(family: int, way: str, of: str = "peers") -> Expression:
     """``iifname . ip saddr @peers4`` (way `in`), ``oifname . ip daddr @peers4`` (`out`)."""
     protocol = "ip" if family == 4 else "ip6"
     device, field = ("iifname", "saddr") if way == "in" else ("oifname", "daddr")
     address: Expression = {"payload": {"protocol": protocol, "field": field}}
-    return _match({"concat": [{"meta": {"key": device}}, address]}, f"@peers{family}")
+    return _match({"concat": [{"meta": {"key": device}}, address]}, f"@{of}{family}")
+
+
+def syn(op: str = "==") -> Expression:
+    """``tcp flags & (syn | ack) == syn``: the packet asks for a connection."""
+    flags: Expression = {"payload": {"protocol": "tcp", "field": "flags"}}
+    return _match({"&": [flags, {"|": ["syn", "ack"]}]}, "syn", op)
 
 
 def mark_set(keep_mask: int, value: int) -> Expression:
@@ -191,8 +209,7 @@ class TableWriter:
         """Parts that are None are left out."""
         made = self._at(chain=chain, expr=[part for part in parts if part is not None])
         if comment:
-            cut = comment.encode()[:COMMENT_BYTES_MAX]
-            made["comment"] = cut.decode(errors="ignore")
+            made["comment"] = cut_bytes(comment, COMMENT_BYTES_MAX)
         self._rules.append({"rule": made})
 
     @property

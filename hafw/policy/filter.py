@@ -15,28 +15,28 @@ conntrack had not seen begin.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import product
 from typing import Any
 
-from hafw.policy.cluster_table import own_protocols, peer_sets
 from hafw.policy.expressions import (
     ACCEPT,
     DROP,
+    LOG_PREFIX_BYTES_MAX,
     Expression,
     TableWriter,
     address_in,
     count,
     ct,
     ct_state,
+    cut_bytes,
     iifname,
     meta,
     oifname,
     one_of,
     payload,
-    peer,
     ports_in,
 )
 from hafw.policy.model import HELPER_PROTOCOLS, Dnat, Rule, Service
+from hafw.policy.own_protocols import accept_own, peer_sets
 from hafw.policy.services import BUILT_IN
 from hafw.policy.site import Site
 
@@ -122,8 +122,7 @@ def _before_rules(table: TableWriter, site: Site) -> None:
     table.rule("input", known, ACCEPT)
     table.rule("output", known, ACCEPT)
     table.rule("output", ct_state("untracked"), ACCEPT, comment="hafw's own, and ND")
-    for match, family in product(own_protocols(site), (4, 6)):
-        table.rule("input", peer(family, "in"), match, ACCEPT)
+    accept_own(table, site)
     hop = payload("ip6", "hoplimit", 255)
     table.rule("input", hop, payload("icmpv6", "type", one_of(_ND)), ACCEPT)
     table.rule("input", payload("icmpv6", "type", one_of(_MLD)), ACCEPT)
@@ -152,7 +151,8 @@ def _rule(table: TableWriter, site: Site, number: int, rule: Rule) -> None:
         for family, matches in rule_matches(site, rule):
             expressions = [*way, *matches, *rule.nft]
             if rule.log:
-                log: Expression = {"log": {"prefix": f"hafw {rule.comment or comment} "}}
+                prefix = cut_bytes(f"hafw {rule.comment or comment}", LOG_PREFIX_BYTES_MAX - 1)
+                log: Expression = {"log": {"prefix": f"{prefix} "}}
                 table.rule(chain, *expressions, _LOG_RATE, log, comment=comment)
             if rule.action == "reject" and chain == "input":
                 _no_reject_to_vips(table, family, expressions, rule, comment)

@@ -7,13 +7,14 @@ policy is right on every gateway. `hafw.policy.load` reads it, `hafw.policy.comp
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from hafw.config.fields import Address, Model, Name, Network, SegmentName, refuse
 from hafw.policy.fields import OneOrMore, PortRange, Target
 from hafw.policy.relations import policy_problems
+from hafw.policy.snippets import Snippet
 
 __all__ = [
     "HELPER_PROTOCOLS",
@@ -87,9 +88,11 @@ class Rule(Model):
     )
     counter: bool = Field(True, description="Count packets and bytes.")
     comment: Comment | None = Field(None, description="Shown in `nft list` and in error messages.")
-    nft: list[dict[str, Any]] = Field(
+    nft: list[Snippet] = Field(
         default=[],
-        description="Further conditions as libnftables JSON expressions, where this model ends.",
+        max_length=16,
+        description="Further conditions, where this model ends: `match` and `limit` of "
+        "libnftables-json(5).",
     )
 
 

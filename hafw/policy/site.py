@@ -88,16 +88,13 @@ class Site:
             if not address.ip.is_link_local
         ]
 
+    def replicas(self) -> list[Peers]:
+        """The other gateways by link: who replicates with this node."""
+        return self._linked(frozenset({"gateway"}))
+
     def peers(self) -> list[Peers]:
-        """By device: links first, then segments, which hafw speaks over too."""
-        found: list[Peers] = []
-        for link, config in self.node.links.items():
-            others = [
-                node.links[link].address.ip
-                for name, node in self.cluster.nodes.items()
-                if name != self.name and link in node.links
-            ]
-            found.append(Peers(config.device, (config.address.ip,), tuple(others)))
+        """By device: links first, then segments, which heartbeats go over too."""
+        found = self._linked(frozenset({"gateway", "witness"}))
         for segment, port in self.node.segments.items():
             own = [address.ip for address in port.addresses]
             others_on = [
@@ -107,4 +104,15 @@ class Site:
                 for address in node.segments[segment].addresses
             ]
             found.append(Peers(port.device, tuple(own), tuple(others_on)))
+        return found
+
+    def _linked(self, roles: frozenset[str]) -> list[Peers]:
+        found: list[Peers] = []
+        for link, config in self.node.links.items():
+            others = [
+                node.links[link].address.ip
+                for name, node in self.cluster.nodes.items()
+                if name != self.name and link in node.links and node.role in roles
+            ]
+            found.append(Peers(config.device, (config.address.ip,), tuple(others)))
         return found

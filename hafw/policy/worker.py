@@ -26,12 +26,14 @@ import msgspec
 from hafw.config.document import Document, locate, read_document
 from hafw.config.load import load_cluster
 from hafw.config.model import ClusterConfig, CpuConfig
-from hafw.errors import ConfigError, HafwError, RefusedError, StateError
+from hafw.cpus import policy_cpu, usable_cpus
+from hafw.errors import ConfigError, HafwError, KernelError, RefusedError, StateError
 from hafw.instance import claim_instance, write_atomically
+from hafw.kernel.nft_chains import foreign_base_chains
 from hafw.kernel.nftables import Nftables, NftError
 from hafw.paths import NodePaths
-from hafw.policy.apply import PolicyResult, Ruleset, ruleset_file
-from hafw.policy.compile import compile_policy, document_hash, document_rules, policy_hash
+from hafw.policy.apply import PolicyResult, Ruleset, read_ruleset, ruleset_file
+from hafw.policy.compile import TABLES, compile_policy, document_hash, document_rules, policy_hash
 from hafw.policy.culprit import find_culprit
 from hafw.policy.load import policy_file, validate_policy
 from hafw.policy.loaded import (
@@ -43,42 +45,17 @@ from hafw.policy.loaded import (
 )
 from hafw.policy.model import Policy
 
-__all__ = ["choose_cpu", "main", "run"]
-
-
-def choose_cpu(cpus: CpuConfig, online: frozenset[int]) -> int:
-    """The CPU for policy loads: the configured one, else the first that is not the lease loop's.
-    With one CPU there is no choice. Raises StateError if the configured one is not online."""
-    lease = max(online) if cpus.lease is None else cpus.lease
-    if cpus.policy is None:
-        return min(online - {lease} or online)
-    if cpus.policy not in online:
-        known = ", ".join(str(cpu) for cpu in sorted(online))
-        raise StateError(f"cpus.policy: CPU {cpus.policy} is not online; there are {known}")
-    return cpus.policy
-
-
-def _online() -> frozenset[int]:
-    """From sysfs: this process may already be bound to fewer."""
-    try:
-        text = Path("/sys/devices/system/cpu/online").read_text()
-    except OSError:
-        return frozenset(os.sched_getaffinity(0))
-    found: set[int] = set()
-    for part in text.strip().split(","):
-        first, _, last = part.partition("-")
-        found |= set(range(int(first), int(last or first) + 1))
-    return frozenset(found)
+__all__ = ["main", "run"]
 
 
 def _pin(cpus: CpuConfig) -> None:
-    cpu = choose_cpu(cpus, _online())
+    cpu = policy_cpu(cpus, usable_cpus())
     try:
         os.sched_setaffinity(0, {cpu})
     except OSError as error:
         if cpus.policy is not None:
             raise StateError(f"cpus.policy: cannot use CPU {cpu}: {error.strerror}") from None
-        # A container may be kept to CPUs that sysfs does not tell of: stay where we are put.
+        # It went offline just now: stay where the kernel puts us.
 
 
 class _Load:
@@ -164,10 +141,9 @@ def _record(paths: NodePaths, load: _Load, kernel: str) -> None:
 
 def _verify(paths: NodePaths, started: float) -> PolicyResult:
     """Raises RefusedError if nothing was loaded, or the kernel has something else by now."""
-    try:
-        ruleset = msgspec.json.decode(ruleset_file(paths).read_bytes(), type=Ruleset)
-    except (OSError, msgspec.MsgspecError):
-        raise RefusedError(f"no policy was loaded on {paths.node}") from None
+    ruleset = read_ruleset(paths)
+    if ruleset is None:
+        raise RefusedError(f"no policy was loaded on {paths.node}")
     with Nftables() as nft:
         if loaded_marker(nft) != ruleset.ruleset:
             raise RefusedError("the loaded policy is gone from the kernel, or another is there")
@@ -187,6 +163,20 @@ def _verify(paths: NodePaths, started: float) -> PolicyResult:
     )
 
 
+def _with_foreign_chains(result: PolicyResult) -> PolicyResult:
+    """What an accept of ours does not override (Docker's FORWARD, firewalld). Never a reason to
+    fail: the policy is in force or not whatever others have."""
+    try:
+        chains = foreign_base_chains(TABLES)
+    except KernelError as error:
+        return msgspec.structs.replace(result, foreign=(f"foreign chains are unknown: {error}",))
+    return msgspec.structs.replace(
+        result,
+        foreign=tuple(str(chain) for chain in chains),
+        foreign_drops=tuple(str(chain) for chain in chains if chain.drops),
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="hafw-policy", description="Load a policy.")
     parser.add_argument("--node", required=True)
@@ -202,6 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except HafwError as error:
         result = PolicyResult(ok=False, error=str(error))
+    if not given.check:
+        result = _with_foreign_chains(result)
     sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
     return 0 if result.ok else 1
 

@@ -2,8 +2,10 @@
 
 The stand-ins are as honest as hafwd can tell: the daemons hold the real lock, bind the real
 socket and answer with real messages. A folder named by HAFW_STUBS steers them: the file
-``setup.error`` or ``policy.error`` makes that worker fail with its text, ``tables`` is the
-kernel's nftables, ``forwarding`` its sysctl, and every run of a worker adds a line to ``runs``.
+``setup.error`` or ``policy.error`` makes that worker fail with its text, ``policy.hold`` makes a
+load wait (10 s at most) while it exists, ``policy.foreign`` lists others' chains, ``down`` says
+that an interface is, ``tables`` is the kernel's nftables, ``forwarding`` its sysctl, and every
+run of a worker adds a line to ``runs``.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -68,7 +71,10 @@ def hafwd(arguments: list[str]) -> int:
         setup=program("setup"),
         policy=program("policy"),
         missing_features=lambda _: [],
-        check_node=lambda *_: [] if (STUBS / "devices").exists() else ["hv1-lan is missing"],
+        check_node=lambda *_: (
+            [] if (STUBS / "devices").exists() else ["hv1-lan is missing"],
+            ["lan0 is down"] if (STUBS / "down").exists() else [],
+        ),
         policy_in_kernel=(STUBS / "tables").exists,
         set_forwarding=set_forwarding,
     )
@@ -81,12 +87,19 @@ def hafwd(arguments: list[str]) -> int:
 
 
 def policy(arguments: list[str], error: str) -> int:
+    others = STUBS / "policy.foreign"
+    foreign = others.read_text().splitlines() if others.exists() else []
+    drops = [line for line in foreign if "drop" in line]
+    told = {"foreign": foreign, "foreign_drops": drops}
     if error or "--verify" in arguments:
-        sys.stdout.write(json.dumps({"ok": not error, "error": error}) + "\n")
+        sys.stdout.write(json.dumps({"ok": not error, "error": error, **told}) + "\n")
         return 1 if error else 0
+    deadline = time.monotonic() + 10
+    while (STUBS / "policy.hold").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
     (STUBS / "tables").touch()
     file = arguments[arguments.index("--policy") + 1]
-    sys.stdout.write(json.dumps({"ok": True, "hash": f"hash of {Path(file).name}"}) + "\n")
+    sys.stdout.write(json.dumps({"ok": True, "hash": f"hash of {Path(file).name}", **told}) + "\n")
     return 0
 
 

@@ -58,7 +58,13 @@ def test_all_drills_pass_and_leave_the_lab_up(lab: Lab, tmp_path: Path) -> None:
         assert len(drill["probes"]) == 16
         assert all(probe["established_s"] >= 1 for probe in drill["probes"])
         assert all(probe["before"] > 0 < probe["after"] for probe in drill["probes"])
-        assert {reading["node"] for reading in drill["strict"]} == {"gw1", "gw2"}
+        whens = {"at the beginning", "at the end"}
+        for step in drill["steps"]:
+            times = ("before", "after", "after the return from")
+            whens |= {f"{time} {step['what']}" for time in times}
+        assert {(reading["when"], reading["node"]) for reading in drill["strict"]} == {
+            (when, node) for when in whens for node in ("gw1", "gw2")
+        }
         assert drill["gate"]["samples"] > 1000
         assert (drill["frames"] is None) == (drill["drill"] == "power-cut")
     cut, _, freeze, kill, moves = (drill["steps"] for drill in report["drills"])
@@ -76,6 +82,26 @@ def test_all_drills_pass_and_leave_the_lab_up(lab: Lab, tmp_path: Path) -> None:
     assert lab.exists()
     assert not lab.silenced()
     assert lab.problems() == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(10 * ALL_WAIT_S + 60)
+def test_ten_times_all_drills_lose_nothing(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "drills.json"
+    done = hafwctl(
+        "drill", "run", "all", "--repeat", "10", "--json", str(file), wait_s=10 * ALL_WAIT_S
+    )
+    report = read(file)
+    assert len(report["drills"]) == 10 * 5
+    for drill in report["drills"]:
+        assert drill["reasons"] == [], drill["drill"]
+        assert [probe["lost"] for probe in drill["probes"]] == [""] * 16
+        assert (drill["gate"]["dual_ms"], drill["gate"]["problem"]) == (0, "")
+        assert drill["frames"] is None or drill["frames"]["dual_ms"] == 0
+        assert drill["frames"] is None or drill["frames"]["problem"] == ""
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert report["passed"]
+    assert lab.exists()
 
 
 def test_the_bench_measures_cuts(lab: Lab, tmp_path: Path) -> None:

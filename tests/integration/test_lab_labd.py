@@ -24,13 +24,12 @@ from hafw.paths import NodePaths
 pytestmark = pytest.mark.integration
 
 
-def wait_for(what: str, claim: Callable[[], object], timeout_s: float = 5.0) -> float:
-    """Seconds until the claim holds; fails by name when it does not."""
+def wait_for(what: str, claim: Callable[[], object], timeout_s: float = 20.0) -> None:
+    """Wait until the claim holds; fails by name when it does not."""
     begun = time.monotonic()
     while not claim():
         assert time.monotonic() - begun < timeout_s, f"not within {timeout_s:g} s: {what}"
         time.sleep(0.005)
-    return time.monotonic() - begun
 
 
 def alive(pid: int) -> bool:
@@ -53,17 +52,17 @@ class StandIn:
         )
         self.script.chmod(0o755)
 
-    def run(self, *nodes: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *nodes: str, stop_wait_s: float = 0.5) -> subprocess.CompletedProcess[str]:
         program = textwrap.dedent(f"""
             import pathlib, hafw.lab.labd as labd
             labd.hafwd_script = lambda: pathlib.Path({str(self.script)!r})
-            labd.STOP_WAIT_S = 0.5
+            labd.STOP_WAIT_S = {stop_wait_s}
             labd.main()
         """)
         with (lab_folder() / "labd.log").open("ab") as log:
             return subprocess.run(
                 [sys.executable, "-c", program, "--config", "some.yaml", *nodes],
-                stdout=log, stderr=subprocess.STDOUT, text=True, timeout=20, check=False,
+                stdout=log, stderr=subprocess.STDOUT, text=True, timeout=60, check=False,
             )  # fmt: skip
 
     def starts(self) -> list[list[str]]:
@@ -72,11 +71,11 @@ class StandIn:
     def pid(self, number: int = -1) -> int:
         return int(self.starts()[number][0])
 
-    def stop(self) -> float:
+    def stop(self) -> None:
         pid = labd.running_labd()
         assert pid is not None
         os.kill(pid, signal.SIGTERM)
-        return wait_for("labd ended", lambda: not alive(pid))
+        wait_for("labd ended", lambda: not alive(pid))
 
 
 @pytest.fixture
@@ -114,8 +113,7 @@ def test_restart_after_death_and_children_live_on(stand_in: Callable[[str], Stan
     wait_for("the child started", child_file.exists)
     first, child = told.pid(), int(child_file.read_text().split()[0])
     os.kill(first, signal.SIGKILL)
-    took_s = wait_for("restarted", lambda: len(told.starts()) == 2)
-    assert took_s < 0.2 + 0.5
+    wait_for("restarted", lambda: len(told.starts()) == 2)
     assert told.pid() != first
     assert alive(child)
 
@@ -129,7 +127,7 @@ def test_hold_and_release(stand_in: Callable[[str], StandIn]) -> None:
     time.sleep(0.7)
     assert len(told.starts()) == 1
     told.lab.release("gw1")
-    assert wait_for("started again", lambda: len(told.starts()) == 2) < 0.5
+    wait_for("started again", lambda: len(told.starts()) == 2)
 
 
 def test_one_that_fails_at_once_is_not_hammered(stand_in: Callable[[str], StandIn]) -> None:
@@ -148,17 +146,19 @@ def test_sigterm_ends_all_even_the_deaf_and_the_stopped(
     told.run("gw1", "gw2")
     wait_for("both started", lambda: len(told.starts()) == 2)
     os.kill(told.pid(), signal.SIGSTOP)
-    assert told.stop() < 0.5 + 1.0
+    told.stop()
     assert not any(alive(int(pid)) for pid, *_ in told.starts())
     assert labd.running_labd() is None
 
 
 def test_sigterm_is_passed_on(stand_in: Callable[[str], StandIn]) -> None:
-    told = stand_in("trap 'touch $0.bye; exit 0' TERM\nwhile :; do sleep 0.05; done")
-    told.run("gw1")
+    trap = "trap 'touch $0.bye; exit 0' TERM\ntouch $0.ready"
+    told = stand_in(f"{trap}\nwhile :; do sleep 0.05; done")
+    # Far beyond what `stop` waits: who is killed at the bound, or waited for, fails the test.
+    told.run("gw1", stop_wait_s=600)
     wait_for("started", told.starts)
-    time.sleep(0.1)  # the trap follows the note of the start
-    assert told.stop() < 0.4
+    wait_for("the trap is set", told.script.with_name("hafwd.ready").exists)
+    told.stop()
     assert told.script.with_name("hafwd.bye").exists()
 
 

@@ -121,7 +121,7 @@ Lab().up(bare=True)
 """
 MOMENTS = [
     ("files", "write_state", 0),
-    ("machine", "ensure_bpffs", 0),
+    ("builder", "mount_bpffs", 0),
     ("topology", "create_namespace", 3),
     ("topology", "_build_switch", 0),
     ("topology", "_build_host", 2),
@@ -268,6 +268,15 @@ class TestCommandLine:
         told = hafwctl("lab", "status")
         assert told.returncode == 0
         assert "gw1-lan0" in told.stdout
+        told = hafwctl("lab", "status", "--format", "tsv")
+        lines = [line.split("\t") for line in told.stdout.splitlines()]
+        assert [line[0] for line in lines] == ["lab", *["hosts"] * 5, *["bridges"] * 4]
+        assert lines[0][1:3] == ["up=yes", "bare=yes"]
+        assert lines[1][1:4] == ["host=gw1", "namespace=hafw-gw1", "processes=-"]
+        asked = [hafwctl("lab", "status", *form) for form in (["--format", "json"], ["--json"])]
+        documents = [json.loads(told.stdout) for told in asked]
+        assert documents[0] == documents[1]
+        assert documents[0]["hosts"]["gw1"]["silenced"] is False
         subprocess.run(
             ["ip", "-n", "hafw-sw", "link", "set", "gw1-lan0", "down"], check=True, timeout=10
         )

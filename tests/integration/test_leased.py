@@ -21,7 +21,7 @@ from cluster.heartbeat import Codec, Envelope, Heard, Prepare, Promise, derive_k
 from hafw.config.load import load_cluster
 from hafw.human import make_epoch
 from hafw.kernel.netns import entered
-from hafw.messages import LeasedStatus, StatusRequest, decode_leased, encode
+from hafw.messages import LeasedStatus, MoveRequest, StatusRequest, decode_leased, encode
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 CONFIG = """
@@ -327,7 +327,28 @@ def test_local_nonsense_is_counted(daemon: Daemon) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.sendto(b"\xc1 nonsense", str(daemon.bed.root / "run/wit/leased.sock"))
         other.sendto(encode(StatusRequest()), str(daemon.bed.root / "run/wit/leased.sock"))
-    assert daemon.counter("local_malformed") == 1
+        too_deep = b"\x82\xa1x" + b"\x91" * 5000 + b"\xc0"  # It cannot even be skipped.
+        other.sendto(too_deep, str(daemon.bed.root / "run/wit/leased.sock"))
+        for wait_s in (float("inf"), float("nan"), 1e300):
+            request = MoveRequest(group=1, target_id=1, wait_s=wait_s)
+            other.sendto(encode(request), str(daemon.bed.root / "run/wit/leased.sock"))
+    assert daemon.counter("local_malformed", 2) == 2
+    assert daemon.counter("moves_refused", 3) == 3
+    assert daemon.process.poll() is None
+
+
+def test_a_flood_of_status_questions_costs_one_status_a_turn(daemon: Daemon) -> None:
+    daemon.status()
+    daemon.process.send_signal(signal.SIGSTOP)
+    path = daemon.bed.root / "run" / f"f{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
+        asking.bind(str(path))
+        asking.settimeout(3)
+        for _ in range(9):  # net.unix.max_dgram_qlen is 10.
+            asking.sendto(encode(StatusRequest()), str(daemon.bed.root / "run/wit/leased.sock"))
+        daemon.process.send_signal(signal.SIGCONT)
+        answers = {asking.recv(65536) for _ in range(9)}
+    assert len(answers) == 1
 
 
 def test_refusals_say_what_to_do(bed: Bed) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -14,7 +15,7 @@ import pytest
 from cluster import bpf
 from cluster.gate import Hook
 from cluster.gate_program import program_bytes, program_name
-from hafw.lab.judges import FrameVerdict, GateVerdict, MoveWindow
+from hafw.lab.judges import LOOK_GAP_NS_MAX, FrameVerdict, GateVerdict, MoveWindow
 from hafw.lab.probe_frames import TEST_MAC
 from hafw.lab.probe_judges import FrameJudge, GateJudge
 from hafw.lab.probe_loop import now_ns
@@ -63,8 +64,10 @@ def test_shut_gates_and_one_holder_after_the_other_are_clean(
     start_ns = now_ns()
     with Renewal(nodes.paths("gw1")):
         time.sleep(LOOK_S)
+    second_ns = now_ns()
     with Renewal(nodes.paths("gw2")):
         time.sleep(LOOK_S)
+    over_ns = now_ns()
     record = judge.take()
     found = record.verdict([])
     assert found.clean, found
@@ -72,14 +75,15 @@ def test_shut_gates_and_one_holder_after_the_other_are_clean(
     assert found.samples > 300
     takeover_ns = record.takeover_ns(start_ns, "gw1")
     assert takeover_ns is not None
-    assert LOOK_S < (takeover_ns - start_ns) / 1e9 < 3 * LOOK_S
+    assert second_ns < takeover_ns < over_ns
 
 
 def test_two_holders_at_once_are_dual(nodes: GateNet, judge: GateJudge) -> None:
+    start_ns = now_ns()
     with Renewal(nodes.paths("gw1")), Renewal(nodes.paths("gw2")):
         time.sleep(0.2)
     found = verdict(judge)
-    assert 190 < found.dual_ms < 400
+    assert 190 < found.dual_ms < (now_ns() - start_ns) / 1e6
     assert found.spans
 
 
@@ -145,6 +149,23 @@ def test_a_device_that_lost_a_program_is_open_until_it_is_down(
     found = verdict(judge)
     assert found.clean, found
     assert found.unguarded_ms == 0
+
+
+def test_processes_that_do_not_look_do_not_acquit(nodes: GateNet, judge: GateJudge) -> None:
+    """Stopped for longer than their bounds, and nothing wrong was to be seen."""
+    for pid in judge.pids:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(LOOK_GAP_NS_MAX / 1e9 + 0.1)
+    for pid in judge.pids:
+        os.kill(pid, signal.SIGCONT)
+    time.sleep(LOOK_S)
+    found = verdict(judge)
+    assert found.dual_ms == 0
+    assert not found.clean
+    assert "no sample of the gates was taken for" in found.problem
+    assert "nobody looked at the devices for" in found.problem
+    time.sleep(LOOK_S)
+    assert verdict(judge).problem == "", "the gap was judged already"
 
 
 def test_a_wiped_node_is_shut_and_followed_when_it_returns(

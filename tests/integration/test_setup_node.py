@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,13 +15,21 @@ import pytest
 from ruamel.yaml import YAML
 
 from cluster import bpf
-from cluster.gate import GateReader, attached, check_bpffs
+from cluster.gate import (
+    Deadlines,
+    GateReader,
+    GateWriter,
+    attached,
+    check_bpffs,
+    forget_group,
+)
 from hafw.config.load import load_cluster
 from hafw.config.model import ClusterConfig
 from hafw.errors import StateError
+from hafw.instance import claim_instance
 from hafw.kernel import sysctl
 from hafw.kernel.features import missing_features
-from hafw.node.setup import check_node, prepare_node, teardown_node
+from hafw.node.setup import check_node, find_problems, prepare_node, teardown_node
 from tests.integration.gate_env import (
     CONFIG_TEXT,
     GROUP,
@@ -85,6 +94,12 @@ def cli(net: GateNet, *words: str, command: tuple[str, ...] = ()) -> tuple[int, 
 # ---- once and again ----------------------------------------------------------------------------
 
 
+def forwards() -> bool:
+    """In this network namespace, both families alike."""
+    (value,) = {sysctl.read(k) for k in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")}
+    return value == "1"
+
+
 def test_a_second_set_up_changes_nothing(node: GateNet) -> None:
     before = identities(node)
     assert prepare_node(node.config, "gw1") == []
@@ -121,20 +136,70 @@ def test_a_prepared_node_is_shut_up_and_does_not_forward(node: GateNet) -> None:
     assert (reader.read(GROUP).announce_ns, reader.read(GROUP).accept_ns) == (0, 0)
     reader.close()
     assert "state UP" in node.ip("gw1", f"link show {DEVICE}")
-    assert not sysctl.forwarding_enabled()
+    assert not forwards()
     for name in ("tcp_loose", "tcp_be_liberal"):
         assert sysctl.read(f"net/netfilter/nf_conntrack_{name}") == "0"
 
 
 def test_forwarding_is_a_step_of_its_own(net: GateNet) -> None:
     with net.inside("gw2"):
-        assert not sysctl.forwarding_enabled()
+        assert not forwards()
         assert sysctl.enable_forwarding()
-        assert sysctl.forwarding_enabled()
+        assert forwards()
         assert not sysctl.enable_forwarding()
         prepare_node(net.config, "gw2")
-        assert sysctl.forwarding_enabled(), "set-up leaves it as it is"
+        assert forwards(), "set-up leaves it as it is"
+        sysctl.disable_forwarding()
+        assert not forwards()
+        assert check_node(net.config, "gw2") == [], "it accepts no redirects meanwhile"
         teardown_node(net.config, "gw2")
+
+
+# ---- beside a running leased -------------------------------------------------------------------
+
+
+def test_the_page_of_a_group_that_is_no_more_is_left_to_a_running_leased(
+    node: GateNet, tmp_path: Path
+) -> None:
+    """It holds leases by the configuration it was started with; only it writes the page."""
+    paths = node.paths("gw1")
+    other = {"index": 5, "vrid": 9, "order": ["gw1"], "vips": {"lan": [VIP4]}}
+    without = changed({"main": None, "other": other}, tmp_path)
+    with claim_instance(paths, "leased"):
+        leased = GateWriter.open(paths)
+        ahead_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + 1_000_000_000
+        leased.store(GROUP, announce_ns=ahead_ns, accept_ns=ahead_ns)
+        done = prepare_node(without, "gw1")
+        assert leased.read(GROUP) == Deadlines(ahead_ns, ahead_ns)
+        leased.close()
+        assert [text for text in done if text.endswith("leased is running")]
+        assert check_node(without, "gw1") == [], "nothing that a repair could mend now"
+        with pytest.raises(StateError, match="leased is running; stop it first"):
+            forget_group(paths, GROUP)
+    assert prepare_node(without, "gw1") == [f"shut and removed the gate of group {GROUP}"]
+    reader = GateReader.open(paths)
+    assert reader.read(GROUP) == Deadlines(0, 0)
+    reader.close()
+
+
+def test_teardown_is_refused_under_a_running_leased(node: GateNet) -> None:
+    before = identities(node)
+    with (
+        claim_instance(node.paths("gw1"), "leased"),
+        pytest.raises(StateError, match="hafw-leased is running"),
+    ):
+        teardown_node(node.config, "gw1")
+    assert identities(node) == before
+
+
+def test_a_drills_gate_is_not_taken_back_under_a_running_leased(node: GateNet) -> None:
+    prepare_node(node.config, "gw1", gate_always_pass=True)
+    with claim_instance(node.paths("gw1"), "leased"):
+        assert prepare_node(node.config, "gw1", gate_always_pass=True) == []
+        with pytest.raises(StateError, match="leased is running; stop it first"):
+            prepare_node(node.config, "gw1")
+        assert attached(node.paths("gw1"), DEVICE, enforcing=True), "the safe half is done"
+    assert prepare_node(node.config, "gw1") == ["the gate drops again"]
 
 
 # ---- damage ------------------------------------------------------------------------------------
@@ -189,6 +254,7 @@ def test_an_interface_that_is_down_is_reported(node: GateNet) -> None:
     node.ip("gw1", "link set wan0 down")
     try:
         problems = check_node(node.config, "gw1")
+        assert find_problems(node.config, "gw1") == ([], problems), "not hafw's to mend"
     finally:
         node.ip("gw1", "link set wan0 up")
         node.ip("gw1", "addr add 2001:db8:2::1/64 dev wan0 nodad")

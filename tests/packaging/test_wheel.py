@@ -19,13 +19,19 @@ def run(*argv: str | Path, cwd: Path | None = None) -> subprocess.CompletedProce
     )
 
 
+def tracked(*under: str, root: Path = ROOT) -> list[str]:
+    """Files that git tracks. An empty list would make every comparison with it pass."""
+    done = run("git", "-C", root, "ls-files", "-z", *under)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\0")[:-1]
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
     # A copy of what git tracks: a stale build folder in the tree must not leak into the wheel.
     tree = tmp_path_factory.mktemp("tree")
-    files = run("git", "-C", ROOT, "ls-files", "-z").stdout.split("\0")
-    for name in filter(None, files):
+    for name in tracked():
         source = ROOT / name
         if source.exists():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -43,10 +49,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("fresh") / "env"
     assert run(sys.executable, "-m", "venv", place).returncode == 0
-    for arguments in (("--require-hashes", "-r", ROOT / "requirements.txt"), ("--no-deps", wheel)):
+    requirements = ROOT / "requirements-run.txt"
+    for arguments in (("--require-hashes", "-r", requirements), ("--no-deps", wheel)):
         done = run(place / "bin/pip", "install", "-q", *arguments)
         assert done.returncode == 0, done.stderr
     return place
+
+
+def test_what_git_refuses_is_an_error_not_an_empty_tree(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="not a git repository"):
+        tracked(root=tmp_path)
 
 
 def test_the_wheel_holds_three_packages_and_their_data(wheel: Path) -> None:
@@ -55,8 +67,9 @@ def test_the_wheel_holds_three_packages_and_their_data(wheel: Path) -> None:
     assert tops == {"hafw", "cluster", "sync"}
     for data in ("hafw/py.typed", "hafw/lab/cluster.yaml", "hafw/lab/policy.yaml"):
         assert data in names
-    tracked = run("git", "-C", ROOT, "ls-files", "hafw", "cluster", "sync").stdout.split()
-    assert {name for name in tracked if name.endswith(".py")} <= set(names)
+    modules = {name for name in tracked("hafw", "cluster", "sync") if name.endswith(".py")}
+    assert "hafw/paths.py" in modules
+    assert modules <= set(names)
 
 
 def test_the_three_packages_come_from_one_folder(environment: Path, tmp_path: Path) -> None:

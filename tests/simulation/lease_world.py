@@ -92,6 +92,7 @@ class Node:
         self.disk_era = 0
         self.disk_fails = False
         self.disk_ns = MS
+        self.disk_hangs = False
         self.gate = Gate()
         self.core: LeaseCore | None = None
         self.process = 0
@@ -374,7 +375,7 @@ class World:
             self.pump(node)
 
     def _persisted(self, node: Node, process: int, era: int) -> None:
-        if node.process != process:
+        if node.process != process or node.disk_hangs:
             return
         if node.disk_fails:
             self._event(node, process, EraFailed(era, "disk full"))
@@ -480,10 +481,14 @@ class World:
         calm_from = self.now - 8 * LEASE_NS - RESTART_WAIT_NS
         if node.synced or node.id == self._holder or self.network_disturbed_at > calm_from:
             return
+        cut = {end for pair in self.network.cut for end in pair}  # Cut for longer than that.
         calm = [
             other.id
             for other in self.nodes.values()
-            if other.core is not None and other.disturbed_at < calm_from
+            if other.core is not None
+            and other.disturbed_at < calm_from
+            and other.id not in cut
+            and not other.disk_hangs
         ]
         better = [n for n in calm if n in self.gateways and self.nodes[n].synced]
         if node.id in calm and better and len(calm) >= self.voters.majority:

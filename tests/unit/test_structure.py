@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOUNDATIONS = {
     "hafw.config.load",
     "hafw.config.model",
+    "hafw.cpus",
     "hafw.errors",
     "hafw.flow",
     "hafw.human",
@@ -79,3 +80,21 @@ def test_modules_and_functions_stay_short() -> None:
                 assert length <= LONG_FUNCTIONS.get(place, FUNCTION_LINES_MAX), (
                     f"{place}: {length} lines"
                 )
+
+
+@pytest.mark.parametrize(
+    ("words", "home"),
+    [
+        ('"libnftables.so', "hafw/kernel/nftables.py"),
+        ("_libc.setns(", "hafw/kernel/netns.py"),
+        ('b"mode=0700"', "cluster/gate_page.py"),
+        ("total >> 16", "cluster/checksum.py"),
+    ],
+    ids=["libnftables", "setns", "bpffs", "checksum"],
+)
+def test_what_is_hard_to_get_right_is_written_once(words: str, home: str) -> None:
+    # `sync` may not import `hafw.kernel`: ctsocket enters a namespace by itself.
+    texts = {
+        path.relative_to(ROOT).as_posix(): path.read_text() for path in modules("hafw", "cluster")
+    }
+    assert [name for name, text in texts.items() if words in text] == [home]

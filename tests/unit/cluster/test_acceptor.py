@@ -77,6 +77,17 @@ def test_below_the_own_era_nothing_is_promised_or_granted() -> None:
     assert voter.propose(1, low) == Nack(1, low, ERA, 0, 0, 0)
 
 
+def test_what_this_voter_granted_is_renewed_when_its_era_has_grown() -> None:
+    voter = Voter()
+    voter.propose(1, epoch(1, 1))
+    renewal = Propose(1, epoch(1, 1), 2, T, True)
+    asked = voter.acceptor.propose(1, renewal, era=ERA + 1, now_ns=voter.now)
+    assert asked == Accepted(1, epoch(1, 1), 2)
+    voter.prepare(1, epoch(2, 1))  # Another epoch of the old era is refused as ever.
+    newer = Propose(1, epoch(2, 1), 3, T, False)
+    assert isinstance(voter.acceptor.propose(1, newer, era=ERA + 1, now_ns=voter.now), Nack)
+
+
 def test_holder_may_claim_anew_while_its_lease_runs() -> None:
     voter = Voter()
     voter.propose(1, epoch(1, 1))

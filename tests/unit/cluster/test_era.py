@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.era import ERA_MAX, read_era, write_era
+from cluster.era import ERA_MAX, ERA_SANE, read_era, write_era
 from hafw.errors import StateError
 
 
@@ -17,8 +17,8 @@ def test_missing_is_zero(tmp_path: Path) -> None:
 def test_round_trip_makes_the_folder_and_leaves_one_file(tmp_path: Path) -> None:
     path = tmp_path / "gw1" / "era"
     write_era(path, 1)
-    write_era(path, ERA_MAX)
-    assert read_era(path) == ERA_MAX
+    write_era(path, ERA_SANE)
+    assert read_era(path) == ERA_SANE
     assert [entry.name for entry in path.parent.iterdir()] == ["era"]
 
 
@@ -31,6 +31,13 @@ def test_corrupt_is_refused_with_what_to_do(tmp_path: Path, content: bytes) -> N
     with pytest.raises(StateError, match="remove it") as caught:
         read_era(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("era", [ERA_SANE + 1, ERA_MAX])
+def test_era_that_no_restarts_make_is_refused_with_what_to_do(tmp_path: Path, era: int) -> None:
+    write_era(tmp_path / "era", era)
+    with pytest.raises(StateError, match=f"holds {era}.*damaged.*remove it"):
+        read_era(tmp_path / "era")
 
 
 def test_unreadable_is_refused(tmp_path: Path) -> None:

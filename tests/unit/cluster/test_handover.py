@@ -27,7 +27,7 @@ from cluster.lease_types import (
 )
 from hafw.human import make_epoch
 from hafw.messages import MoveReply, MoveRequest, Position, PositionReply
-from tests.unit.cluster.lease_bench import HEARTBEAT, MS, Bench, T, done, sent
+from tests.unit.cluster.lease_bench import HEARTBEAT, MS, Bench, Peer, T, done, sent
 
 HERE = Position(sender_id=1, session=77, seq=500)
 
@@ -160,6 +160,13 @@ def test_refused_for_a_group_that_is_not_there() -> None:
     assert "no group 7" in reply.reason
 
 
+@pytest.mark.parametrize("wait_s", [float("inf"), float("nan"), 1e300, -0.1, 600.1])
+def test_refused_for_a_wait_that_is_none(wait_s: float) -> None:
+    for bench in (holder()[0], Bench(2)):
+        [reply] = replies(ask(bench, wait_s=wait_s))
+        assert reply == MoveReply(False, False, 0, "wait_s is 0 to 600 seconds")
+
+
 def test_refused_while_the_target_is_not_heard() -> None:
     bench, _ = holder()
     bench.now += 61 * MS
@@ -253,6 +260,17 @@ def test_repeated_asks_start_one_move_and_get_one_answer_each() -> None:
     assert sent(bench.hear(2, MoveAsk(5, 1, 2, 0)), MoveAnswer) == [answer]
     [unknown] = sent(bench.hear(2, MoveAsk(6, 1, 2, 0)), MoveAnswer)
     assert "does not hold" in unknown.reason
+
+
+def test_answer_is_not_given_to_a_later_process_of_the_asker() -> None:
+    bench, epoch = holder()
+    bench.hear(2, MoveAsk(5, 1, 2, 0))
+    position(bench, epoch)
+    assert sent(bench.beat(2, active=make_epoch(3, 9, 2), holder=2), MoveAnswer)
+    bench.peers[2] = Peer(2, 2222)  # Its request numbers begin anew.
+    [answer] = sent(bench.hear(2, MoveAsk(5, 1, 1, 0)), MoveAnswer)
+    assert not answer.moved
+    assert "does not hold" in answer.reason
 
 
 # ---- the target ---------------------------------------------------------------------------------

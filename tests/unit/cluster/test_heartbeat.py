@@ -54,6 +54,19 @@ def reason(datagram: bytes, codec: Codec | None = None) -> str:
     return caught.value.reason
 
 
+NESTED = b"\x91" * 5000 + b"\xc0"
+"""Lists in lists, deeper than any decoder follows."""
+
+
+def test_what_is_nested_too_deep_is_malformed() -> None:
+    body = DATAGRAM[HEADER.size : -TAG_BYTES]
+    longer = body.replace(b"\x93\x02M\xc3", b"\x94\x02M\xc3" + NESTED)
+    assert longer != body
+    text = DATAGRAM[: HEADER.size] + longer
+    sealed = text + hmac.new(KEY, text, hashlib.sha256).digest()[:TAG_BYTES]
+    assert reason(sealed) == "malformed"
+
+
 def test_open_gives_back_what_was_sealed() -> None:
     sender, opened = Codec(KEY, cluster_id=7, node_id=2).open(DATAGRAM)
     assert sender == 1

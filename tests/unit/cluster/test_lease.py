@@ -151,6 +151,50 @@ def to(effects: list[Effect], node: int) -> list[object]:
     ]
 
 
+def test_absurd_era_of_one_node_is_neither_learned_nor_in_the_way() -> None:
+    absurd = 16_000_000
+    bench = Bench()
+    bench.epochs[2] = make_epoch(absurd, 5, 2)
+
+    def poisoned() -> list[Effect]:
+        return [*bench.beacon(), *bench.beat(2, era=absurd), *bench.beat(9)]
+
+    effects = bench.pass_time(2100 * MS, poisoned)
+    prepares = sent(effects, Prepare)
+    assert prepares  # What it promised does not keep us from finding an epoch.
+    epoch = prepares[-1].epoch
+    assert epoch_era(epoch) == 3
+    effects += bench.hear(2, Nack(1, epoch, absurd, make_epoch(absurd, 5, 2), 0, 0))
+    effects += bench.hear(2, Prepare(1, make_epoch(absurd, 6, 2)))
+    effects += bench.answer([e for e in effects if isinstance(e, Send)])
+    assert bench.core.groups[1].active
+    assert done(effects, PersistEra) == []
+    assert bench.core.view.counters["eras_ignored"] > 0
+    # The holder's renewals are not disturbed by its refusals either.
+    held = bench.core.groups[1].proposer.held
+    assert held is not None
+    bench.hear(2, Nack(1, held.epoch, absurd, make_epoch(absurd, 6, 2), 0, 0))
+    assert not held.refused
+
+
+def test_far_era_of_a_majority_is_learned() -> None:
+    """The era file of this node was lost, or the node is new."""
+    bench = Bench()
+    assert done(bench.beat(2, era=5000), PersistEra) == []
+    assert done(bench.beat(9, era=4900), PersistEra) == [PersistEra(4900)]
+    bench.beat(2, era=5000)
+    effects = bench.core.handle(EraPersisted(4900), now_ns=bench.now)
+    assert done(effects, PersistEra) == [PersistEra(5000)]
+
+
+def test_era_that_is_not_durable_is_told_to_nobody() -> None:
+    bench = Bench(era_durable=False)
+    [beat] = sent(bench.pass_time(0), Beat)
+    assert beat.era == 0
+    bench.core.handle(EraPersisted(4), now_ns=bench.now)
+    assert sent(bench.pass_time(HEARTBEAT), Beat)[-1].era == 4
+
+
 def test_voter_says_nothing_until_its_restart_wait_is_over() -> None:
     bench = Bench(9)
     ask = Prepare(1, make_epoch(3, 1, 1))
@@ -311,6 +355,23 @@ def test_unsynced_candidate_does_not_claim_while_a_synced_one_is_heard() -> None
     bench.synced = False
     effects = bench.pass_time(4000 * MS, bench.calm_with(synced=True))
     assert sent(effects, Prepare) == []
+
+
+def test_synced_candidate_that_does_not_claim_is_not_waited_for_for_ever() -> None:
+    bench = Bench()
+    bench.synced = False
+    early = bench.pass_time((2000 + 25 * 100) * MS, bench.calm)
+    assert sent(early, Prepare) == []  # Node 2 says that it is synced, and able to claim.
+    assert sent(bench.pass_time(3 * HEARTBEAT, bench.calm), Prepare)
+
+
+def test_lease_that_was_held_begins_the_wait_anew() -> None:
+    bench = Bench()
+    bench.hold()
+    bench.synced = False
+    lost = bench.pass_time(25 * T, bench.calm)  # Nobody renews; node 2 is synced.
+    assert done(lost, SetGate)[0] == SetGate(1, 0, 0)
+    assert sent(lost[lost.index(SetGate(1, 0, 0)) :], Prepare) == []
 
 
 def test_second_in_order_claims_one_heartbeat_after_the_first() -> None:

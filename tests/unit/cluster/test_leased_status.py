@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 import hafw.lab
 from cluster.announce_plan import ANNOUNCE_MS, AnnouncePlan
+from cluster.lease_types import Arrived
 from cluster.leased_io import plan_paths
 from cluster.leased_status import DelayMeter, LinkMeter, leased_status
 from hafw.config.load import load_cluster
 from hafw.messages import LeasedStatus, LoopDelay, decode_leased, encode
-from tests.unit.cluster.lease_bench import HEARTBEAT, MS, Bench, T
+from tests.unit.cluster.lease_bench import HEARTBEAT, MS, Bench, Peer, T
 
 LAB = Path(hafw.lab.__file__).parent / "cluster.yaml"
 
@@ -80,6 +86,31 @@ def test_other_alarms() -> None:
     assert len(status(bench).alarms) == 1
 
 
+def test_absurd_era_of_a_peer_is_an_alarm() -> None:
+    bench = Bench()
+    bench.beat(9, era=3)
+    bench.beat(2, era=1004)
+    [alarm] = status(bench).alarms
+    assert alarm.startswith(
+        "node 2 names era 1004, ours is 3: one of the two era files is damaged"
+    )
+
+
+def test_another_machine_with_this_id_is_an_alarm_for_a_second() -> None:
+    bench = Bench()
+    for session in (bench.core.view.sessions.own, 4711):
+        told = status(bench).alarms
+        assert told == []
+        envelope = Peer(1, session).envelope(heard=[])
+        bench.core.handle(Arrived(1, envelope), now_ns=bench.now)
+    assert bench.core.view.counters["own_echo_heard"] == 1
+    assert bench.core.view.counters["own_id_heard"] == 1
+    [alarm] = status(bench).alarms
+    assert alarm.startswith("another machine runs as node 1: stop one of the two at once")
+    bench.now += 1000 * MS
+    assert status(bench).alarms == []
+
+
 def test_unsynced_takeover_is_an_alarm_until_synced() -> None:
     bench = Bench()
     bench.hold()
@@ -96,17 +127,18 @@ def test_unsynced_takeover_is_an_alarm_until_synced() -> None:
 
 def test_delay_meter_keeps_a_minute_and_the_largest() -> None:
     meter = DelayMeter()
-    assert meter.read() == LoopDelay(p50_ms=0.0, p99_ms=0.0, max_ms=0.0)
+    assert meter.read(0) == LoopDelay(p50_ms=0.0, p99_ms=0.0, max_ms=0.0)
     for number in range(100):
         meter.add(number * 10_000, 1)
-    assert meter.read() == LoopDelay(p50_ms=0.5, p99_ms=0.99, max_ms=0.99)
+    assert meter.read(1) == LoopDelay(p50_ms=0.5, p99_ms=0.99, max_ms=0.99)
     for _ in range(5000):
         meter.add(MS, 2)
     meter.add(9 * MS, 3)
-    assert meter.read().max_ms == 9.0
+    assert meter.read(200 * MS).max_ms == 0.99, "not sorted again so soon"
+    assert meter.read(201 * MS).max_ms == 9.0
     for window in range(1, 8):
         meter.add(1000, window * 11_000 * MS)
-    assert meter.read().max_ms == 0.001
+    assert meter.read(78_000 * MS).max_ms == 0.001
 
 
 def test_paths_are_links_and_segments_with_the_peers_on_them() -> None:
@@ -132,3 +164,46 @@ def test_announcements_come_in_a_burst_then_slowly_for_ever() -> None:
     plan.start(99_000 * MS)
     assert plan.due(99_700 * MS)  # Slept through half of the burst: one for all of it.
     assert plan.at_ns == 100_000 * MS
+
+
+def test_what_the_machine_refused_is_an_alarm() -> None:
+    bench = Bench()
+    bench.hold()
+    bench.calm()
+    told = leased_status(
+        bench.core,
+        now_ns=bench.now,
+        pid=4711,
+        realtime=False,
+        delay=LoopDelay(p50_ms=0.1, p99_ms=0.2, max_ms=0.3),
+        links=LinkMeter([]),
+        gate=None,
+        machine_alarms=("the lease loop is not real-time",),
+    )
+    assert told.alarms == ["the lease loop is not real-time"]
+
+
+_REFUSED = """
+import json, os, sys
+from cluster.realtime import make_realtime
+if sys.argv[1] == "bound":
+    found = make_realtime(4095)  # No machine of ours has it.
+else:
+    os.sched_setscheduler = lambda *_: (_ for _ in ()).throw(PermissionError(1, "not permitted"))
+    found = make_realtime(min(os.sched_getaffinity(0)))
+print(json.dumps([found.realtime, found.alarms]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "said"), [("bound", "cannot be bound to CPU 4095"), ("fifo", "is not real-time")]
+)
+def test_a_loop_that_cannot_be_made_punctual_says_so(what: str, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _REFUSED, what],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    realtime, alarms = json.loads(done.stdout)
+    assert any(said in alarm for alarm in alarms)
+    if what == "fifo":
+        assert realtime is False

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from cluster.heartbeat import Accepted, Prepare, Promise, Propose
+from cluster.heartbeat import Accepted, Prepare, Promise, Propose, Release
+from cluster.lease_types import StopAsked
 from hafw.human import make_epoch
 from tests.unit.cluster.lease_bench import HEARTBEAT, MS, Bench, T, sent
 
@@ -94,6 +95,21 @@ def test_own_claim_that_never_opened_hands_on_what_it_was() -> None:
     bench.hear(9, Promise(1, second, 3, first, 1, False))
     assert proposer.claim is not None
     assert proposer.claim.contiguous is False
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_claim_of_a_restarted_node_is_not_released(restarted: bool) -> None:
+    """The gate that its process before left open may still need those voters."""
+    bench = Bench()
+    bench.pass_time(2000 * MS, bench.calm)
+    if restarted:
+        bench.core.view.votes_from_ns = 1 << 62
+        bench.core.view.majority = 2
+    prepare = sent(bench.pass_time(100 * MS, bench.calm), Prepare)[-1]
+    asked = [bench.hear(node, Promise(1, prepare.epoch, 3, 0, 0, False)) for node in (2, 9)]
+    assert sent(asked[0] + asked[1], Propose)
+    stopped = bench.core.handle(StopAsked(), now_ns=bench.now)
+    assert bool(sent(stopped, Release)) is not restarted
 
 
 def test_requests_answered_out_of_order_never_shorten_the_lease() -> None:

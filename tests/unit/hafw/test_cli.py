@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
+from contextlib import nullcontext
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hafw.cli.main import _COMMANDS
+from hafw.cli.status import collect
+from hafw.cli.where import Scope
+from hafw.errors import PeerError, StateError
+from hafw.node.client import Unavailable
 from hafw.node.keys import init_keys
+from hafw.node.policy import PolicyRecord
 from hafw.paths import NodePaths
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -56,16 +63,21 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_help_is_fast() -> None:
-    """Under 100 ms; the best of several, as the machine may be busy."""
-    bare = best = 60.0
-    for _ in range(8):
-        begun = time.monotonic()
-        subprocess.run([sys.executable, "-c", "pass"], check=True)
-        bare = min(bare, time.monotonic() - begun)
-        begun = time.monotonic()
-        assert hafwctl("--help").returncode == 0
-        best = min(best, time.monotonic() - begun)
-    assert best < 0.1 + bare
+    """Less than two starts of an empty Python with click, which is what it needs at least. CPU
+    time, the best of several: other people's work does not count, nor does a slow machine."""
+
+    def cpu_s(*argv: str) -> float:
+        best = 60.0
+        for _ in range(8):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, *argv], check=True, stdout=subprocess.DEVNULL)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            best = min(best, used)
+        return best
+
+    shown = cpu_s("-c", "from hafw.cli.main import main; main()", "--help")
+    assert shown < 2 * cpu_s("-c", "import click")
 
 
 def test_version() -> None:
@@ -140,9 +152,23 @@ def test_status_in_words_names_the_problems(fmt: str) -> None:
 def test_check_names_cluster_and_policy() -> None:
     result = hafwctl("check", ROOT / "hafw/lab/cluster.yaml")
     assert result.returncode == 0, result.stderr
-    first, second = result.stdout.splitlines()
-    assert first.endswith("fine: cluster lab; gateways gw1, gw2; witnesses wit; groups main")
-    assert second.endswith("policy.yaml: fine: compiles for gw1, gw2")
+    lines = result.stdout.splitlines()
+    assert lines[0].endswith("cluster.yaml: fine")
+    assert "  nodes: gw1 (gateway, id 1), gw2 (gateway, id 2), wit (witness, id 9)" in lines
+    assert any(line.endswith("policy.yaml: fine") for line in lines)
+    assert any(line.startswith("  compiled for gw2: ") for line in lines)
+
+
+def test_check_takes_a_policy_and_its_cluster(tmp_path: Path) -> None:
+    policy = tmp_path / "elsewhere.yaml"
+    policy.write_text(
+        (ROOT / "hafw/lab/policy.yaml").read_text().replace("wan: [wan]", "wan: [x]")
+    )
+    alone = hafwctl("check", policy)
+    assert "segments and VIPs were not checked" in alone.stdout
+    result = hafwctl("check", policy, "--cluster", ROOT / "hafw/lab/cluster.yaml")
+    assert result.returncode == 1
+    assert f"{policy}:" in result.stderr
 
 
 def test_check_of_a_broken_file_names_every_problem(tmp_path: Path) -> None:
@@ -204,3 +230,43 @@ def test_only_root_may_ask(tmp_path: Path) -> None:
     )
     assert result.returncode == 1
     assert result.stderr == "hafwctl: error: only root may talk to the daemons (uid is 65534)\n"
+
+
+def test_one_node_that_cannot_be_asked_does_not_hide_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(paths: NodePaths, *_: object) -> Unavailable:
+        if paths.node == "gw2":
+            raise PeerError("hafwd of gw2 speaks another tongue")
+        return Unavailable("down", "not running")
+
+    monkeypatch.setattr("hafw.node.status.ask_hafwd", refuse)
+    scope = Scope(["gw1", "gw2", "gw7"], ROOT / "hafw/lab/cluster.yaml")
+    monkeypatch.setattr(Scope, "cluster_name", lambda _: "lab")
+    document = collect(scope)
+    assert [(row["node"], row["id"]) for row in document["nodes"]] == [
+        ("gw1", 1),
+        ("gw2", 2),
+        ("gw7", None),
+    ]
+    (alarm,) = [row for row in document["alarms"] if row["node"] == "gw7"]
+    assert alarm["alarm"].startswith("nothing is known of it: no node is named gw7")
+    assert any(row["scope"] == "gw7" for row in document["problems"])
+    assert any(row["node"] == "gw2" for row in document["groups"]), "gathered directly"
+    with pytest.raises(StateError, match="no node is named gw7"):
+        collect(Scope(["gw7"], scope.config_file))
+
+
+@pytest.mark.parametrize(("there", "state"), [(True, "recorded"), (False, "gone")])
+def test_without_hafwd_the_kernel_is_asked_for_the_policy(
+    monkeypatch: pytest.MonkeyPatch, there: bool, state: str
+) -> None:
+    run = NodePaths("gw1").run
+    run.mkdir(parents=True)
+    record = PolicyRecord("p.yaml", "s", "h", 7, 0.1, 3, "now")
+    (run / "policy.json").write_bytes(msgspec.json.encode(record))
+    monkeypatch.setattr("hafw.node.status.policy_in_kernel", lambda: there)
+    monkeypatch.setattr("hafw.node.status._inside", lambda *_: nullcontext())
+    (row,) = collect(Scope(["gw1"], ROOT / "hafw/lab/cluster.yaml"))["policy"]
+    assert (row["state"], row["file"]) == (state, "p.yaml")
+    assert row["rules"] == (7 if there else None)

@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from hafw.cli.check import check
 from hafw.config.check import check_file
 
 LAB = Path(__file__).resolve().parents[3] / "hafw/lab"
@@ -48,6 +50,27 @@ def test_a_policy_beside_a_broken_cluster(lab: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "cluster.yaml"), ("name: X\n", "cluster.yaml:1: name: "), (": [", "cluster.yaml")],
+)
+def test_a_cluster_file_that_is_named_must_be_there_and_right(
+    lab: Path, text: str | None, said: str
+) -> None:
+    named = lab / "cluster.yaml"
+    named.unlink()
+    if text is not None:
+        named.write_text(text)
+    assert check_file(lab / "policy.yaml").ok, "not named: a note is enough"
+    report = check_file(lab / "policy.yaml", named)
+    assert not report.ok
+    assert all(str(named) in line for line in report.lines), report.lines
+    assert said in report.lines[0]
+    result = CliRunner().invoke(check, [str(lab / "policy.yaml"), "--cluster", str(named)])
+    assert result.exit_code == 1
+    assert "fine" not in result.stdout
+
+
+@pytest.mark.parametrize(
     ("text", "kind", "said"),
     [
         ("", "unknown", "is empty"),
@@ -76,10 +99,46 @@ def test_notes_on_a_cluster_that_survives_nothing(lab: Path) -> None:
     file.write_text(text)
     (lab / "policy.yaml").unlink()
     notes = check_file(file).notes
-    assert any("all 2 voters are needed" in note for note in notes)
+    warning = (
+        "two voters: the loss of either leaves no majority; add a witness (two-node quorum is not "
+        "in this release)"
+    )
+    assert check_file(file).warnings == [warning]
+    result = CliRunner().invoke(check, [str(file)])
+    assert result.exit_code == 0
+    assert f"hafwctl: warning: {warning}\n" in result.stderr
     assert any("group main has one candidate" in note for note in notes)
     assert any("node gw2 has one link" in note for note in notes)
     assert any("does not exist here" in note for note in notes)
+
+
+def test_one_voter_is_noted(lab: Path) -> None:
+    file = lab / "cluster.yaml"
+    text = file.read_text()
+    text = text[: text.index("  gw2:")] + text[text.index("groups:") :]
+    file.write_text(text.replace("order: [gw1, gw2]", "order: [gw1]"))
+    (warning,) = check_file(file).warnings
+    assert warning.startswith("one voter: nobody can take over")
+
+
+def test_a_vip_outside_its_segment_is_noted(lab: Path) -> None:
+    file = lab / "cluster.yaml"
+    before = check_file(file)
+    assert before.warnings == []
+    assert not any("VIP" in note for note in before.notes)
+    text = file.read_text()
+    text = text.replace("lan: [192.0.2.254,", "lan: [192.0.3.254,")
+    text = text.replace('"2001:db8:2::fe"]', '"2001:db8:3::fe"]')
+    file.write_text(text)
+    report = check_file(file)
+    assert report.ok
+    found = [note for note in report.notes if "VIP" in note]
+    assert found == [
+        "group main: VIP 192.0.3.254 is in no network of segment lan (192.0.2.0/24): hosts there "
+        "reach it by a route only",
+        "group main: VIP 2001:db8:3::fe is in no network of segment wan (2001:db8:2::/64): hosts "
+        "there reach it by a route only",
+    ]
 
 
 def test_a_policy_without_ssh_is_noted(lab: Path) -> None:

@@ -195,7 +195,10 @@ def test_relations_inside_a_section_have_their_own_line(tmp_path: Path) -> None:
         ("sync: {port: 7410}", "sync.port: 7410 is already lease.port (got 7410)"),
         ("cpus: {lease: 1, policy: 1}", "cpus.policy: lease and policy must be different CPUs"),
         ("lease: {multicast: 239.1.2.3}", "lease.multicast: must be in 224.0.0.0/24"),
-        ("sync: {multicast: 10.1.2.3}", "sync.multicast: must be a multicast address"),
+        ("lease: {multicast: 169.254.1.1}", "lease.multicast: must be in 224.0.0.0/24"),
+        ("lease: {multicast: 224.0.1.1}", "lease.multicast: must be in 224.0.0.0/24"),
+        ("sync: {multicast: 10.1.2.3}", "sync.multicast: must be in 239.0.0.0/8"),
+        ("sync: {multicast: 224.0.0.142}", "sync.multicast: must be in 239.0.0.0/8"),
     ],
 )
 def test_relations_between_sections(tmp_path: Path, section: str, said: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
 
 from hafw.errors import KernelError, StateError
-from hafw.kernel import netns, sysctl
+from hafw.kernel import netns, nft_chains, sysctl
 
 
 def test_a_missing_sysctl_names_the_key_and_what_it_needs() -> None:
@@ -47,3 +48,17 @@ def test_something_that_is_no_network_namespace(tmp_path: Path) -> None:
     plain.touch()
     with pytest.raises(KernelError, match="entering a network namespace"), netns.entered(plain):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "drops"),
+    [("queue", None, True), ("reject", None, True), ("counter", None, False)]
+    + [("immediate", code, code in (0, 3, 0x50003)) for code in (-5, -1, 0, 1, 3, 0x50003)],
+)
+def test_which_expressions_can_drop(name: str, code: int | None, drops: bool) -> None:
+    """Verdicts as linux/netfilter.h numbers them; NF_QUEUE has its queue in the upper half."""
+    fields = {}
+    if code is not None:
+        verdict = struct.pack("=HH", 8, 1) + struct.pack("!i", code)
+        fields[2] = struct.pack("=HH", 4 + len(verdict), 2) + verdict
+    assert nft_chains._verdict(name, fields) == (drops, "")

@@ -78,3 +78,9 @@ def test_a_bad_source_changes_nothing() -> None:
     with pytest.raises(StateError, match="has 5 bytes"):
         init_keys(two, source=one.etc)
     assert not two.etc.exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "", "GW1", "a" * 33, "gw1/..", "gw1\n"])
+def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
+    with pytest.raises(RefusedError, match="cannot be a node's name"):
+        NodePaths(name)

@@ -278,6 +278,21 @@ def test_a_rules_comment_fits_and_names_the_rule() -> None:
     assert len(comment.encode()) <= 127
 
 
+@pytest.mark.parametrize("comment", ["é" * 100, "x" + "é" * 99, "€" * 100, "𝄞" * 100])
+def test_a_log_prefix_fits_libnftables_buffer(comment: str) -> None:
+    """NF_LOG_PREFIXLEN is 128 with the closing zero; more would run over libnftables' stack."""
+    text = f"zones: {{lan: [lan]}}\nrules: [{{action: drop, log: true, comment: {comment}}}]"
+    made = document(validate_policy(parse_document("p", text), LAB))
+    (prefix,) = {
+        part["log"]["prefix"]
+        for expr in rules(made, "hafw_policy", "forward")
+        for part in expr
+        if "log" in part
+    }
+    assert 120 < len(prefix.encode()) <= 127
+    assert prefix == f"hafw {comment[: len(prefix) - 6]} "
+
+
 zones = st.lists(
     st.sampled_from(["lan", "wan", "any", "self"]), min_size=1, max_size=2, unique=True
 )
@@ -351,7 +366,9 @@ def test_sets_that_many_rules_repeat_are_shared_and_say_the_same() -> None:
     shared = next(name for name in named if name.startswith("inet_service_"))
     assert named[shared]["elem"] == [80, 443]
     assert ports.count(f"@{shared}") == 80  # TCP, for IPv4 and IPv6 sources.
-    own = [name for name in named if name.startswith("ipv4_addr_")]
+    used = {part["match"]["right"] for expr in forward for part in expr if "match" in part
+            and isinstance(part["match"]["right"], str)}  # fmt: skip
+    own = [name for name in named if name.startswith("ipv4_addr_") and f"@{name}" in used]
     assert len(own) == 40  # Each rule's own sources, once for TCP and UDP.
 
 

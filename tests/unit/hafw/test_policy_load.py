@@ -11,8 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hafw.config.load import load_cluster
-from hafw.config.model import CpuConfig
-from hafw.errors import StateError
 from hafw.paths import NodePaths
 from hafw.policy.apply import PolicyResult, Ruleset, parse_result, read_ruleset, worker_command
 from hafw.policy.compile import compile_policy, document_rules
@@ -20,7 +18,6 @@ from hafw.policy.culprit import find_culprit
 from hafw.policy.load import load_policy
 from hafw.policy.loaded import expected_counts, kernel_hash
 from hafw.policy.model import Policy
-from hafw.policy.worker import choose_cpu
 
 ROOT = Path(__file__).resolve().parents[3]
 CLUSTER = load_cluster(ROOT / "hafw/lab/cluster.yaml")
@@ -124,29 +121,6 @@ def test_what_somebody_changed_is_drift(change: Any) -> None:
     other = copy.deepcopy(LISTING)
     change(other)
     assert kernel_hash(other) != kernel_hash(LISTING)
-
-
-@pytest.mark.parametrize(
-    ("cpus", "online", "chosen"),
-    [
-        (CpuConfig(), {0, 1}, 0),
-        (CpuConfig(), {0, 1, 2, 3}, 0),
-        (CpuConfig(lease=0), {0, 1}, 1),
-        (CpuConfig(lease=0), {0, 1, 2}, 1),
-        (CpuConfig(policy=2), {0, 1, 2, 3}, 2),
-        (CpuConfig(), {0}, 0),
-        (CpuConfig(lease=5), {3, 5}, 3),
-    ],
-)
-def test_the_policy_cpu_is_never_the_leases(
-    cpus: CpuConfig, online: set[int], chosen: int
-) -> None:
-    assert choose_cpu(cpus, frozenset(online)) == chosen
-
-
-def test_a_cpu_that_is_not_there() -> None:
-    with pytest.raises(StateError, match=r"cpus.policy: CPU 7 is not online; there are 0, 1"):
-        choose_cpu(CpuConfig(policy=7), frozenset({0, 1}))
 
 
 def test_the_result_is_the_last_line() -> None:

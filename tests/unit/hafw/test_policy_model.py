@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from ipaddress import ip_address
 from itertools import pairwise
 from pathlib import Path
@@ -178,6 +179,59 @@ def test_a_policy_survives_its_own_json() -> None:
 )
 def test_what_is_refused(text: str, said: str) -> None:
     assert said in refused(text)
+
+
+DEEP: object = 1
+for _ in range(20):
+    DEEP = {"&": [DEEP, 1]}
+IS = {"op": "==", "right": 1}
+
+
+@pytest.mark.parametrize(
+    ("snippet", "said"),
+    [
+        ({}, "must be one condition, match or limit, not nothing"),
+        ({"match": {}, "limit": {}}, "must be one condition, match or limit, not limit, match"),
+        ({"accept": None}, "must be one condition, match or limit, not accept"),
+        ({"counter": "nowhere"}, "must be one condition, match or limit, not counter"),
+        ({"notrack": None}, "must be one condition, match or limit, not notrack"),
+        (
+            {"mangle": {"key": {"ct": {"key": "mark"}}, "value": 0}},
+            "must be one condition, match or limit, not mangle",
+        ),
+        ({"match": "x"}, "match must be a mapping"),
+        ({"match": None}, "match must be a mapping"),
+        ({"match": {"left": {"payload": None}}}, "match.left.payload must be a word, a number"),
+        ({"match": {"left": {"meta": {"key": "mark"}}, "right": 1}}, "match must have op, left"),
+        ({"match": {**IS, "left": [1]}}, "match.left must be an expression"),
+        ({"match": {**IS, "left": "x"}}, "match.left must be an expression"),
+        ({"match": {**IS, "left": {}}}, "match.left: an expression has one key"),
+        ({"match": {**IS, "left": {"payload": "tcp"}}}, "match.left.payload must be a mapping"),
+        ({"match": {**IS, "left": {"payload": {}}}}, "match.left.payload must be a mapping"),
+        ({"match": {**IS, "left": {"meta": {"key": ["mark"]}}}}, "match.left.meta must be a map"),
+        ({"match": {**IS, "left": {"&": [{"ct": "mark"}, 1]}}}, "match.left.&.ct must be a map"),
+        ({"match": {**IS, "left": {"fib": 1}}}, "match.left.fib must be a mapping or a list"),
+        ({"match": {"op": "~", "left": {"meta": {"key": "mark"}}, "right": 1}}, "match.op must"),
+        (
+            {"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": {"set": []}}},
+            "match.right.set must be a list of at least one",
+        ),
+        ({"match": {**IS, "left": DEEP}}, "is nested more than 12 deep"),
+        ({"match": {**IS, "left": {"meta": {"key": "é" * 64}}}}, "longer than 127 bytes"),
+        ({"match": {**IS, "left": {"meta": {"key": 1 << 64}}}}, "is too large a number"),
+        ({"match": {**IS, "left": {"meta": {"key": 1.5}}}}, "must be a word, a number"),
+        ({"limit": "named"}, "limit must be a mapping"),
+        ({"limit": {"rate": "4", "per": "second"}}, "limit.rate must be a whole number"),
+        ({"limit": {"rate": 4}}, "limit.per must be one of"),
+        ({"limit": {"rate": 4, "per": "second", "name": "x"}}, "limit has no name"),
+    ],
+)
+def test_a_snippet_of_the_wrong_shape_is_refused(snippet: object, said: str) -> None:
+    rule = {"action": "reject", "from": "lan", "to": "wan", "nft": [snippet]}
+    found = refused("rules: " + json.dumps([rule]))
+    assert len(found) == 1, found
+    assert "rules.0.nft.0" in found[0]
+    assert said in found[0]
 
 
 def test_zones_are_disjoint_and_two_names_are_taken() -> None:

@@ -6,8 +6,9 @@ import struct
 
 import pytest
 
-from hafw.lab.probe_datagrams import checksum
-from hafw.lab.probe_frames import DPORT, build_frame, parse_frame
+from cluster.checksum import checksum
+from hafw.lab.judges import DualFrame
+from hafw.lab.probe_frames import DPORT, Forwardings, build_frame, parse_frame
 
 MAC = bytes.fromhex("00005e000101")
 PAYLOAD = struct.pack("!4sIIIQQ", b"hfdj", 77, 1, 0, 123456, 999)
@@ -56,3 +57,16 @@ def test_a_frame_of_this_run_is_known_again(source: str, server: str) -> None:
 )
 def test_the_checksum_is_that_of_rfc_1071(octets: bytes, expected: int) -> None:
     assert checksum(octets) == expected
+
+
+def test_who_forwarded_a_number_second_is_noted_once_and_what_has_no_room_is_counted() -> None:
+    notes = Forwardings(dual_max=2)
+    for seq in range(4):
+        notes.note(seq, 10 * seq, 0, 100 * seq)
+        notes.note(seq, 10 * seq, 0, 100 * seq + 1)  # Twice by the same gateway: no second.
+    assert (notes.dual, notes.unnoted, notes.distinct) == ([], 0, 4)
+    for seq in range(4):
+        notes.note(seq, 10 * seq, 1, 100 * seq + 50)
+    notes.note(0, 0, 1, 60)  # Noted already.
+    assert notes.dual == [DualFrame(0, 0, 50), DualFrame(1, 10, 50)]
+    assert notes.unnoted == 2

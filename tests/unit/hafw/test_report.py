@@ -49,7 +49,8 @@ STEP = StepResult(
 )  # fmt: skip
 GATE = GateVerdict(
     dual_ms=0, possible_ms=0, allowed_ms=0, unguarded_ms=0, samples=6521,
-    sample_gap_p99_ms=1.28, sample_gap_max_ms=4.0, spans=[],
+    sample_gap_p99_ms=1.28, sample_gap_max_ms=4.0, possible_max_ms=0, look_gap_max_ms=101.4,
+    spans=[],
 )  # fmt: skip
 FRAMES = FrameVerdict(
     dual_ms=0, allowed_ms=0, apart=0, injected=3343, forwarded={"gw1": 1926, "gw2": 1413}
@@ -107,6 +108,15 @@ def test_each_of_these_alone_fails_a_drill(changes: dict[str, Any], words: str) 
     assert f"FAILED: {result.reasons[0]}" in render_drill(result)
 
 
+def test_a_blind_judge_still_tells_what_it_saw() -> None:
+    gate = changed(GATE, problem="blind", dual_ms=5.0)
+    frames = changed(FRAMES, problem="blind", dual_ms=7.0)
+    result = judge_drill(changed(GOOD, gate=gate, frames=frames))
+    assert len(result.reasons) == 4
+    assert "dual-ACTIVE for 5 ms by the gates' deadlines" in result.reasons
+    assert "dual-ACTIVE for 7 ms by forwarded frames" in result.reasons
+
+
 def test_what_the_conductor_could_not_do_fails_a_drill() -> None:
     result = judge_drill(GOOD, ["the drill could not go on: gw1 vanished"])
     assert result.reasons == ["the drill could not go on: gw1 vanished"]
@@ -132,7 +142,7 @@ def test_what_a_person_sees_of_a_drill() -> None:
         "  power cut of gw1   1.6  gw1 -> gw2  1.1.1 -> 1.2.2           97         98"
         "            4.5",
         "  dual-ACTIVE (a) gates' deadlines: 0 ms (+ 0 ms within resolution; 6521 samples, "
-        "gap p99 1.28 ms, max 4.00 ms)",
+        "gap p99 1.28 ms, max 4.00 ms; devices at least every 101 ms)",
         "  dual-ACTIVE (b) forwarded frames: 0 ms (3343 injected into each; forwarded by "
         "gw1 1926, gw2 1413)",
         "  agents' ticks were at most 4.5 ms late",
@@ -171,7 +181,7 @@ def test_the_json_keys_are_a_contract() -> None:
     }  # fmt: skip
     assert set(drill["gate"]) == {
         "dual_ms", "possible_ms", "allowed_ms", "unguarded_ms", "samples", "sample_gap_p99_ms",
-        "sample_gap_max_ms", "spans", "problem",
+        "sample_gap_max_ms", "possible_max_ms", "look_gap_max_ms", "spans", "problem",
     }  # fmt: skip
     assert set(drill["frames"]) == {
         "dual_ms", "allowed_ms", "apart", "injected", "forwarded", "problem"
@@ -218,13 +228,13 @@ def bench(*outages: float, **changes: Any) -> Any:
 
 def test_the_bench_shows_the_distribution_beside_its_floor() -> None:
     profile = bench(41, 35, 39, 43, 37)
-    text = render_bench(BenchReport("6.18", 2, 1.0, [profile]))
+    text = render_bench(BenchReport("6.18", 2, [profile]))
     row = next(line for line in text.splitlines() if line.startswith("fast"))
     assert row.split() == [
         "fast", "10/40", "40", "5/5", "35", "39", "43", "43", "43", "38", "0", "0"
     ]  # fmt: skip
     assert "floor: the lease" in text
-    document = json.loads(bench_to_json(BenchReport("6.18", 2, 1.0, [profile])))
+    document = json.loads(bench_to_json(BenchReport("6.18", 2, [profile])))
     assert document["profiles"][0]["outages_ms"] == [41, 35, 39, 43, 37]
 
 
@@ -232,7 +242,7 @@ def test_the_bench_counts_what_was_lost() -> None:
     profile = bench(41, probes=[changed(PROBE, lost="gone")], gate=changed(GATE, dual_ms=3))
     assert (profile.flows_lost, profile.dual_ms) == (1, 3)
     assert len(profile.problems) == 2
-    assert "1/5" in render_bench(BenchReport("6.18", 2, 1.0, [profile]))
+    assert "1/5" in render_bench(BenchReport("6.18", 2, [profile]))
 
 
 def test_profiles_are_named() -> None:

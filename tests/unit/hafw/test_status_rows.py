@@ -37,7 +37,7 @@ CONFIG = load_cluster(ROOT / "hafw/lab/cluster.yaml")
 NOW_NS = 1_000_000_000_000
 EPOCH = make_epoch(3, 17, 1)
 IDS = {"gw1": 1, "gw2": 2, "wit": 9}
-OPEN = GateFacts(NOW_NS + 80_000_000, NOW_NS + 80_000_000, 4, 5)
+OPEN = GateFacts(NOW_NS + 80_000_000, NOW_NS + 80_000_000, 4, 5, 6)
 SHUT = GateFacts(NOW_NS - 1, NOW_NS - 1, 40, 50)
 
 
@@ -115,7 +115,7 @@ def test_every_row_has_exactly_the_declared_keys() -> None:
     result = document(healthy())
     assert set(result) == {"cluster", "healthy", "problems", *COLUMNS}
     for table, columns in COLUMNS.items():
-        if table == "alarms":
+        if table in ("alarms", "notes"):
             continue
         assert result[table], table
         for row in result[table]:
@@ -146,7 +146,7 @@ def test_group_rows_show_both_words_kernel_and_leased() -> None:
     assert row["node"] == "gw1"
     assert (row["role"], row["holder"], row["epoch"]) == ("ACTIVE", "gw1", "3.17.1")
     assert (row["gate"], row["announce_left_ms"], row["accept_left_ms"]) == ("open", 80.0, 80.0)
-    assert (row["dropped_in"], row["dropped_out"]) == (4, 5)
+    assert (row["dropped_in"], row["dropped_out"], row["handed_over"]) == (4, 5, 6)
     assert row["epoch_number"] == EPOCH
     backup, witness = document(healthy())["groups"][1:]
     assert (backup["role"], backup["gate"], backup["announce_left_ms"]) == ("BACKUP", "shut", 0.0)
@@ -299,3 +299,12 @@ def test_replication_switched_off_is_a_problem() -> None:
     nodes["gw2"] = replace(nodes["gw2"], daemons=[*nodes["gw2"].daemons[:2], off], syncd=None)
     assert problems(nodes) == ["gw2: hafw-syncd is off: sync.enabled is false"]
     assert document(nodes)["nodes"][1]["up"] is True
+
+
+def test_a_note_is_shown_and_no_problem() -> None:
+    nodes = healthy()
+    nodes["gw1"] = replace(nodes["gw1"], notes=["a chain of others"])
+    result = document(nodes)
+    assert result["notes"] == [{"node": "gw1", "source": "hafwd", "note": "a chain of others"}]
+    assert set(result["notes"][0]) == set(COLUMNS["notes"])
+    assert result["healthy"]

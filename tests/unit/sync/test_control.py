@@ -79,6 +79,12 @@ def test_values_out_of_bounds_are_refused(kind: MessageType, value: object) -> N
     assert refused.value.reason == "bad_payload"
 
 
+def test_what_is_nested_too_deep_is_refused() -> None:
+    payload = b"\x96\x00\x00\x80\x00\x00" + b"\x91" * 5000 + b"\xc0"  # A sixth field.
+    with pytest.raises(WireError, match="bad_payload"):
+        decode_control(MessageType.BEACON, payload)
+
+
 def test_deltas_are_not_control() -> None:
     with pytest.raises(AssertionError):
         decode_control(MessageType.DELTAS, b"")

@@ -39,6 +39,15 @@ def test_a_follower_in_step_is_synced() -> None:
         ({"heard_age_s": 3.2}, "replication from gw1 silent for 3 s"),
         ({"gap_age_at_contact_s": 0.05}, "hole in the stream of gw1"),
         ({"lag": 1000}, "hole in the stream of gw1"),
+        (
+            {"snapshot_done": False, "unanswered_over": "sync0, sync1"},
+            "no snapshot from gw1 over sync0, sync1: no answer",
+        ),
+        (
+            {"stale": 7, "unanswered_over": "sync0, sync1"},
+            "no snapshot from gw1 over sync0, sync1: no answer",
+        ),
+        ({"unanswered_over": "sync0, sync1"}, ""),
         ({"table_full": True}, "conntrack table full: replicas refused"),
     ],
 )

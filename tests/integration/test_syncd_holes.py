@@ -1,0 +1,62 @@
+"""Flows that come and go when nobody speaks for them, and replicas that a kernel drops itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from hafw.messages import RoleChange
+from sync.ctnetlink import build_update
+from tests.integration.syncd_world import World, epoch, mixed, syncd_world, wait_for
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[World]:
+    """gw1 holds the group, gw2 is synced."""
+    with syncd_world(tmp_path) as world:
+        world.start()
+        world.lead(1, 1)
+        world[2].wait_synced()
+        world[1].wait_synced()
+        yield world
+
+
+def test_flows_that_end_between_two_leases_of_a_node_end_on_the_peer(pair: World) -> None:
+    gw1, gw2 = pair[1], pair[2]
+    flows = mixed(40)
+    gw1.put(flows)
+    pair.wait_equal(1, 2)
+    gw1.say(RoleChange(1, False, epoch(1, 1), 0, False))
+    wait_for("gw1 holds nothing", lambda: (s := gw1.status()) and not s.groups[0].active)
+    gw1.delete(flows[:25])
+    time.sleep(0.3)
+    pair.lead(1, 2, contiguous=True)
+    pair.wait_equal(1, 2)
+    assert len(gw2.table()) == 15
+    assert gw1.counter("vanished") == 25
+
+
+def test_replicas_that_the_kernel_drops_by_itself_come_back(pair: World) -> None:
+    gw1, gw2 = pair[1], pair[2]
+    flows = mixed(20)
+    gw1.put(flows)
+    pair.wait_equal(1, 2)
+
+    def expired(count: int) -> bool:
+        gw2.table()  # A dump collects what has expired; otherwise it takes up to a minute.
+        return gw2.counter("replicas_expired") >= count
+
+    for gone in (10, 20):
+        shorter = [build_update(entry.key, timeout_s=1) for entry in flows[:10]]
+        assert not any(gw2.kernel.execute(shorter))
+        wait_for(f"{gone} expired", partial(expired, gone))
+        pair.wait_equal(1, 2)
+        gw2.wait_synced()
+    assert len(gw2.table()) == 20
+    assert gw2.counter("snapshots_done") <= 5, "not one for each replica"

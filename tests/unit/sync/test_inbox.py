@@ -1,0 +1,103 @@
+"""What a node owes to a peer that asks who it is: an answer each, whatever somebody replays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import cast
+
+from sync.control import Beacon, Challenge
+from sync.inbox import CHALLENGES_ANSWERED_PER_S, CHALLENGES_REMEMBERED_MAX, Inbox
+from sync.outbox import Outbox
+from sync.transport import Transport
+from sync.wire import Sealer
+
+MASTER = bytes(range(32))
+
+
+@dataclass
+class Wire:
+    """Stands where the links are, and keeps what is sent."""
+
+    peer_ids: list[int]
+    link_count: int = 2
+    sent: list[bytes] = field(default_factory=list)
+
+    def unicast_everywhere(self, peer_id: int, datagram: bytes) -> None:
+        assert peer_id in self.peer_ids
+        self.sent.append(datagram)
+
+    def take(self) -> list[bytes]:
+        sent, self.sent = self.sent, []
+        return sent
+
+
+def outbox(node_id: int, session: int) -> Outbox:
+    sealer = Sealer(MASTER, cluster_id=7, sender_id=node_id, session=session)
+    return Outbox(sealer, lambda datagram: None, ring_datagrams=64, boot=0)
+
+
+class Node:
+    def __init__(self, node_id: int, session: int, *peer_ids: int) -> None:
+        self.outbox = outbox(node_id, session)
+        self.wire = Wire(list(peer_ids))
+        transport = cast(Transport, self.wire)
+        self.inbox = Inbox(MASTER, 7, self.outbox, transport, boot=0)
+
+    def beacon(self) -> bytes:
+        return self.outbox.seal(Beacon(self.outbox.position, 0, {}, 0, 0))
+
+
+def nonce(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+def test_a_replayed_challenge_does_not_keep_a_restarted_peer_out() -> None:
+    gw1, gw2 = Node(1, 11, 2), Node(2, 22, 1)
+    recorded = outbox(2, 21).seal(Challenge(nonce(1)))
+    for millisecond in range(2000):
+        now = 1000 + millisecond / 1e3
+        for _ in range(2):
+            gw1.inbox.on_datagram(recorded, now=now)
+        answers = gw1.wire.take()
+        assert len(answers) == (1 if millisecond == 0 else 0)
+        if millisecond < 300 or millisecond % 20:
+            continue
+        gw2.inbox.on_datagram(gw1.beacon(), now=now)
+        for challenge in gw2.wire.take():
+            gw1.inbox.on_datagram(challenge, now=now)
+        for answer in gw1.wire.take():
+            gw2.inbox.on_datagram(answer, now=now)
+        assert gw2.inbox.stream.accepted_session(1) == 11, "at the first attempt"
+
+
+def test_a_challenge_is_answered_once_over_all_links() -> None:
+    gw1, gw2 = Node(1, 11, 2), outbox(2, 22)
+    for number in (1, 2):
+        challenge = gw2.seal(Challenge(nonce(number)))
+        for now in (1.0, 1.001, 9.0):
+            gw1.inbox.on_datagram(challenge, now=now)
+        assert len(gw1.wire.take()) == 1
+    assert gw1.inbox.counters["challenges_repeated"] == 4
+
+
+def test_the_rate_is_bounded_for_each_peer() -> None:
+    gw1, gw2, gw3 = Node(1, 11, 2, 3), outbox(2, 22), outbox(3, 33)
+    for number in range(CHALLENGES_ANSWERED_PER_S + 5):
+        gw1.inbox.on_datagram(gw2.seal(Challenge(nonce(number))), now=1.0)
+    assert len(gw1.wire.take()) == CHALLENGES_ANSWERED_PER_S
+    assert gw1.inbox.counters["challenges_not_answered"] == 5
+    gw1.inbox.on_datagram(gw3.seal(Challenge(nonce(0))), now=1.0)
+    assert len(gw1.wire.take()) == 1, "what gw2 may have is no other peer's"
+    gw1.inbox.on_datagram(gw2.seal(Challenge(nonce(9999))), now=2.1)
+    assert len(gw1.wire.take()) == 1
+
+
+def test_the_memory_of_challenges_is_bounded() -> None:
+    gw1, gw2 = Node(1, 11, 2), outbox(2, 22)
+    first = gw2.seal(Challenge(nonce(0)))
+    gw1.inbox.on_datagram(first, now=0.0)
+    for number in range(1, CHALLENGES_REMEMBERED_MAX + 1):
+        gw1.inbox.on_datagram(gw2.seal(Challenge(nonce(number))), now=float(2 * number))
+    gw1.wire.take()
+    gw1.inbox.on_datagram(first, now=1e6)
+    assert len(gw1.wire.take()) == 1, "forgotten, so answered like a new one"
