@@ -47,12 +47,13 @@ OPS_BATCH_MAX = 64
 class Applier:
     """Owns the request socket whose port id marks events as our own."""
 
-    def __init__(self, *, hold_s: int) -> None:
-        self._socket = RequestSocket()
+    def __init__(self, *, hold_s: int, requests: RequestSocket | None = None) -> None:
+        self._socket = RequestSocket() if requests is None else requests
         self._hold_s = hold_s
         self.counters: Counter[str] = Counter()
-        self.refused: set[FlowKey] = set()
-        """Flows that should have a replica here and have none, since the last `take_refused`."""
+        self.refused: dict[FlowKey, int] = {}
+        """Flows that should have a replica here and have none, since the last `take_refused`, and
+        the errno of each."""
 
     @property
     def port_id(self) -> int:
@@ -64,8 +65,8 @@ class Applier:
     def get(self, key: FlowKey) -> FlowEntry | None:
         return self._socket.get(key)
 
-    def take_refused(self) -> set[FlowKey]:
-        refused, self.refused = self.refused, set()
+    def take_refused(self) -> dict[FlowKey, int]:
+        refused, self.refused = self.refused, {}
         return refused
 
     def apply(self, ops: Sequence[KernelOp]) -> None:
@@ -91,7 +92,7 @@ class Applier:
             results = self._socket.execute(messages)
         except KernelError as error:
             self.counters[f"apply_socket_{errno.errorcode.get(error.errno, error.errno)}"] += 1
-            self.refused.update(op_key(op) for op in ops)
+            self.refused.update((op_key(op), error.errno) for op in ops)
             return
         self.counters["kernel_writes"] += len(messages)
         for index, code in enumerate(results):
@@ -154,11 +155,11 @@ class Applier:
             case _:
                 assert_never(op)
         if not done:
-            self.refused.add(op_key(op))
+            self.refused.setdefault(op_key(op), code)
 
     def _resolve(self, entry: FlowEntry, hold_s: int | None) -> bool:
         """A creation met EEXIST: one of its two tuples is taken."""
-        there = self._get(entry.key)
+        there = self.look_up(entry.key)
         if there is not None and there.reply == entry.reply:
             self.counters["exists_updated"] += 1
             return self._once([self._update(entry)], entry)
@@ -167,13 +168,14 @@ class Applier:
             self.counters["exists_replaced"] += 1
             return self._once([build_delete(entry.key), create], entry)
         # ctnetlink looks a tuple up in either direction: this finds who has our reply tuple.
-        clash = self._get(FlowKey(entry.key.zone, entry.reply))
+        clash = self.look_up(FlowKey(entry.key.zone, entry.reply))
         if clash is None:
             return self._once([create], entry)  # It has gone in the meantime.
         self.counters["clash_repaired"] += 1
         return self._once([build_delete(clash.key), create], entry)
 
-    def _get(self, key: FlowKey) -> FlowEntry | None:
+    def look_up(self, key: FlowKey) -> FlowEntry | None:
+        """As `get`, but None also if the kernel did not answer (counted)."""
         try:
             return self._socket.get(key)
         except KernelError:
@@ -182,8 +184,11 @@ class Applier:
 
     def _once(self, messages: list[bytes], entry: FlowEntry) -> bool:
         """A repair, tried once; only its last message must succeed."""
-        code = self._socket.execute(messages)[-1]
+        try:
+            code = self._socket.execute(messages)[-1]
+        except KernelError as error:
+            code = error.errno or errno.EIO
         if code:
             self.counters[f"repair_{errno.errorcode.get(code, code)}"] += 1
-            self.refused.add(entry.key)
+            self.refused[entry.key] = code
         return code == 0
