@@ -24,7 +24,7 @@ from hafw.config.model import ClusterConfig
 from hafw.errors import KernelError
 from hafw.flow import GROUP_SHIFT, FlowEntry, FlowKey, mark_group
 from hafw.messages import NewEpochRequest
-from sync.adopt import OwnPass, normal_timeout_s
+from sync.adopt import OwnPass, PassOutput, normal_timeout_s
 from sync.applier import Applier
 from sync.ctnetlink import CtEvent, EventKind
 from sync.dumper import Dumper
@@ -336,8 +336,10 @@ class Holder:
             if chunk is None:
                 break
             output = held.own_pass.on_entries(chunk)
-            self._applier.apply(output.ops)
-            self._publish(output.publications)
+            self._carry_out(output)
+            if output.again:
+                current = [e for key in output.again if (e := self._applier.look_up(key))]
+                self._carry_out(held.own_pass.on_entries(current, current=True))
             # A turn that came late may catch up a little.
             held.next_chunk_at = max(held.next_chunk_at, now - PACE_DEBT_S) + len(chunk) / rate
             held.adopted |= held.own_pass.adopted
@@ -355,6 +357,10 @@ class Holder:
         held.own_pass = held.dump = None
         if not held.vanished:
             self._finish(group, held, now)
+
+    def _carry_out(self, output: PassOutput) -> None:
+        self._applier.apply(output.ops)
+        self._publish(output.publications)
 
     def _look_up(self, held: _Held) -> None:
         """Flows that the dump did not show: gone only if a look-up says so."""
