@@ -1,4 +1,5 @@
-r"""The old holder's side of a planned hand-over, and the move away from a silent syncd.
+r"""The old holder's side of a planned hand-over, and moves away from a silent syncd or a dead
+segment.
 
 Theory of operation
     ::
@@ -130,7 +131,7 @@ class HandOver:
     def tick(self, now_ns: int) -> list[Effect]:
         move = self._move
         if move is None:
-            return self._watch_syncd(now_ns)
+            return self._watch_carrier(now_ns) or self._watch_syncd(now_ns)
         match move.step:
             case Step.WAIT_SYNC:
                 return self._wait_sync(move, now_ns)
@@ -195,6 +196,8 @@ class HandOver:
         held = self._group.proposer.held
         assert held is not None  # A lost lease cancels the move first.
         self._view.counters["moves_without_position"] += 1
+        if move.origin is None:  # Away from a dead segment, position or not.
+            return self._release(move, None, now_ns)
         reason = "the holder's syncd did not say its position in time"
         effects = self._end(move, moved=False, released=False, epoch=0, reason=reason)
         # The lease was renewed all the while, so opening again is a right.
@@ -250,7 +253,26 @@ class HandOver:
         self._group.answered[origin.node] = answer
         return [self._view.send(origin.node, answer)]
 
-    # ---- a silent syncd -----------------------------------------------------------------------
+    # ---- a dead segment, a silent syncd ---------------------------------------------------------
+
+    def _watch_carrier(self, now_ns: int) -> list[Effect]:
+        """Give the group to a fit peer at once when one of its segments is dead here."""
+        view, group, index = self._view, self._group, self._group.params.index
+        held, fault = group.proposer.held, view.carrier_fault(index)
+        if not fault or held is None or not held.opened or group.proposer.claim is not None:
+            return []
+        for node in group.params.order:
+            if node != view.params.node_id and view.synced(node, index, now_ns):
+                view.counters["moves_no_carrier"] += 1
+                until_ns = now_ns + POSITION_BEATS * view.params.heartbeat_ns
+                move = _Move(None, node, Step.POSITION, until_ns, epoch=held.epoch)
+                self._move = move
+                facts = (("group", index), ("target_id", node), ("why", fault))
+                shut: list[Effect] = [SetGate(index, 0, group.gate_ns), Note("move_began", facts)]
+                if view.syncd_silent_ns(now_ns):
+                    return [*shut, *self._release(move, None, now_ns)]
+                return [*shut, AskPosition(index, held.epoch)]
+        return []
 
     def _watch_syncd(self, now_ns: int) -> list[Effect]:
         """Give the group to a synced peer when the own syncd has been silent for too long."""

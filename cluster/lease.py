@@ -52,6 +52,7 @@ from cluster.lease_types import (
     PersistEra,
     ReplyMove,
     Rng,
+    SegmentsDown,
     StopAsked,
     SyncdSaid,
 )
@@ -136,6 +137,8 @@ class LeaseCore:
                 effects.append(Note("era_write_failed", (("error", error),)))
             case MoveAsked(token, request):
                 effects += self._on_move(token, request, now_ns)
+            case SegmentsDown(names):
+                self.view.segments_down, self.view.beat_soon = names, True
             case StopAsked():
                 self.view.stopping = True
                 for group in self.groups.values():
@@ -314,10 +317,7 @@ class LeaseCore:
     ) -> list[Effect]:
         match message:
             case SyncBeacon():
-                old, self.view.beacon = self.view.beacon, message
-                self.view.beacon_ns = now_ns
-                if old is None or old.synced != message.synced:
-                    self.view.beat_soon = True
+                self.view.take_beacon(message, now_ns)
                 return []
             case PositionReply():
                 group = self.groups.get(message.group)

@@ -254,7 +254,7 @@ class GroupCore:
 
     def beat(self, now_ns: int) -> GroupBeat:
         view, index = self._view, self.params.index
-        synced, reason = view.own_sync(index, now_ns)
+        synced, reason = view.own_fit(index, now_ns)
         held = self.proposer.held
         return GroupBeat(
             group=index,

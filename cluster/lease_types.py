@@ -38,6 +38,7 @@ __all__ = [
     "PersistEra",
     "ReplyMove",
     "Rng",
+    "SegmentsDown",
     "Send",
     "SetGate",
     "StopAsked",
@@ -57,10 +58,11 @@ class Rng(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GroupParams:
-    """A group and its candidates by id, best first."""
+    """A group and its candidates by id, best first; its segments here, as (name, device)."""
 
     index: int
     order: tuple[int, ...]
+    segments: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,15 @@ class LeaseParams:
             gateway=node.role == "gateway",
             voters=config.voters,
             groups=tuple(
-                GroupParams(group.index, tuple(config.nodes[name].id for name in group.order))
+                GroupParams(
+                    group.index,
+                    tuple(config.nodes[name].id for name in group.order),
+                    tuple(
+                        (segment, node.segments[segment].device)
+                        for segment in sorted(group.vips)
+                        if segment in node.segments
+                    ),
+                )
                 for group in config.groups.values()
             ),
             heartbeat_ns=config.lease.heartbeat_ms * NS_PER_MS,
@@ -148,7 +158,14 @@ class StopAsked:
     """A clean stop: shut the gates, release, claim no more."""
 
 
-Event = Arrived | SyncdSaid | EraPersisted | EraFailed | MoveAsked | StopAsked
+@dataclass(frozen=True, slots=True)
+class SegmentsDown:
+    """Exactly these segments of this node have no carrier now."""
+
+    names: frozenset[str]
+
+
+Event = Arrived | SyncdSaid | EraPersisted | EraFailed | MoveAsked | StopAsked | SegmentsDown
 
 
 # ---- effects --------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ import msgspec
 import structlog
 
 from cluster.announce import Announcer, announced_ports
+from cluster.carrier import CarrierWatch
 from cluster.clock_rate import ClockRate
 from cluster.era import read_era, write_era
 from cluster.gate import GateWriter, attached
@@ -49,13 +50,14 @@ from cluster.lease_types import (
     Note,
     PersistEra,
     ReplyMove,
+    SegmentsDown,
     Send,
     SetGate,
     StopAsked,
     SyncdSaid,
     TellSyncd,
 )
-from cluster.leased_io import LinkSockets, LocalSocket, plan_paths
+from cluster.leased_io import LinkSockets, LocalSocket, Recent, plan_paths
 from cluster.leased_status import DelayMeter, GateFacts, LinkMeter, leased_status
 from cluster.realtime import Collector, Punctuality, be_ordinary, make_realtime, read_clocks
 from hafw.config.load import load_cluster
@@ -80,29 +82,9 @@ from hafw.paths import NodePaths
 
 __all__ = ["Leased", "main", "now_boottime_ns"]
 
-RECENT_MAX = 256
-"""Datagrams remembered, so that copies over other paths are dropped by comparing bytes."""
-
 
 def now_boottime_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-
-class _Recent:
-    """The datagrams authenticated last, and who sent them."""
-
-    def __init__(self) -> None:
-        self._senders: dict[bytes, int] = {}
-        self._order: deque[bytes] = deque()
-
-    def sender_of(self, datagram: bytes) -> int | None:
-        return self._senders.get(datagram)
-
-    def add(self, datagram: bytes, sender: int) -> None:
-        self._senders[datagram] = sender
-        self._order.append(datagram)
-        if len(self._order) > RECENT_MAX:
-            self._senders.pop(self._order.popleft(), None)
 
 
 class _EraWriter:
@@ -173,10 +155,11 @@ class Leased:
             port=config.lease.port,
             counters=counters,
         )
+        self._carrier = CarrierWatch({s: port.device for s, port in node.segments.items()})
         self._local = LocalSocket(self._paths.leased_socket, counters)
         self._link_meter = LinkMeter((p.name, p.peers) for p in self._links.peers_of())
         self._delay = DelayMeter()
-        self._recent = _Recent()
+        self._recent = Recent()
         self._stopping = False
         self._punctuality = Punctuality(realtime=False)
         self._clock_rate = ClockRate(*read_clocks())
@@ -224,6 +207,7 @@ class Leased:
         )
         collector = Collector(now_boottime_ns())
         try:
+            self._take_carrier()
             wrong = ""
             while not self._stopping and not wrong:
                 wrong = self._turn(collector)
@@ -237,6 +221,7 @@ class Leased:
     def close(self) -> None:
         signal.set_wakeup_fd(-1)
         self._local.close()
+        self._carrier.close()
         self._links.close()
         for announcer in self._announcers.values():
             announcer.close()
@@ -250,12 +235,14 @@ class Leased:
         now_ns = now_boottime_ns()
         self._links.check(now_ns)
         deadline_ns = self._core.deadline(now_ns=now_ns)
-        readers = [self._wake_in, self._local.socket, *self._links.sockets()]
+        readers = [self._wake_in, self._local.socket, self._carrier.socket]
+        readers += self._links.sockets()
         ready, _, _ = select.select(readers, [], [], max(0, deadline_ns - now_ns) / 1e9)
         if ready:
             self._take_datagrams()
             self._take_local()
             self._take_wakeups()
+            self._take_carrier()
         now_ns = now_boottime_ns()
         if now_ns >= deadline_ns:
             self._delay.add(now_ns - deadline_ns, now_ns)
@@ -314,6 +301,12 @@ class Leased:
             return
         for event in self._era_writer.finished():
             self._do(self._core.handle(event, now_ns=now_boottime_ns()))
+
+    def _take_carrier(self) -> None:
+        down = self._carrier.take()
+        if down is not None:
+            self._note("segments_down", names=sorted(down))
+            self._do(self._core.handle(SegmentsDown(down), now_ns=now_boottime_ns()))
 
     def _on_signal(self, _signum: int, _frame: object) -> None:
         self._stopping = True

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
-from collections import Counter
+from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +23,14 @@ from cluster.heartbeat import DATAGRAM_BYTES_MAX
 from hafw.config.model import ClusterConfig
 from hafw.messages import DATAGRAM_BYTES_MAX as LOCAL_BYTES_MAX
 
-__all__ = ["LinkSockets", "LocalSocket", "PathPlan", "plan_paths"]
+__all__ = ["LinkSockets", "LocalSocket", "PathPlan", "Recent", "plan_paths"]
 
 _REBIND_NS = 200_000_000
 _DRAIN_MAX = 64
 """Datagrams taken from one socket a wake-up: a flood on one path must not hold the loop."""
 _SO_BINDTODEVICE = 25
+RECENT_MAX = 256
+"""Datagrams remembered, so that copies over other paths are dropped by comparing bytes."""
 _PRIORITY = 6
 _TOS_CS6 = 0xC0
 
@@ -185,6 +187,23 @@ class LinkSockets:
     def close(self) -> None:
         for path in self._paths:
             path.close()
+
+
+class Recent:
+    """The datagrams authenticated last, and who sent them."""
+
+    def __init__(self) -> None:
+        self._senders: dict[bytes, int] = {}
+        self._order: deque[bytes] = deque()
+
+    def sender_of(self, datagram: bytes) -> int | None:
+        return self._senders.get(datagram)
+
+    def add(self, datagram: bytes, sender: int) -> None:
+        self._senders[datagram] = sender
+        self._order.append(datagram)
+        if len(self._order) > RECENT_MAX:
+            self._senders.pop(self._order.popleft(), None)
 
 
 class LocalSocket:

@@ -185,6 +185,9 @@ def _alarms(core: LeaseCore, now_ns: int, delay: LoopDelay) -> list[str]:
         if peer.beat is not None and not view.credible(peer.beat.era)
     ]
     for index, group in core.groups.items():
+        fault = view.carrier_fault(index)
+        if fault:
+            alarms.append(f"group {index}: {fault}")
         held = group.proposer.held
         if held is None or not held.opened:
             continue

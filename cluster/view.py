@@ -82,6 +82,7 @@ class NodeView:
         self.beacon_ns = now_ns
         self.twin_ns: int | None = None
         """When another process with this node's id was last heard."""
+        self.segments_down: frozenset[str] = frozenset()
         self.stopping = False
         self.beat_soon = False
         self.voters_hash = params.voters.hash
@@ -189,7 +190,7 @@ class NodeView:
         if not self.can_carry(node, now_ns):
             return False
         if node == self.params.node_id:
-            return self.own_sync(group, now_ns)[0]
+            return self.own_fit(group, now_ns)[0]
         beat = self.peers[node].groups.get(group)
         return beat is not None and beat.synced
 
@@ -209,6 +210,29 @@ class NodeView:
         age_ns = now_ns - self.beacon_ns
         late = self.beacon is None or age_ns > BEACONS_STALE * self.params.beacon_ns
         return max(1, age_ns) if late else 0
+
+    def take_beacon(self, beacon: SyncBeacon, now_ns: int) -> None:
+        old, self.beacon, self.beacon_ns = self.beacon, beacon, now_ns
+        if old is None or old.synced != beacon.synced:
+            self.beat_soon = True
+
+    def carrier_fault(self, group: int) -> str:
+        """Which segment of the group is dead here; empty: none."""
+        if not self.segments_down:
+            return ""
+        dead = [
+            f"segment {name}: no carrier on {device}"
+            for params in self.params.groups
+            if params.index == group
+            for name, device in params.segments
+            if name in self.segments_down
+        ]
+        return "; ".join(dead)[:REASON_CHARS_MAX]
+
+    def own_fit(self, group: int, now_ns: int) -> tuple[bool, str]:
+        """Whether this node could carry the group well: its segments live, its syncd synced."""
+        fault = self.carrier_fault(group)
+        return (False, fault) if fault else self.own_sync(group, now_ns)
 
     def own_sync(self, group: int, now_ns: int) -> tuple[bool, str]:
         if not self.params.gateway:

@@ -81,6 +81,9 @@ class PassOutput:
 
     ops: list[KernelOp]
     publications: list[PublishEffect]
+    again: list[FlowKey]
+    """Stale flows of which an event came since: the dump may be older than a FIN, and replacing
+    by it would take the FIN back. To be looked up, and given to `on_entries` as `current`."""
 
 
 class OwnPass:
@@ -121,12 +124,16 @@ class OwnPass:
         """A packet's event named this flow."""
         self._touched.add(key)
 
-    def on_entries(self, entries: list[FlowEntry]) -> PassOutput:
+    def on_entries(self, entries: list[FlowEntry], *, current: bool = False) -> PassOutput:
         ops: list[KernelOp] = []
         publications: list[PublishEffect] = []
+        again: list[FlowKey] = []
         for entry in entries:
             self.entries += 1
             self._unseen.discard(entry.key)
+            if not current and entry.key in self._touched and self._to_replace(entry):
+                again.append(entry.key)
+                continue
             ops += self._own(entry)
             if entry.key not in self._touched:
                 publications += self._publisher.publish(
@@ -135,7 +142,7 @@ class OwnPass:
                     refresh=self._refresh,
                     looked_up=True,
                 )
-        return PassOutput(ops, publications)
+        return PassOutput(ops, publications, again)
 
     def vanished(self) -> list[FlowKey]:
         """After the dump: known, not shown by it, not named since. To be looked up."""
@@ -147,9 +154,7 @@ class OwnPass:
     def _own(self, entry: FlowEntry) -> list[KernelOp]:
         key, tcp = entry.key, entry.tcp
         record = self._registry.get(key)
-        is_tcp = key.orig.proto == IPPROTO_TCP
-        stale = key in self._group.stale or (self._group.suspect and record is None)
-        if is_tcp and stale and publishable(entry):
+        if self._to_replace(entry):
             self._group.stale.discard(key)
             self._liberal.add(key)
             timeout_s = normal_timeout_s(entry, self._timeouts_s)
@@ -163,6 +168,11 @@ class OwnPass:
             return [Adopt(key, self._mark, None)]
         self.adopted.add(key)
         return [Adopt(key, self._mark, normal_timeout_s(entry, self._timeouts_s))]
+
+    def _to_replace(self, entry: FlowEntry) -> bool:
+        key, group = entry.key, self._group
+        stale = key in group.stale or (group.suspect and key not in self._registry)
+        return stale and key.orig.proto == IPPROTO_TCP and publishable(entry)
 
     def _own_mark(self, mark: int) -> int:
         return self._mark & MARK_MASK | mark & USER_MARK_MASK

@@ -64,16 +64,18 @@ class Applier:
         self,
         *,
         hold_s: int,
+        requests: RequestSocket | None = None,
         expectations_of: Callable[[FlowKey], Sequence[Expectation]] = lambda _: (),
     ) -> None:
         """`expectations_of`: what a flow expects, to be made again when it is replaced (the
         kernel deletes a master's expectations with it)."""
-        self._socket = RequestSocket()
+        self._socket = RequestSocket() if requests is None else requests
         self._hold_s = hold_s
         self._expectations_of = expectations_of
         self.counters: Counter[str] = Counter()
-        self.refused: set[FlowKey] = set()
-        """Flows that should have a replica here and have none, since the last `take_refused`."""
+        self.refused: dict[FlowKey, int] = {}
+        """Flows that should have a replica here and have none, since the last `take_refused`, and
+        the errno of each."""
 
     @property
     def port_id(self) -> int:
@@ -88,8 +90,8 @@ class Applier:
     def get_expectation(self, key: FlowKey) -> Expectation | None:
         return self._socket.get_expectation(key)
 
-    def take_refused(self) -> set[FlowKey]:
-        refused, self.refused = self.refused, set()
+    def take_refused(self) -> dict[FlowKey, int]:
+        refused, self.refused = self.refused, {}
         return refused
 
     def apply(self, ops: Sequence[KernelOp]) -> None:
@@ -115,7 +117,7 @@ class Applier:
             results = self._socket.execute(messages)
         except KernelError as error:
             self.counters[f"apply_socket_{errno.errorcode.get(error.errno, error.errno)}"] += 1
-            self.refused.update(op_key(op) for op in ops)
+            self.refused.update((op_key(op), error.errno) for op in ops)
             return
         self.counters["kernel_writes"] += len(messages)
         for index, code in enumerate(results):
@@ -196,11 +198,11 @@ class Applier:
             case _:
                 assert_never(op)
         if not done:
-            self.refused.add(op_key(op))
+            self.refused.setdefault(op_key(op), code)
 
     def _resolve(self, entry: FlowEntry, hold_s: int | None) -> bool:
         """A creation met EEXIST: one of its two tuples is taken."""
-        there = self._get(entry.key)
+        there = self.look_up(entry.key)
         if there is not None and there.reply == entry.reply:
             self.counters["exists_updated"] += 1
             return self._once([self._update(entry)], entry)
@@ -208,7 +210,7 @@ class Applier:
             self.counters["exists_replaced"] += 1
             return self._make([entry.key], entry, hold_s)
         # ctnetlink looks a tuple up in either direction: this finds who has our reply tuple.
-        clash = self._get(FlowKey(entry.key.zone, entry.reply))
+        clash = self.look_up(FlowKey(entry.key.zone, entry.reply))
         if clash is None:
             return self._make([], entry, hold_s)  # It has gone in the meantime.
         self.counters["clash_repaired"] += 1
@@ -218,7 +220,7 @@ class Applier:
         """An update met EBUSY: the entry here is an expected flow and the sender's is not, or the
         other way round (its master was not here when it was made); or it cannot be updated."""
         expected = not entry.status & IPS_EXPECTED
-        if not self._socket.execute([self._update(entry, expected=expected)])[0]:
+        if not self._execute([self._update(entry, expected=expected)])[0]:
             self.counters["updated_as_it_is"] += 1
             return True
         return self._make([entry.key], entry, self._hold_s)
@@ -228,12 +230,13 @@ class Applier:
         master is not here becomes a flow of its own."""
         again = [build_expect_create(one) for one in self._expectations_of(entry.key)]
         messages = [*map(build_delete, clear), _create(entry, hold_s), *again]
-        code = self._socket.execute(messages)[len(clear)]
+        code = self._execute(messages)[len(clear)]
         if code == errno.ENOENT and entry.master is not None:
             return self._once([_create(entry, hold_s, with_master=False)], entry)
         return self._judge(code, entry)
 
-    def _get(self, key: FlowKey) -> FlowEntry | None:
+    def look_up(self, key: FlowKey) -> FlowEntry | None:
+        """As `get`, but None also if the kernel did not answer (counted)."""
         try:
             return self._socket.get(key)
         except KernelError:
@@ -242,12 +245,19 @@ class Applier:
 
     def _once(self, messages: list[bytes], entry: FlowEntry) -> bool:
         """A repair, tried once; only its last message must succeed."""
-        return self._judge(self._socket.execute(messages)[-1], entry)
+        return self._judge(self._execute(messages)[-1], entry)
+
+    def _execute(self, messages: list[bytes]) -> list[int]:
+        """One errno a message; if the kernel did not answer at all, that for each."""
+        try:
+            return self._socket.execute(messages)
+        except KernelError as error:
+            return [error.errno or errno.EIO] * len(messages)
 
     def _judge(self, code: int, entry: FlowEntry) -> bool:
         if code:
             self._count("repair", code)
-            self.refused.add(entry.key)
+            self.refused[entry.key] = code
         return code == 0
 
     def _count(self, what: str, code: int) -> None:

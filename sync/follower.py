@@ -13,10 +13,10 @@ somebody else. One is fetched at a time::
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 
 from hafw.errors import KernelError
 from hafw.flow import mark_group
@@ -24,6 +24,7 @@ from sync.applier import Applier
 from sync.ctnetlink import CtEvent, EventKind
 from sync.delta import Delta, DeltaError, ExpectUpsert, Upsert, decode_deltas
 from sync.dumper import Dumper
+from sync.fetch import Fetch, Phase, Source
 from sync.inbox import Arrived, DelayWindow, Incoming
 from sync.ops import KernelOp, Remove
 from sync.registry import Registry
@@ -39,32 +40,16 @@ from sync.snapshot import (
 from sync.snapshot_client import SnapshotClient
 from sync.stream import SessionAccepted, StreamBroken, StreamReceiver
 
-__all__ = ["Follower", "FollowerPorts", "Phase", "Source"]
+__all__ = ["Follower", "FollowerPorts"]
 
 NO_PROGRESS_S = 3.0
 RETRY_S = 0.1
 RETRY_S_MAX = 2.0
 TABLE_FULL_RETRY_S = 5.0
+TABLE_FULL_ERRNOS = frozenset({errno.ENOMEM, errno.ENFILE, errno.ENOSPC, errno.ENOBUFS})
+"""ctnetlink says ENOMEM when nf_conntrack_alloc finds the table full."""
 DROPPED_RETRY_S = 5.0
 """Between two snapshots wanted because replicas went from this kernel: they may go on going."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a finished snapshot came from, and the stream position at which it began."""
-
-    holder_id: int
-    session: int
-    seq: int
-
-
-class Phase(Enum):
-    """Of the snapshot under way."""
-
-    IDLE = "idle"
-    ASKED = "asked"
-    RECEIVING = "receiving"
-    SWEEPING = "sweeping"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +60,6 @@ class FollowerPorts:
     superseded: Callable[[Superseded], None]
     start_dump: Callable[[int], Dumper]
     clock_ns: Callable[[], int]
-
-
-@dataclass(slots=True)
-class _Fetch:
-    """The snapshot under way."""
-
-    group: int
-    holder_id: int
-    session: int
-    phase: Phase
-    progress_at: float
-    head: SnapshotHead | None = None
-    chunks: int = 0
-    sweep: Dumper | None = None
-    spoilt: bool = False
 
 
 class Follower:
@@ -118,7 +88,9 @@ class Follower:
         """Group -> its last finished snapshot, as long as nothing spoilt it."""
         self.delays: dict[int, DelayWindow] = {}
         self.table_full_until: dict[int, float] = {}
-        self._fetch: _Fetch | None = None
+        self.refusals: dict[int, str] = {}
+        """Group -> errno name, since its last whole snapshot, if it is not a full table's."""
+        self._fetch: Fetch | None = None
         self._attempts: Counter[int] = Counter()
         self._links: Counter[int] = Counter()
         """Holder -> the link to ask it over: one that works is kept, one that does not is left."""
@@ -154,12 +126,16 @@ class Follower:
         if self._ops:
             self._applier.apply(self._ops)
             self._ops.clear()
-            for key in self._applier.take_refused():
+            for key, code in self._applier.take_refused().items():
                 record = self._registry.get(key)
                 if record is not None and not self._groups[record.group].active:
                     self.counters["replicas_refused"] += 1
-                    self.table_full_until[record.group] = now + TABLE_FULL_RETRY_S
-                    self.sources.pop(record.group, None)
+                    if code in TABLE_FULL_ERRNOS:
+                        self.table_full_until[record.group] = now + TABLE_FULL_RETRY_S
+                        self.sources.pop(record.group, None)
+                    else:
+                        self.refusals[record.group] = errno.errorcode.get(code, str(code))
+                        self._lost(record.group)
                     self.table.forget(key)
         if self._stamps:
             now_ns = self._ports.clock_ns()
@@ -209,10 +185,14 @@ class Follower:
                 continue
             self.table.forget(key)
             self.counters["replicas_deleted_by_others" if event.pid else "replicas_expired"] += 1
-            self.sources.pop(record.group, None)
-            self._dropped.add(record.group)
-            if self._fetch is not None and self._fetch.group == record.group:
-                self._fetch.spoilt = True  # It may have gone after the snapshot brought it.
+            self._lost(record.group)
+
+    def _lost(self, group: int) -> None:
+        """A replica is not here: another snapshot, but not at once again and again."""
+        self.sources.pop(group, None)
+        self._dropped.add(group)
+        if self._fetch is not None and self._fetch.group == group:
+            self._fetch.spoilt = True  # It may have gone after the snapshot brought it.
 
     # -- roles
 
@@ -222,6 +202,7 @@ class Follower:
             self._abort("held_here", now)
         self.sources.pop(group, None)
         self.table_full_until.pop(group, None)
+        self.refusals.pop(group, None)
 
     def on_stale(self, group: int, *, now: float) -> None:
         if self._fetch is not None and self._fetch.group == group:
@@ -299,12 +280,12 @@ class Follower:
             assert session is not None
             self.table_full_until.pop(group, None)
             self.table.await_snapshot(group)
-            self._fetch = _Fetch(group, holder_id, session, Phase.ASKED, now)
+            self._fetch = Fetch(group, holder_id, session, Phase.ASKED, now)
             if not self._client.ask(holder_id, group, attempt=self._links[holder_id]):
                 self._abort("no_socket", now)
             return
 
-    def _on_reply(self, fetch: _Fetch, message: SnapshotReply, now: float) -> None:
+    def _on_reply(self, fetch: Fetch, message: SnapshotReply, now: float) -> None:
         fetch.progress_at = now
         self.unanswered[fetch.holder_id] = 0
         match message:
@@ -331,7 +312,7 @@ class Follower:
                 fetch.sweep = self._ports.start_dump(fetch.group)
                 self._client.close()
 
-    def _on_chunk(self, fetch: _Fetch, chunk: SnapshotChunk, now: float) -> None:
+    def _on_chunk(self, fetch: Fetch, chunk: SnapshotChunk, now: float) -> None:
         if fetch.head is None or chunk.index != fetch.chunks:
             self._abort("chunk_out_of_turn", now)
             return
@@ -351,7 +332,7 @@ class Follower:
         fetch.chunks += 1
         self._client.credit(fetch.chunks)
 
-    def _sweep(self, fetch: _Fetch, now: float) -> None:
+    def _sweep(self, fetch: Fetch, now: float) -> None:
         """Delete what the kernel has of the group and nobody knows."""
         assert fetch.sweep is not None
         assert fetch.head is not None
@@ -377,6 +358,7 @@ class Follower:
             self.table.snapshot_swept(fetch.group)
             if fetch.group not in self.table_full_until and not fetch.spoilt:
                 self.sources[fetch.group] = Source(fetch.holder_id, fetch.session, fetch.head.seq)
+                self.refusals.pop(fetch.group, None)
             self._attempts[fetch.group] = 0
             self.counters["snapshots_done"] += 1
             self._fetch = None

@@ -17,19 +17,16 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from hafw.config.model import ClusterConfig
 from hafw.errors import KernelError
-from hafw.flow import GROUP_SHIFT, FlowEntry, FlowKey, mark_group
+from hafw.flow import GROUP_SHIFT, FlowEntry, mark_group
 from hafw.messages import NewEpochRequest
-from sync.adopt import OwnPass, normal_timeout_s
+from sync.adopt import OwnPass, PassOutput, normal_timeout_s
 from sync.applier import Applier
 from sync.ctnetlink import CtEvent, EventKind, ExpectEvent
-from sync.dumper import Dumper
 from sync.expecting import Expecting
-from sync.liberal import LiberalFlows
+from sync.held import Held, HolderPorts
 from sync.ops import SetTimeout
 from sync.outbox import Outbox
 from sync.publish import LookUp, PublishEffect, Publisher, publishable
@@ -51,49 +48,6 @@ NEW_EPOCH_WAIT_S = 2.0
 """Without a new epoch after this long the flows are said again under the old one."""
 DUMP_RETRY_S = 0.5
 ADOPTED_WATCH_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class HolderPorts:
-    """What the holder needs of the process around it."""
-
-    start_dump: Callable[[int], Dumper]
-    send_to_leased: Callable[[NewEpochRequest], None]
-    note_clean: Callable[[int, int], None]
-    """Group, epoch: no entry of the group is stale here, and this node holds it."""
-
-
-@dataclass(slots=True)
-class _Held:
-    """One held group."""
-
-    epoch: int
-    want_take: bool = False
-    want_repair: bool = False
-    want_refresh: bool = False
-    recovering: bool = False
-    overrun: bool = False
-    ready: bool = False
-    """All flows have been said under this epoch: snapshots may be served."""
-    scan: Dumper | None = None
-    """Recovering: is there anything to recover?"""
-    epoch_asked_at: float | None = None
-    epoch_wait_until: float | None = None
-    own_pass: OwnPass | None = None
-    dump: Dumper | None = None
-    next_chunk_at: float = 0.0
-    retry_at: float = 0.0
-    vanished: list[FlowKey] = field(default_factory=list)
-    refresh_at: float = 0.0
-    liberal: LiberalFlows = field(default_factory=LiberalFlows)
-    adopted: set[FlowKey] = field(default_factory=set)
-    adopted_until: float = 0.0
-
-    def cancel(self) -> None:
-        for dumper in (self.scan, self.dump):
-            if dumper is not None:
-                dumper.cancel()
-        self.liberal.cancel()
 
 
 class Holder:
@@ -121,7 +75,7 @@ class Holder:
         self._outbox = outbox
         self._timeouts_s = timeouts_s
         self._ports = ports
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, Held] = {}
         self._drained = True
         self.expecting = Expecting(registry, applier, publisher, self._publish)
         self.counters: Counter[str] = Counter()
@@ -132,7 +86,7 @@ class Holder:
         old = self._held.pop(effect.group, None)
         if old is not None:
             old.cancel()
-        held = _Held(effect.epoch, refresh_at=now + self._refresh_s)
+        held = Held(effect.epoch, refresh_at=now + self._refresh_s)
         if old is not None:
             held.liberal.keys = old.liberal.keys
         self._held[effect.group] = held
@@ -285,7 +239,7 @@ class Holder:
     def _epochs(self) -> dict[int, int]:
         return {group: held.epoch for group, held in self._held.items()}
 
-    def _scan(self, group: int, held: _Held, now: float) -> None:
+    def _scan(self, group: int, held: Held, now: float) -> None:
         assert held.scan is not None
         chunk = held.scan.take()
         found = chunk is not None and any(publishable(entry) for entry in chunk)
@@ -305,7 +259,7 @@ class Holder:
             held.recovering = False
             held.want_take = True
 
-    def _await_epoch(self, group: int, held: _Held, now: float) -> None:
+    def _await_epoch(self, group: int, held: Held, now: float) -> None:
         """`start` replaces this state when leased has a new epoch."""
         assert held.epoch_wait_until is not None
         if now >= held.epoch_wait_until:
@@ -317,7 +271,7 @@ class Holder:
             reason = "syncd restarted on the ACTIVE node and has no registry"
             self._ports.send_to_leased(NewEpochRequest(group, held.epoch, reason))
 
-    def _begin(self, group: int, held: _Held) -> None:
+    def _begin(self, group: int, held: Held) -> None:
         refresh = held.want_refresh and not (held.want_take or held.want_repair)
         held.own_pass = OwnPass(
             group,
@@ -334,7 +288,7 @@ class Holder:
         held.want_take = held.want_repair = held.want_refresh = False
         self.counters["passes_refresh" if refresh else "passes_take"] += 1
 
-    def _step(self, group: int, held: _Held, now: float) -> None:
+    def _step(self, group: int, held: Held, now: float) -> None:
         """A few chunks, at the pass's pace."""
         assert held.own_pass is not None
         assert held.dump is not None
@@ -346,8 +300,10 @@ class Holder:
             if chunk is None:
                 break
             output = held.own_pass.on_entries(chunk)
-            self._applier.apply(output.ops)
-            self._publish(output.publications)
+            self._carry_out(output)
+            if output.again:
+                current = [e for key in output.again if (e := self._applier.look_up(key))]
+                self._carry_out(held.own_pass.on_entries(current, current=True))
             # A turn that came late may catch up a little.
             held.next_chunk_at = max(held.next_chunk_at, now - PACE_DEBT_S) + len(chunk) / rate
             held.adopted |= held.own_pass.adopted
@@ -367,7 +323,11 @@ class Holder:
         if not held.vanished:
             self._finish(group, held, now)
 
-    def _look_up(self, held: _Held) -> None:
+    def _carry_out(self, output: PassOutput) -> None:
+        self._applier.apply(output.ops)
+        self._publish(output.publications)
+
+    def _look_up(self, held: Held) -> None:
         """Flows that the dump did not show: gone only if a look-up says so."""
         for _ in range(min(LOOKUPS_PER_SLICE, len(held.vanished))):
             key = held.vanished.pop()
@@ -379,7 +339,7 @@ class Holder:
                 self.counters["vanished"] += 1
                 self._publish(self._publisher.destroyed(key, held.epoch))
 
-    def _finish(self, group: int, held: _Held, now: float) -> None:
+    def _finish(self, group: int, held: Held, now: float) -> None:
         held.ready = True
         held.recovering = False
         held.overrun = held.want_repair

@@ -150,6 +150,7 @@ class Reporter:
                 lag=0 if view is None else view.high_water - view.applied_seq,
                 beacon_s=self._config.sync.beacon_ms / 1e3,
                 table_full=number in self._follower.table_full_until,
+                refusal=self._follower.refusals.get(number, ""),
                 unanswered_over=self._unanswered_over(holder_id),
             )
         )

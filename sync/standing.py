@@ -63,6 +63,8 @@ class FollowFacts:
     lag: int
     beacon_s: float
     table_full: bool
+    refusal: str = ""
+    """Name of the errno with which the kernel refused replicas."""
     unanswered_over: str = ""
     """The links over which the holder was asked for a snapshot, one after the other, and never
     answered; empty if it did, or was not asked over all of them."""
@@ -80,6 +82,8 @@ def judge_follower(facts: FollowFacts) -> str:
         return f"stream of {facts.holder} not accepted yet"
     if facts.unanswered_over and (facts.stale or not facts.snapshot_done):
         return f"no snapshot from {facts.holder} over {facts.unanswered_over}: no answer"
+    if facts.refusal and not facts.snapshot_done:
+        return f"kernel refused replicas: {facts.refusal}"
     if facts.stale:
         return f"{facts.stale} stale entries await replacement from {facts.holder}"
     if not facts.snapshot_done:

@@ -43,10 +43,17 @@ def no_descriptor_free(gateway: Gateway) -> Iterator[None]:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def test_syncd_asks_for_all_descriptors_it_may_have(pair: World) -> None:
-    assert pair[1].process is not None
-    soft, hard = resource.prlimit(pair[1].process.pid, resource.RLIMIT_NOFILE)
-    assert soft == hard
+def test_syncd_asks_for_all_descriptors_it_may_have(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with syncd_world(tmp_path, 1) as world:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+        try:
+            world[1].start()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert world[1].process is not None
+        limits = resource.prlimit(world[1].process.pid, resource.RLIMIT_NOFILE)
+        assert limits == (hard, hard)
 
 
 def test_the_links_stay_open_and_a_snapshot_is_asked_for_again(pair: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -60,3 +61,22 @@ def test_replicas_that_the_kernel_drops_by_itself_come_back(pair: World) -> None
         gw2.wait_synced()
     assert len(gw2.table()) == 20
     assert gw2.counter("snapshots_done") <= 5, "not one for each replica"
+
+
+def test_what_the_holder_had_sent_is_applied_before_its_successor_speaks(pair: World) -> None:
+    """The deltas and the new role wait together; once the new epoch counts, the old one's
+    deltas do not."""
+    gw1, gw2 = pair[1], pair[2]
+    gw1.put(mixed(20))
+    pair.wait_equal(1, 2)
+    gw2.signal(signal.SIGSTOP)
+    late = mixed(60, first=40)
+    gw1.put(late)
+    gw1.ask_position()
+    time.sleep(0.1)
+    gw1.stop(signal.SIGKILL)
+    gw2.hold(2)
+    gw2.signal(signal.SIGCONT)
+    wait_for("gw2 holds", lambda: gw2.counter("updates") >= 20)
+    gw2.wait_synced()
+    assert len(gw2.table()) == 80

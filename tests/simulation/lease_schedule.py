@@ -17,9 +17,11 @@ from cluster.acceptor import Acceptor
 from cluster.claims import Candidacy
 from cluster.heartbeat import Accepted
 from cluster.lease import LeaseCore
-from cluster.proposer import Proposer, Request
+from cluster.proposer import Phase, Proposer, Request
 from hafw.config.model import VoterSet
 from tests.simulation.lease_world import (
+    GROUP,
+    HEARTBEAT_NS,
     LEASE_NS,
     MS,
     RESTART_WAIT_NS,
@@ -42,6 +44,9 @@ FOCUS: dict[str, tuple[str, ...]] = {
     "promise_forgotten": ("cut_one_way", "cut_one_way", "pause", "quick_restart"),
     "old_voters_accepted": ("stale_voters", "isolate", "power_cut"),
     "unsynced_at_once": ("power_cut", "unsynced"),
+    "release_after_restart": ("kill_then_stop", "kill_then_stop", "pause"),
+    "renewals_of_old_era_refused": ("slow_disk_and_restart",),
+    "deaf": ("deaf", "unsynced", "kill"),
 }
 """Kinds of faults that together reach a mistake sooner than the whole mix does. The right code
 must stand the same schedules."""
@@ -80,6 +85,9 @@ class Schedule:
             self._all_restart,
             self._disk,
             self._quick_restart,
+            self._kill_then_stop,
+            self._deaf,
+            self._slow_disk_and_restart,
         ]
         if len(self.world.nodes) == 5:
             kinds.append(self._stale_voters)
@@ -87,7 +95,7 @@ class Schedule:
         self.gap_ns = self.rng.choice((40, 120, 400, 1200)) * MS
         if focus in FOCUS:
             self.kinds = [getattr(self, f"_{kind}") for kind in FOCUS[focus]]
-            calm = focus == "unsynced_at_once"
+            calm = focus in ("unsynced_at_once", "renewals_of_old_era_refused")
             self.gap_ns = self.rng.choice((900, 1300) if calm else (30, 60, 120)) * MS
 
     def run(self) -> World:
@@ -98,6 +106,7 @@ class Schedule:
         at = RESTART_WAIT_NS
         while (at := at + 1 + int(self.rng.expovariate(1 / self.gap_ns))) < FAULTY_NS:
             world.at(at, self.rng.choice(self.kinds))
+        world.every(HEARTBEAT_NS, FAULTY_NS, world.check_kept)
         world.run(FAULTY_NS)
         self._mend()
         held = 0
@@ -117,6 +126,7 @@ class Schedule:
         world.network.cut.clear()
         world.network.loss = world.network.slow = 0.0
         for node in world.nodes.values():
+            node.disk_least_ns = 0
             node.disk_fails, node.late, node.syncd_up = False, 0.0, True
             node.paused_until = node.busy_until = world.now
             if node.voters is not None:
@@ -150,6 +160,42 @@ class Schedule:
         node = self._any()
         self.world.kill(node)
         self._later(20 * MS, lambda: self.world.start(node))
+
+    def _kill_then_stop(self) -> None:
+        """The process dies, the next one is stopped while it claims: the old gate is open."""
+        world, node = self.world, self._holder_or_any()
+        world.kill(node)
+        world.at(world.now + self.rng.randrange(3 * MS), lambda: world.start(node))
+        until = world.now + LEASE_NS
+
+        def stop_while_proposing() -> None:
+            claim = node.core.groups[GROUP].proposer.claim if node.core is not None else None
+            if claim is not None and claim.phase is Phase.PROPOSE:
+                world.stop(node)
+            elif world.now < until:
+                world.at(world.now + MS // 10, stop_while_proposing)
+
+        stop_while_proposing()
+        self._later(6 * LEASE_NS, lambda: world.start(node))
+
+    def _deaf(self) -> None:
+        """A gateway is heard and hears nobody."""
+        deaf = self.rng.choice(self.world.gateways)
+        self._cut({(node, deaf) for node in self.world.nodes if node != deaf})
+
+    def _slow_disk_and_restart(self) -> None:
+        """The holder's disk takes several leases for an era that a restart elsewhere raised."""
+        holder = self._holder_or_any()
+        holder.disk_least_ns = 300 * MS
+        others = [node for node in self.world.nodes.values() if node is not holder]
+        node = self.rng.choice(others)
+        self.world.kill(node)
+        self._later(LEASE_NS, lambda: self.world.start(node))
+
+        def heal() -> None:
+            holder.disk_least_ns = 0
+
+        self.world.at(self.world.now + 6 * LEASE_NS, heal)
 
     def _power_cut(self) -> None:
         node = self._holder_or_any()
@@ -302,6 +348,20 @@ def _release_while_open(self: Proposer, *, retry_ns: int) -> Any:
     return self.give_up(self.held.epoch if self.held is not None else claim.epoch)
 
 
+def _release_after_restart(self: Proposer, *, retry_ns: int) -> Any:
+    claim = self.claim
+    assert claim is not None
+    self.claim = None
+    self.retry_ns = max(self.retry_ns, retry_ns)
+    if claim.phase is Phase.PREPARE or self.held is not None:
+        return []
+    return self.give_up(claim.epoch)
+
+
+def _refuses_old_era(self: Acceptor, sender: int, epoch: int, *, era: int, now_ns: int) -> bool:
+    return epoch >> 40 < era or epoch < self.promised or self.blocks(sender, now_ns) > 0
+
+
 MISTAKES: dict[str, str] = {
     "no_restart_wait": "a restarted voter votes at once",
     "lease_from_receipt": "the lease counts from when the grant came, not from the request",
@@ -313,6 +373,8 @@ MISTAKES: dict[str, str] = {
     "release_of_any_epoch": "a release frees a later lease of the same node",
     "promise_forgotten": "a voter accepts below what it promised and granted",
     "release_while_open": "a dropped second claim releases the lease of the open gate",
+    "release_after_restart": "a restarted node releases voters its predecessor's open gate needs",
+    "renewals_of_old_era_refused": "a voter that learned a higher era refuses renewals",
 }
 
 
@@ -330,6 +392,8 @@ def planted(mistake: str | None, world: World | None = None) -> Iterator[None]:
         "unsynced_at_once": (Candidacy, "_due_ns", _at_once),
         "release_of_any_epoch": (Acceptor, "release", _release_anything),
         "promise_forgotten": (Acceptor, "propose", _accept_blindly),
+        "release_after_restart": (Proposer, "drop", _release_after_restart),
+        "renewals_of_old_era_refused": (Acceptor, "_refuses", _refuses_old_era),
         "release_while_open": (Proposer, "drop", _release_while_open),
     }
     if mistake in patches:

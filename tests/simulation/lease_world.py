@@ -92,6 +92,7 @@ class Node:
         self.disk_era = 0
         self.disk_fails = False
         self.disk_ns = MS
+        self.disk_least_ns = 0
         self.disk_hangs = False
         self.gate = Gate()
         self.core: LeaseCore | None = None
@@ -111,6 +112,7 @@ class Node:
         self.published = 0
         self.applied: dict[tuple[int, int], int] = {}
         self.disturbed_at = 0
+        self.started_at = 0
         self.voters: VoterSet | None = None
 
     def local(self, t: int) -> int:
@@ -132,6 +134,7 @@ class World:
         self.now = 0
         self.network = Network()
         self.network_disturbed_at = 0
+        self.moved_at = 0
         self.gateways = gateways
         self.voters = VoterSet(id=2, members=tuple(sorted((*gateways, *witnesses))))
         self.nodes = {
@@ -160,6 +163,10 @@ class World:
     def at(self, t: int, action: Callable[[], None]) -> None:
         heapq.heappush(self._events, (max(t, self.now), next(self._count), action))
 
+    def every(self, step: int, until: int, action: Callable[[], None]) -> None:
+        for t in range(self.now + step, until, step):
+            self.at(t, action)
+
     def run(self, until: int, stop: Callable[[], bool] | None = None) -> None:
         while self._events and self._events[0][0] <= until:
             self.now, _, action = heapq.heappop(self._events)
@@ -182,6 +189,7 @@ class World:
         if node.core is not None:
             return
         self.disturb(node.id)
+        node.started_at = self.now
         node.process += 1
         node.todo.clear()
         node.inbox.clear()
@@ -244,6 +252,7 @@ class World:
 
     def move(self, node: Node, target: int, wait_s: float) -> None:
         if node.core is not None:
+            self.moved_at = self.now
             self.say(f"move to {target} asked of node {node.id}")
             request = MoveRequest(group=GROUP, target_id=target, wait_s=wait_s)
             node.inbox.append(MoveAsked("token", request))
@@ -346,7 +355,7 @@ class World:
                 self._store(node, announce_ns, accept_ns, epoch)
             case PersistEra(era):
                 self.at(
-                    self.now + self.rng.randrange(node.disk_ns) + 1,
+                    self.now + node.disk_least_ns + self.rng.randrange(node.disk_ns) + 1,
                     lambda: self._persisted(node, process, era),
                 )
             case AskPosition(group, asked):
@@ -470,6 +479,35 @@ class World:
         self._check_synced(node)
         self.top_epoch, self._holder = epoch, node.id
         self.takeovers.append((self.now, node.id, epoch))
+
+    def check_kept(self) -> None:
+        """A lease may not end while its holder and a majority are well.
+
+        Judged only if they, and the network between all, have been undisturbed for long. A slow
+        disk is no excuse, nor is what happens to the other nodes' processes. A voter that started
+        after the lease was won has a higher era and is no part of its majority.
+        """
+        calm_from = self.now - 8 * LEASE_NS - RESTART_WAIT_NS
+        won_at = self.takeovers[-1][0] if self.takeovers else 0
+        network = self.network
+        if (
+            max(self.network_disturbed_at, self.moved_at) > calm_from
+            or network.loss
+            or network.slow
+            or network.cut
+            or any(self.announces(node) for node in self.nodes.values())
+        ):
+            return
+        calm = [
+            node.id
+            for node in self.nodes.values()
+            if node.core is not None
+            and node.disturbed_at < calm_from
+            and node.started_at < won_at
+            and not (node.late or node.disk_fails or node.disk_hangs)
+        ]
+        if self._holder in calm and len(calm) >= self.voters.majority:
+            raise ViolationError(f"node {self._holder} lost its lease, and {calm} are well")
 
     def _check_synced(self, node: Node) -> None:
         """An unsynced node may not take a group that a synced one could have taken.

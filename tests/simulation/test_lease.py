@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from tests.simulation.lease_schedule import FOCUS, MISTAKES, replay_line, run_seed
-from tests.simulation.lease_world import ViolationError
+from tests.simulation.lease_world import LEASE_NS, RESTART_WAIT_NS, ViolationError, World
 
 BLOCK = 25
 SEEDS = 300
@@ -42,6 +44,28 @@ def test_exclusive_and_live_under_mixed_faults(first: int) -> None:
 def test_exclusive_and_live_under_focused_faults(focus: str) -> None:
     for seed in range(10_000, 10_012):
         run_seed(seed, focus=focus)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_synced_candidate_that_cannot_claim_is_not_waited_for_for_ever(hangs: bool) -> None:
+    for seed in range(5):
+        world = World(Random(seed), gateways=(1, 2), witnesses=(9,))
+        for node in world.nodes.values():
+            world.start(node)
+        world.run(2 * RESTART_WAIT_NS + 10 * LEASE_NS)
+        one, two = world.nodes[1], world.nodes[2]
+        one.synced = False
+        if hangs:
+            two.disk_hangs = True  # It cannot follow the era of the next start.
+        else:
+            world.network.cut = {(1, 2), (9, 2)}  # It is heard, and deaf.
+        world.power_cut(one)
+        world.start(one)
+        if world.announces(two):
+            world.kill(two)
+            world.start(two)
+        world.run(world.now + RESTART_WAIT_NS + 40 * LEASE_NS)
+        assert world.announces(one) or (hangs and world.announces(two)), seed
 
 
 @pytest.mark.parametrize("mistake", sorted(MISTAKES))

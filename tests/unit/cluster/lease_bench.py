@@ -40,7 +40,7 @@ def params(node_id: int = 1, voters: VoterSet = VOTERS) -> LeaseParams:
         node_id=node_id,
         gateway=node_id != 9,
         voters=voters,
-        groups=(GroupParams(1, (1, 2)),),
+        groups=(GroupParams(1, (1, 2), (("lan", "lan0"),)),),
         heartbeat_ns=HEARTBEAT,
         lease_ns=T,
     )

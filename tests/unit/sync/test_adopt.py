@@ -103,6 +103,22 @@ def test_stale_tcp_is_replaced_and_nothing_else_is(bench: Bench) -> None:
     assert (bench.group.stale, bench.group.suspect) == (set(), False)
 
 
+def test_stale_tcp_that_an_event_named_is_replaced_by_its_state_of_now(bench: Bench) -> None:
+    """Its FIN may have passed after the dump read it: the dump must not take that back."""
+    dumped = bench.replica(tcp(owner=2))
+    bench.group.stale = {dumped.key}
+    one = bench.begin()
+    one.touch(dumped.key)
+    output = one.on_entries([dumped])
+    assert (output.ops, output.publications, output.again) == ([], [], [dumped.key])
+    closing = replace(dumped, tcp=CLOSING)
+    output = one.on_entries([closing], current=True)
+    (op,) = output.ops
+    assert isinstance(op, Pristine)
+    assert (op.entry.tcp, op.entry.timeout_s) == (CLOSING, 120)
+    assert output.again == []
+
+
 def test_what_the_dump_does_not_show_is_to_be_looked_up(bench: Bench) -> None:
     for port in (1, 2, 3):
         bench.replica(udp(port, owner=2))

@@ -48,6 +48,7 @@ def test_a_follower_in_step_is_synced() -> None:
             "no snapshot from gw1 over sync0, sync1: no answer",
         ),
         ({"unanswered_over": "sync0, sync1"}, ""),
+        ({"snapshot_done": False, "refusal": "EINVAL"}, "kernel refused replicas: EINVAL"),
         ({"table_full": True}, "conntrack table full: replicas refused"),
     ],
 )

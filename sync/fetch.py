@@ -1,0 +1,45 @@
+"""The words for one snapshot: where it stands, and where a finished one came from. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from sync.dumper import Dumper
+from sync.snapshot import SnapshotHead
+
+__all__ = ["Fetch", "Phase", "Source"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a finished snapshot came from, and the stream position at which it began."""
+
+    holder_id: int
+    session: int
+    seq: int
+
+
+class Phase(Enum):
+    """Of the snapshot under way."""
+
+    IDLE = "idle"
+    ASKED = "asked"
+    RECEIVING = "receiving"
+    SWEEPING = "sweeping"
+
+
+@dataclass(slots=True)
+class Fetch:
+    """The snapshot under way."""
+
+    group: int
+    holder_id: int
+    session: int
+    phase: Phase
+    progress_at: float
+    head: SnapshotHead | None = None
+    chunks: int = 0
+    sweep: Dumper | None = None
+    spoilt: bool = False
+    """A replica went missing meanwhile: another snapshot is needed."""

@@ -1,0 +1,57 @@
+"""What the holder of a group remembers of the work it has begun. Plain records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hafw.flow import FlowKey
+from hafw.messages import NewEpochRequest
+from sync.adopt import OwnPass
+from sync.dumper import Dumper
+from sync.liberal import LiberalFlows
+
+__all__ = ["Held", "HolderPorts"]
+
+
+@dataclass(frozen=True, slots=True)
+class HolderPorts:
+    """What the holder needs of the process around it."""
+
+    start_dump: Callable[[int], Dumper]
+    send_to_leased: Callable[[NewEpochRequest], None]
+    note_clean: Callable[[int, int], None]
+    """Group, epoch: no entry of the group is stale here, and this node holds it."""
+
+
+@dataclass(slots=True)
+class Held:
+    """One held group."""
+
+    epoch: int
+    want_take: bool = False
+    want_repair: bool = False
+    want_refresh: bool = False
+    recovering: bool = False
+    overrun: bool = False
+    ready: bool = False
+    """All flows have been said under this epoch: snapshots may be served."""
+    scan: Dumper | None = None
+    """Recovering: is there anything to recover?"""
+    epoch_asked_at: float | None = None
+    epoch_wait_until: float | None = None
+    own_pass: OwnPass | None = None
+    dump: Dumper | None = None
+    next_chunk_at: float = 0.0
+    retry_at: float = 0.0
+    vanished: list[FlowKey] = field(default_factory=list)
+    refresh_at: float = 0.0
+    liberal: LiberalFlows = field(default_factory=LiberalFlows)
+    adopted: set[FlowKey] = field(default_factory=set)
+    adopted_until: float = 0.0
+
+    def cancel(self) -> None:
+        for dumper in (self.scan, self.dump):
+            if dumper is not None:
+                dumper.cancel()
+        self.liberal.cancel()

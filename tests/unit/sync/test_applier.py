@@ -1,0 +1,57 @@
+"""What becomes of refusals: repaired, or kept with their errno."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import cast
+
+from hafw.errors import KernelError
+from hafw.flow import FlowEntry, FlowKey
+from sync.applier import Applier
+from sync.ctsocket import RequestSocket
+from sync.ops import Create, Update
+from tests.unit.sync.sync_flows import tcp, udp
+
+
+class Kernel:
+    """Answers batches in order: errnos, or the errno with which the socket itself fails."""
+
+    def __init__(self, *answers: list[int] | int) -> None:
+        self.answers = list(answers)
+
+    def execute(self, messages: Sequence[bytes]) -> list[int]:
+        answer = self.answers.pop(0)
+        if isinstance(answer, int):
+            raise KernelError(answer, "a batch of requests", "the conntrack socket")
+        assert len(answer) == len(messages)
+        return answer
+
+    def get(self, key: FlowKey) -> FlowEntry | None:
+        return None
+
+
+def applier(kernel: Kernel) -> Applier:
+    return Applier(hold_s=900, requests=cast(RequestSocket, kernel))
+
+
+def test_a_socket_that_fails_during_a_repair_leaves_the_flow_refused() -> None:
+    kernel = Kernel([errno.ENOENT, 0], errno.ENOBUFS)
+    one = applier(kernel)
+    one.apply([Update(udp(1)), Update(udp(2))])
+    assert one.take_refused() == {udp(1).key: errno.ENOBUFS}
+    assert one.counters["repair_ENOBUFS"] == 1
+    assert kernel.answers == []
+
+
+def test_a_socket_that_fails_while_a_clash_is_resolved_does_too() -> None:
+    one = applier(Kernel([errno.EEXIST], errno.ENOBUFS))
+    one.apply([Create(tcp())])
+    assert one.take_refused() == {tcp().key: errno.ENOBUFS}
+
+
+def test_a_full_table_and_a_bad_entry_are_told_apart() -> None:
+    one = applier(Kernel([errno.ENOMEM, errno.EINVAL, 0]))
+    one.apply([Create(udp(1)), Create(udp(2)), Create(udp(3))])
+    assert one.take_refused() == {udp(1).key: errno.ENOMEM, udp(2).key: errno.EINVAL}
+    assert one.take_refused() == {}
