@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -130,30 +129,18 @@ def test_the_beacon_goes_on_beside_a_large_table(trio: World) -> None:
         return status is not None and status.groups[0].replicas == 20_000
 
     wait_for("all replicated", whole, 60)
-    # The machine is shared by everything that tests: a stall of its own is not syncd's, so one
-    # round of three without late beacons is enough. A pass that is not sliced is late in each.
-    late: dict[str, list[float]] = {}
-    for epoch in (2, 3, 4):
-        new, old = (gw2, gw1) if epoch % 2 == 0 else (gw1, gw2)
-        gw1.heard_at.clear()
-        gw2.heard_at.clear()
-        gw3.stop(signal.SIGKILL)
-        gw3.start()
-        gw3.wait_synced(60)
-        trio.lead(2 if new is gw2 else 1, epoch)
-        old.wait_synced(60)
-        gw3.wait_synced(60)
-        assert len(gw1.table()) == len(gw2.table()) == len(gw3.table()) == 20_000
-        late = {}
-        for gateway in (gw1, gw2):
-            gaps = [after - before for before, after in pairwise(list(gateway.heard_at))]
-            assert len(gaps) > 50
-            stalls = sorted(gap for gap in gaps if gap > 0.06)
-            if len(stalls) > max(3, len(gaps) // 100):
-                late[gateway.name] = stalls
-        if not late:
-            return
-    raise AssertionError(late)
+    gw3.stop(signal.SIGKILL)
+    gw3.start()
+    gw3.wait_synced(60)
+    trio.lead(2, 2)
+    gw1.wait_synced(60)
+    gw3.wait_synced(60)
+    assert len(gw1.table()) == len(gw3.table()) == 20_000
+    for gateway in (gw1, gw2):
+        gaps = sorted(b - a for a, b in zip(gateway.heard_at, gateway.heard_at[1:], strict=False))
+        late = [gap for gap in gaps if gap > 0.06]
+        # The machine is shared by everything that tests: a stall of its own is not syncd's.
+        assert len(late) <= max(3, len(gaps) // 100), (gateway.name, gaps[-10:])
 
 
 def test_a_holder_that_dies_while_it_serves_a_snapshot(trio: World) -> None:
