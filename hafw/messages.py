@@ -208,9 +208,23 @@ class LeasedStatus(Message, frozen=True):
     alarms: list[str]
 
 
+class SyncPassStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The holder's pass over its own entries. `kind`: ``take`` (a takeover: adoption), ``repair``
+    (after lost events) or ``refresh``. `total` as far as is known; `adopted`: entries that were
+    replicas and have our mark and a normal timeout now; `per_s` since it began."""
+
+    kind: str
+    running: bool
+    done: int
+    total: int
+    adopted: int
+    per_s: float
+
+
 class SyncGroupStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One group as syncd sees it. `liberal` counts adopted TCP entries whose windows are still
-    to be learnt; `stale` those that await a pristine replacement."""
+    to be learnt; `stale` those that await a pristine replacement; `own_pass` is the pass of the
+    holder that runs, or its last one."""
 
     group: int
     active: bool
@@ -222,6 +236,7 @@ class SyncGroupStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     replicas: int
     liberal: int
     stale: int
+    own_pass: SyncPassStatus | None = None
 
 
 class SyncPeerStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

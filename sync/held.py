@@ -10,6 +10,7 @@ from hafw.messages import NewEpochRequest
 from sync.adopt import OwnPass
 from sync.dumper import Dumper
 from sync.liberal import LiberalFlows
+from sync.progress import PassProgress
 
 __all__ = ["Held", "HolderPorts"]
 
@@ -42,6 +43,8 @@ class Held:
     epoch_wait_until: float | None = None
     own_pass: OwnPass | None = None
     dump: Dumper | None = None
+    progress: PassProgress | None = None
+    """Of the pass that runs, or else of the last one."""
     next_chunk_at: float = 0.0
     retry_at: float = 0.0
     vanished: list[FlowKey] = field(default_factory=list)

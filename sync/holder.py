@@ -21,7 +21,7 @@ from collections import Counter
 from hafw.config.model import ClusterConfig
 from hafw.errors import KernelError
 from hafw.flow import GROUP_SHIFT, FlowEntry, mark_group
-from hafw.messages import NewEpochRequest
+from hafw.messages import NewEpochRequest, SyncPassStatus
 from sync.adopt import OwnPass, PassOutput, normal_timeout_s
 from sync.applier import Applier
 from sync.ctnetlink import CtEvent, EventKind, ExpectEvent
@@ -29,6 +29,7 @@ from sync.expecting import Expecting
 from sync.held import Held, HolderPorts
 from sync.ops import SetTimeout
 from sync.outbox import Outbox
+from sync.progress import PassProgress
 from sync.publish import LookUp, PublishEffect, Publisher, publishable
 from sync.registry import Registry
 from sync.replica import ReplicaGroup
@@ -117,6 +118,11 @@ class Holder:
     def liberal_count(self, group: int) -> int:
         held = self._held.get(group)
         return 0 if held is None else len(held.liberal.keys)
+
+    def progress(self, group: int, *, now: float) -> SyncPassStatus | None:
+        held = self._held.get(group)
+        progress = None if held is None else held.progress
+        return None if progress is None else progress.facts(now=now)
 
     def trouble(self, group: int) -> tuple[bool, bool, bool]:
         """(overrun not repaired, replacing own stale entries, recovering)."""
@@ -230,7 +236,7 @@ class Holder:
                     held.want_refresh = True
                 wanted = held.want_take or held.want_repair or held.want_refresh
                 if wanted and self._drained and now >= held.retry_at:
-                    self._begin(group, held)
+                    self._begin(group, held, now)
             held.liberal.work(self._applier, self._ports.start_dump, group, now=now)
             if held.adopted and now > held.adopted_until and held.own_pass is None:
                 held.adopted.clear()
@@ -271,8 +277,10 @@ class Holder:
             reason = "syncd restarted on the ACTIVE node and has no registry"
             self._ports.send_to_leased(NewEpochRequest(group, held.epoch, reason))
 
-    def _begin(self, group: int, held: Held) -> None:
+    def _begin(self, group: int, held: Held, now: float) -> None:
         refresh = held.want_refresh and not (held.want_take or held.want_repair)
+        kind = "take" if held.want_take else "repair" if held.want_repair else "refresh"
+        held.progress = PassProgress(kind, self._registry.count(group), now)
         held.own_pass = OwnPass(
             group,
             held.epoch,
@@ -306,6 +314,8 @@ class Holder:
                 self._carry_out(held.own_pass.on_entries(current, current=True))
             # A turn that came late may catch up a little.
             held.next_chunk_at = max(held.next_chunk_at, now - PACE_DEBT_S) + len(chunk) / rate
+            if held.progress is not None:
+                held.progress.note(len(chunk), len(held.own_pass.adopted))
             held.adopted |= held.own_pass.adopted
             held.own_pass.adopted.clear()
             held.adopted_until = now + ADOPTED_WATCH_S
@@ -342,6 +352,8 @@ class Holder:
     def _finish(self, group: int, held: Held, now: float) -> None:
         held.ready = True
         held.recovering = False
+        if held.progress is not None:
+            held.progress.end(now=now)
         held.overrun = held.want_repair
         held.refresh_at = now + self._refresh_s
         self._groups[group].suspect = False

@@ -97,6 +97,7 @@ class Reporter:
             replicas=0 if state.active else count,
             liberal=self._holder.liberal_count(number),
             stale=len(replica.stale),
+            own_pass=self._holder.progress(number, now=now),
         )
 
     def _peer(self, sender_id: int, now: float) -> SyncPeerStatus:

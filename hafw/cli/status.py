@@ -100,7 +100,7 @@ def _sections(document: Document, verbose: bool) -> list[tuple[str, Rows]]:
         ("groups", [_group(row) for row in document["groups"]]),
         ("nodes", _nodes(document)),
         ("peers", [_peer(row) for row in document["peers"]]),
-        ("replication", document["sync"]),
+        ("replication", [_replication(row) for row in document["sync"]]),
         ("streams", [_stream(row) for row in document["streams"]]),
         ("policy", [_policy(row) for row in document["policy"]]),
         ("lease loop", [_lease(row) for row in document["lease"]]),
@@ -126,6 +126,15 @@ def _group(row: dict[str, Any]) -> dict[str, Any]:
         "dropped in/out": _pair(row["dropped_in"], row["dropped_out"]),
         "VIPs": row["vips"],
     }
+
+
+def _replication(row: dict[str, Any]) -> dict[str, Any]:
+    shown = {key: value for key, value in row.items() if not key.startswith("pass")}
+    shown["pass"] = "-"
+    if row["pass"] is not None:
+        count = f"{row['pass_done']} of {row['pass_total']}, {row['pass_per_s']}/s"
+        shown["pass"] = f"{row['pass']} {'at' if row['pass_running'] else 'done:'} {count}"
+    return shown
 
 
 def _nodes(document: Document) -> Rows:

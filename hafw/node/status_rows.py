@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from hafw.config.model import ClusterConfig
 from hafw.human import format_epoch
-from hafw.messages import GroupLeaseStatus, LeasedStatus, SyncdStatus
+from hafw.messages import GroupLeaseStatus, LeasedStatus, SyncdStatus, SyncPassStatus
 from hafw.node.verdict import find_problems
 
 __all__ = [
@@ -53,7 +53,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "peers": ("node", "peer", "alive", "proven", "age_ms", "rtt_ms", "era", "links_alive",
               "links"),
     "links": ("node", "peer", "link", "alive", "age_ms", "received"),
-    "sync": ("node", "group", "synced", "reason", "owned", "replicas", "liberal", "stale"),
+    "sync": (
+        "node", "group", "synced", "reason", "owned", "replicas", "liberal", "stale",
+        "pass", "pass_running", "pass_done", "pass_total", "pass_adopted", "pass_per_s",
+    ),
     "streams": (
         "node", "peer", "accepted", "lag_deltas", "applied_seq", "high_water_seq",
         "beacon_age_ms", "delay_p50_ms", "delay_p99_ms",
@@ -288,6 +291,7 @@ def _add_syncd(tables: Tables, config: ClusterConfig, node: str, syncd: SyncdSta
             "node": node, "group": names.get(group.group, str(group.group)),
             "synced": group.synced, "reason": group.reason, "owned": group.owned,
             "replicas": group.replicas, "liberal": group.liberal, "stale": group.stale,
+            **_pass_columns(group.own_pass),
         }
         for group in syncd.groups
     ]  # fmt: skip
@@ -302,6 +306,16 @@ def _add_syncd(tables: Tables, config: ClusterConfig, node: str, syncd: SyncdSta
         for peer in syncd.peers
     ]  # fmt: skip
     _add_common(tables, node, "syncd", syncd.counters, syncd.alarms)
+
+
+def _pass_columns(own: SyncPassStatus | None) -> Row:
+    if own is None:
+        names = ("pass_done", "pass_total", "pass_adopted", "pass_per_s")
+        return {"pass": None, "pass_running": False, **dict.fromkeys(names)}
+    return {
+        "pass": own.kind, "pass_running": own.running, "pass_done": own.done,
+        "pass_total": own.total, "pass_adopted": own.adopted, "pass_per_s": round(own.per_s),
+    }  # fmt: skip
 
 
 def _add_common(

@@ -1,6 +1,7 @@
 """A syncd that says nothing of expectations or sequence adjustment: what the tests must notice.
 
 ``HAFW_TEST_FORGETS`` names what is left out: ``expectations``, ``seqadj``.
+``HAFW_TEST_TAKE_PER_S`` is another pace of adoption.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+from sync import holder
 from sync.daemon import main
 from sync.delta import Delta, ExpectDestroy, ExpectUpsert, Upsert
 from sync.outbox import Outbox
@@ -25,5 +27,8 @@ def _forgetful_put(outbox: Outbox, delta: Delta) -> None:
 
 
 if __name__ == "__main__":
+    holder.TAKE_ENTRIES_PER_S = int(
+        os.environ.get("HAFW_TEST_TAKE_PER_S", holder.TAKE_ENTRIES_PER_S)
+    )
     Outbox.put = _forgetful_put  # type: ignore[method-assign, assignment]
     main()

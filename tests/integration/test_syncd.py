@@ -29,7 +29,7 @@ from hafw.flow import (
     mark_owner,
 )
 from hafw.kernel.netns import entered
-from hafw.messages import RoleChange
+from hafw.messages import RoleChange, SyncPassStatus
 from sync.ctnetlink import build_create, build_delete, build_update
 from tests.integration.ct_spaces import inside
 from tests.integration.syncd_world import (
@@ -162,6 +162,37 @@ def test_takeover_adopts_and_tells_the_next_backup(pair: World) -> None:
     gw2.delete(flows[:10])
     gw2.put(mixed(10, owner=2, first=100))
     pair.wait_equal(2, 1)
+
+
+def test_adoption_is_paced_and_its_progress_is_shown(world: World) -> None:
+    gw1, gw2 = world.gateways
+    count, pace = 3_000, 2_000
+    gw2.program = "tests.integration.forgetful_syncd"
+    gw2.environment["HAFW_TEST_TAKE_PER_S"] = str(pace)  # What any machine can do.
+    world.start()
+    world.lead(1, 1)
+    gw2.wait_synced()
+    gw1.put(mixed(count))
+    wait_for("replicas", lambda: len(gw2.table()) == count, 30)
+    gw1.stop(signal.SIGKILL)
+    gw2.hold(2)
+    seen: list[SyncPassStatus] = []
+
+    def adopted() -> bool:
+        status = gw2.status()
+        own = None if status is None else status.groups[0].own_pass
+        if own is not None:
+            seen.append(own)
+        return own is not None and not own.running
+
+    wait_for(lambda: f"the end of adoption; {seen[-3:]}", adopted, 30)
+    last = seen[-1]
+    assert (last.kind, last.done, last.total, last.adopted) == ("take", count, count, count)
+    assert 0 < last.per_s < 1.3 * pace, "the pace, and what a late turn may catch up"
+    steps = [(one.done, one.total) for one in seen if one.running]
+    assert steps == sorted(steps)
+    assert any(0 < done < count for done, _ in steps), f"no progress in between: {steps}"
+    assert {total for _, total in steps} == {count}
 
 
 def flows_by_key(flows: list[FlowEntry]) -> dict[FlowKey, FlowEntry]:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
+from hafw.cli.status import _replication
 from hafw.config.load import load_cluster
 from hafw.human import make_epoch
 from hafw.messages import (
@@ -19,6 +21,7 @@ from hafw.messages import (
     PeerStatus,
     SyncdStatus,
     SyncGroupStatus,
+    SyncPassStatus,
     SyncPeerStatus,
 )
 from hafw.node.status_rows import (
@@ -260,6 +263,23 @@ def test_a_dead_peer_is_said_once_and_a_dead_link_by_name() -> None:
         "gw1: no heartbeat from gw2 on any link",
         "gw1: no heartbeat from wit on link sync0",
     ]
+
+
+def test_adoption_shows_its_progress() -> None:
+    said = syncd("gw1", active=True)
+    own = SyncPassStatus("take", True, 1200, 5000, 1100, 19_999.6)
+    group = structs.replace(said.groups[0], own_pass=own)
+    nodes = healthy()
+    nodes["gw1"] = replace(nodes["gw1"], syncd=structs.replace(said, groups=[group]))
+    row = build_tables(CONFIG, nodes["gw1"])["sync"][0]
+    assert {key: value for key, value in row.items() if key.startswith("pass")} == {
+        "pass": "take", "pass_running": True, "pass_done": 1200, "pass_total": 5000,
+        "pass_adopted": 1100, "pass_per_s": 20_000,
+    }  # fmt: skip
+    assert _replication(row)["pass"] == "take at 1200 of 5000, 20000/s"
+    backup = build_tables(CONFIG, nodes["gw2"])["sync"][0]
+    assert (backup["pass"], backup["pass_total"]) == (None, None)
+    assert _replication(backup)["pass"] == "-"
 
 
 def test_unsynced_says_why() -> None:
