@@ -11,6 +11,7 @@ from sync.wire import MessageType, WireError
 __all__ = [
     "CHALLENGE_BYTES",
     "NACK_RANGES_MAX",
+    "Ack",
     "Beacon",
     "Challenge",
     "ChallengeReply",
@@ -24,10 +25,25 @@ __all__ = [
 CHALLENGE_BYTES = 16
 NACK_RANGES_MAX = 64
 GROUPS_MAX = 15
+NODES_MAX = 62
+KEYS_MAX = 8
 
 Seq = Annotated[int, msgspec.Meta(ge=0)]
 Nonce = Annotated[bytes, msgspec.Meta(min_length=CHALLENGE_BYTES, max_length=CHALLENGE_BYTES)]
 GroupIndex = Annotated[int, msgspec.Meta(ge=1, le=GROUPS_MAX)]
+NodeId = Annotated[int, msgspec.Meta(ge=1, le=NODES_MAX)]
+KeyId = Annotated[int, msgspec.Meta(ge=0, le=255)]
+Fingerprint = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+
+
+class Ack(msgspec.Struct, frozen=True, array_like=True):
+    """What a node has of another's session: all DELTAS up to `seq` are applied, for `age_us`
+    now, and `beacon` is the newest beacon heard."""
+
+    session: Seq
+    seq: Seq
+    beacon: Seq
+    age_us: Seq
 
 
 class Beacon(msgspec.Struct, frozen=True, array_like=True):
@@ -36,7 +52,8 @@ class Beacon(msgspec.Struct, frozen=True, array_like=True):
     `high_water` is the last DELTAS seq sent; `send_ns` the sender's CLOCK_BOOTTIME, meaningful to
     others only as a difference; `epochs` the newest epoch known, by group index. `low_water` is
     the oldest seq that can still be repaired. `boot` tells senders on one kernel, whose clock is
-    the receiver's own, from others: 64 bits of its boot id, 0 if not known.
+    the receiver's own, from others: 64 bits of its boot id, 0 if not known. `acks` is what the
+    sender has of each peer; `keys` the sync keys it opens, by id: fingerprints.
     """
 
     high_water: Seq
@@ -44,6 +61,8 @@ class Beacon(msgspec.Struct, frozen=True, array_like=True):
     epochs: Annotated[dict[GroupIndex, Seq], msgspec.Meta(max_length=GROUPS_MAX)]
     low_water: Seq = 0
     boot: Seq = 0
+    acks: Annotated[dict[NodeId, Ack], msgspec.Meta(max_length=NODES_MAX)] = {}
+    keys: Annotated[dict[KeyId, Fingerprint], msgspec.Meta(max_length=KEYS_MAX)] = {}
 
 
 class Nack(msgspec.Struct, frozen=True, array_like=True):

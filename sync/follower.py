@@ -25,7 +25,8 @@ from sync.ctnetlink import CtEvent, EventKind
 from sync.delta import Delta, DeltaError, ExpectUpsert, Upsert, decode_deltas
 from sync.dumper import Dumper
 from sync.fetch import Fetch, Phase, Source
-from sync.inbox import Arrived, DelayWindow, Incoming
+from sync.inbox import Arrived, Incoming
+from sync.ledger import DelayWindow
 from sync.ops import KernelOp, Remove
 from sync.registry import Registry
 from sync.replica import Hole, ReplicaGroup, ReplicaTable, Superseded

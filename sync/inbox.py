@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import secrets
 import struct
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
 from sync.control import (
     CHALLENGE_BYTES,
+    Ack,
     Beacon,
     Challenge,
     ChallengeReply,
@@ -35,7 +37,7 @@ from sync.stream import (
 from sync.transport import Transport
 from sync.wire import Header, MessageType, Opener, ReplayWindow, WireError, parse_header
 
-__all__ = ["Arrived", "DelayWindow", "Inbox", "Incoming"]
+__all__ = ["Arrived", "Inbox", "Incoming"]
 
 CHALLENGES_ANSWERED_PER_S = 100
 """To one peer."""
@@ -44,8 +46,6 @@ CHALLENGES_REMEMBERED_MAX = 4096
 another link or a recording, and what it asked for was said over all links."""
 REPAIRS_PER_S_MAX = 20_000
 """Datagrams re-sent in a second, whatever is asked for."""
-DELAY_SAMPLES = 4096
-DELAY_WINDOW_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,31 +63,23 @@ class Arrived:
 Incoming = Arrived | SessionAccepted | StreamBroken
 
 
-class DelayWindow:
-    """Delays of the last minute, in milliseconds."""
-
-    def __init__(self) -> None:
-        self._samples: deque[tuple[float, float]] = deque(maxlen=DELAY_SAMPLES)
-
-    def add(self, delay_ms: float, now: float) -> None:
-        self._samples.append((now, delay_ms))
-
-    def percentiles(self, now: float) -> tuple[float | None, float | None]:
-        values = sorted(ms for at, ms in self._samples if now - at <= DELAY_WINDOW_S)
-        if not values:
-            return None, None
-        return values[len(values) // 2], values[min(len(values) - 1, len(values) * 99 // 100)]
-
-
 class Inbox:
     """All that peers send."""
 
     def __init__(
-        self, master: bytes, cluster_id: int, outbox: Outbox, transport: Transport, *, boot: int
+        self,
+        keys: Mapping[int, bytes],
+        node_id: int,
+        cluster_id: int,
+        outbox: Outbox,
+        transport: Transport,
+        *,
+        boot: int,
     ) -> None:
+        self._node_id = node_id
         self._cluster_id = cluster_id
         self._peers = frozenset(transport.peer_ids)
-        self._opener = Opener(master, cluster_id=cluster_id, senders=self._peers)
+        self.opener = Opener(keys, cluster_id=cluster_id, senders=self._peers)
         self._outbox = outbox
         self._transport = transport
         self._boot = boot
@@ -101,6 +93,7 @@ class Inbox:
         self.counters: Counter[str] = Counter()
         self.beacon_at: dict[int, float] = {}
         """When a peer's last authentic beacon of an accepted session came."""
+        self._applied: dict[int, tuple[int, int, float]] = {}
 
     def on_datagram(self, datagram: bytes, *, now: float) -> list[Incoming]:
         try:
@@ -108,7 +101,7 @@ class Inbox:
             if header.type is MessageType.DELTAS and self._is_copy(header):
                 self.counters["datagrams_copies"] += 1
                 return []  # Each link brings one; dropping it needs no proof.
-            payload = self._opener.open_payload(header, datagram)
+            payload = self.opener.open_payload(header, datagram)
         except WireError as error:
             self.counters[f"refused_{error.reason}"] += 1
             return []
@@ -132,6 +125,24 @@ class Inbox:
     def deadline(self) -> float | None:
         return self.stream.deadline()
 
+    def note_applied(self, *, now: float) -> None:
+        """All that was delivered is in the kernel."""
+        for sender_id in self._peers:
+            view = self.stream.view(sender_id)
+            if view is not None:
+                known = self._applied.get(sender_id)
+                if known is None or known[:2] != (view.session, view.applied_seq):
+                    self._applied[sender_id] = view.session, view.applied_seq, now
+
+    def acks(self, *, now: float) -> dict[int, Ack]:
+        """What to tell the peers of what we have of them."""
+        acks: dict[int, Ack] = {}
+        for sender_id, (session, seq, since) in self._applied.items():
+            window = self._windows.get((sender_id, session, MessageType.BEACON))
+            beacon = 0 if window is None else window.highest
+            acks[sender_id] = Ack(session, seq, beacon, int((now - since) * 1e6))
+        return acks
+
     # -- control
 
     def _on_control(self, header: Header, payload: bytes, now: float) -> list[Incoming]:
@@ -152,6 +163,7 @@ class Inbox:
                         return []
                     self.beacon_at[sender_id] = now
                     self._boots[sender_id] = control.boot
+                    self._on_ack(sender_id, control.acks.get(self._node_id), now)
                 effects = self.stream.on_beacon(
                     sender_id, session, control.high_water, control.low_water, now=now
                 )
@@ -166,6 +178,18 @@ class Inbox:
             case _:
                 assert_never(control)
         return []
+
+    def _on_ack(self, peer_id: int, ack: Ack | None, now: float) -> None:
+        outbox = self._outbox
+        if ack is None or ack.session != outbox.session:
+            return
+        if ack.seq > outbox.position or ack.beacon > outbox.beacons_said:
+            # The peer has heard what this process has not said: it was set back, to a snapshot
+            # of its machine, or it has a double. Peers would drop what it says as old.
+            self.counters["session_set_back"] += 1
+            outbox.begin_session()
+            return
+        outbox.ledger.on_ack(peer_id, ack.seq, ack.age_us / 1e6, now=now)
 
     def _is_copy(self, header: Header) -> bool:
         view = self.stream.view(header.sender_id)

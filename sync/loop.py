@@ -262,6 +262,7 @@ class Syncd:
         for item in self._inbox.tick(now=now):
             self._follower.on_incoming(item, now=now)
         self._follower.flush(now=now)
+        self._inbox.note_applied(now=time.monotonic())
         return found
 
     def _drain_peers(self) -> None:
@@ -313,7 +314,8 @@ class Syncd:
         if due:
             self._beacon_at = max(self._beacon_at + self._beacon_s, now + self._beacon_s / 2)
             self._outbox.flush()
-            self._outbox.beacon({n: s.epoch for n, s in self._roles.states.items() if s.epoch})
+            epochs = {n: s.epoch for n, s in self._roles.states.items() if s.epoch}
+            self._outbox.beacon(epochs, self._inbox.acks(now=now), {})
             self._on_roles(self._roles.tick(now=now))
         news = self._reporter.beacon(now=now)
         told = self._told

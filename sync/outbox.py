@@ -10,10 +10,11 @@ from __future__ import annotations
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from sync.control import Beacon, Control, control_type, encode_control
+from sync.control import Ack, Beacon, Control, control_type, encode_control
 from sync.delta import Delta, encode_delta
+from sync.ledger import Ledger
 from sync.stream import SendRing
 from sync.wire import PAYLOAD_BYTES_MAX, MessageType, Sealer
 
@@ -26,21 +27,43 @@ class Outbox:
     """Everything this node says on the stream."""
 
     def __init__(
-        self, sealer: Sealer, multicast: Callable[[bytes], None], *, ring_datagrams: int, boot: int
+        self,
+        new_sealer: Callable[[], Sealer],
+        multicast: Callable[[bytes], None],
+        *,
+        ring_datagrams: int,
+        boot: int,
+        first_said: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._sealer = sealer
+        """`new_sealer` draws a session; `first_said` is how many flows were ever published."""
+        self._new_sealer = new_sealer
         self._multicast = multicast
+        self._ring_datagrams = ring_datagrams
         self._boot = boot
-        self.ring = SendRing(ring_datagrams)
+        self._first_said = first_said
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._epoch = 0
-        self._control_seq: Counter[MessageType] = Counter()
         self.counters: Counter[str] = Counter()
+        self.begin_session()
+
+    def begin_session(self) -> None:
+        """Be a new sender: every peer asks for proof and fetches a snapshot."""
+        self.sealer = self._new_sealer()
+        self.ring = SendRing(self._ring_datagrams)
+        self._said = self._first_said()
+        self.ledger = Ledger(self._ring_datagrams, self._said)
+        self._control_seq: Counter[MessageType] = Counter()
+        self.counters["sessions_begun"] += 1
 
     @property
     def session(self) -> int:
-        return self._sealer.session
+        return self.sealer.session
+
+    @property
+    def beacons_said(self) -> int:
+        """The newest seq of a beacon of this session."""
+        return self._control_seq[MessageType.BEACON]
 
     @property
     def position(self) -> int:
@@ -57,6 +80,7 @@ class Outbox:
             self.flush()
         self._pending.append(encoded)
         self._pending_bytes += len(encoded)
+        self._said = self._first_said()
         self.counters["deltas_sent"] += 1
 
     def flush(self) -> None:
@@ -68,8 +92,9 @@ class Outbox:
         )
         self._pending.clear()
         self._pending_bytes = 0
-        datagram = self._sealer.seal(MessageType.DELTAS, seq, self._epoch, payload)
+        datagram = self.sealer.seal(MessageType.DELTAS, seq, self._epoch, payload)
         self.ring.push(seq, datagram)
+        self.ledger.sent(seq, self._said, now=time.monotonic())
         self.counters["datagrams_sent"] += 1
         self.counters["bytes_sent"] += len(datagram)
         self._multicast(datagram)
@@ -78,11 +103,14 @@ class Outbox:
         """A control datagram of this session."""
         kind = control_type(control)
         self._control_seq[kind] += 1
-        return self._sealer.seal(kind, self._control_seq[kind], 0, encode_control(control))
+        return self.sealer.seal(kind, self._control_seq[kind], 0, encode_control(control))
 
-    def beacon(self, epochs: dict[int, int]) -> None:
+    def beacon(
+        self, epochs: dict[int, int], acks: dict[int, Ack], keys: Mapping[int, int]
+    ) -> None:
         ring = self.ring
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        self._multicast(
-            self.seal(Beacon(ring.high_water, now_ns, epochs, ring.low_water, self._boot))
+        beacon = Beacon(
+            ring.high_water, now_ns, epochs, ring.low_water, self._boot, acks, dict(keys)
         )
+        self._multicast(self.seal(beacon))

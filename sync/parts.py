@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections import Counter
@@ -65,14 +66,22 @@ class Parts:
             hold_s=config.sync.hold_s, expectations_of=self.registry.expectations.of
         )
         self.transport = Transport(config, node_name)
-        session = secrets.randbits(63) | 1
-        sealer = Sealer(master, cluster_id=config.cluster_id, sender_id=node.id, session=session)
-        ring = config.sync.ring_datagrams
-        self.outbox = Outbox(sealer, self.transport.multicast, ring_datagrams=ring, boot=boot)
-        self.inbox = Inbox(master, config.cluster_id, self.outbox, self.transport, boot=boot)
+        self.publisher = publisher = Publisher(self.registry, SystemRandom())
+        self._sealing = config.cluster_id, node.id
+        self._key_id, self._master = 0, master
+        self.outbox = Outbox(
+            self._new_sealer,
+            self.transport.multicast,
+            ring_datagrams=config.sync.ring_datagrams,
+            boot=boot,
+            first_said=lambda: publisher.counters["first"],
+        )
+        keys = {0: master}
+        self.inbox = Inbox(
+            keys, node.id, config.cluster_id, self.outbox, self.transport, boot=boot
+        )
         self.roles = Roles(node.id, numbers)
         self.groups = {number: ReplicaGroup() for number in numbers}
-        self.publisher = Publisher(self.registry, SystemRandom())
         self.timeouts_s: dict[str, int] = {}
         self.clean_epochs = CleanEpochs(paths)
         self.holder = Holder(
@@ -120,6 +129,17 @@ class Parts:
             port=port,
             registry=self.registry,
             serving=Serving(self._serve_from, self._start_dump),
+        )
+
+    def _new_sealer(self) -> Sealer:
+        cluster_id, node_id = self._sealing
+        return Sealer(
+            self._master,
+            key_id=self._key_id,
+            cluster_id=cluster_id,
+            sender_id=node_id,
+            session=secrets.randbits(63) | 1,
+            draw=os.urandom,
         )
 
     def counters(self) -> list[Counter[str]]:

@@ -4,26 +4,32 @@
 offset bytes field (big-endian)
 ====== ===== ===================================================================================
 0      4     magic ``hCTS``
-4      1     version, 1
+4      1     version, 2
 5      1     type: 1 DELTAS, 2 BEACON, 3 NACK, 4 CHALLENGE, 5 CHALLENGE_REPLY
 6      2     length of the payload, without header and tag
 8      4     cluster id
 12     1     sender: node id, 1 to 62
-13     3     zero
+13     1     key id: which of the cluster's sync keys
+14     2     zero
 16     8     session: random, drawn at each start of the sender's syncd
 24     8     epoch
 32     8     seq
-40     n     payload, AES-256-GCM
-40 + n 16    tag; the header is the associated data
+40     8     fresh: new for each datagram (see *Nonces*)
+48     n     payload, AES-256-GCM
+48 + n 16    tag; the header is the associated data
 ====== ===== ===================================================================================
 
-*Keys.* HKDF-SHA256 over the cluster's 32-byte sync key gives one key for each (cluster, sender,
-session). A restart draws a new session and so a new key: no counter need survive a restart.
+*Keys.* HKDF-SHA256 over one of the cluster's 32-byte sync keys gives one key for each (cluster,
+sender, session). A restart draws a new session and so a new key: no counter need survive it.
 
-*Nonces.* 4 bytes of type, 8 bytes of seq. Each type counts for itself, from 1 and never back, so
-under one key no nonce is used for two plaintexts, although the types share the key: a beacon may
-go out between two deltas without a common counter. `Sealer` asserts it. A repair resends the
-sealed bytes of its ring and seals nothing again.
+*Nonces.* 8 bytes ``fresh``, then 32 bits: 3 of type, the low 29 of seq. Within one process seq
+grows for each type (`Sealer` asserts it), and ``fresh`` covers its wrapping. But a process can be
+doubled behind its own back, by a fork or by a snapshot of its virtual machine that is resumed
+twice, and then both go on with the same session and seq. So ``fresh`` is BLAKE2b-64 under a
+secret of the sender, over 16 bytes from the kernel's generator, the header before it and the
+payload: two copies part at the first random byte that differs, and even with a generator that
+repeats itself a nonce comes again only for the same plaintext, which gives the same bytes. A
+repair resends the sealed bytes of its ring and seals nothing again. (docs/adr/0008)
 
 *Trust.* Nothing of the payload is parsed before the tag holds. Header fields are read before that
 only to find the key; a stranger's datagram costs one derivation at most, and no memory: a key is
@@ -34,9 +40,10 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from hashlib import blake2b
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -48,6 +55,7 @@ from hafw.errors import PeerError
 __all__ = [
     "CACHED_KEYS_MAX",
     "DATAGRAM_BYTES_MAX",
+    "FRESH_BYTES",
     "HEADER_BYTES",
     "KEY_BYTES",
     "PAYLOAD_BYTES_MAX",
@@ -60,14 +68,19 @@ __all__ = [
     "Sealer",
     "WireError",
     "derive_key",
+    "fresh_bytes",
+    "nonce_of",
     "parse_header",
 ]
 
 MAGIC = b"hCTS"
-VERSION = 1
-_HEADER = struct.Struct(">4sBBHIB3xQQQ")
-_NONCE = struct.Struct(">IQ")
-HEADER_BYTES = _HEADER.size
+VERSION = 2
+_HEADER = struct.Struct(">4sBBHIBB2xQQQ")
+_NONCE_END = struct.Struct(">I")
+_SEQ_NONCE_BITS = 29
+FRESH_BYTES = 8
+RANDOM_BYTES = 16
+HEADER_BYTES = _HEADER.size + FRESH_BYTES
 TAG_BYTES = 16
 KEY_BYTES = 32
 DATAGRAM_BYTES_MAX = 1400
@@ -92,7 +105,7 @@ class WireError(PeerError):
     """A datagram to drop. `reason` names the counter:
 
     ``truncated`` ``bad_magic`` ``wrong_version`` ``unknown_type`` ``wrong_cluster``
-    ``foreign_sender`` ``lying_length`` ``bad_tag`` ``bad_payload``.
+    ``foreign_sender`` ``unknown_key`` ``lying_length`` ``bad_tag`` ``bad_payload``.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -108,6 +121,7 @@ class Header:
     payload_bytes: int
     cluster_id: int
     sender_id: int
+    key_id: int
     session: int
     epoch: int
     seq: int
@@ -123,8 +137,8 @@ def parse_header(
     size = len(datagram)
     if size < HEADER_BYTES + TAG_BYTES:
         raise WireError("truncated", f"{size} bytes; at least {HEADER_BYTES + TAG_BYTES}")
-    magic, version, kind, length, cluster, sender, session, epoch, seq = _HEADER.unpack_from(
-        datagram
+    magic, version, kind, length, cluster, sender, key_id, session, epoch, seq = (
+        _HEADER.unpack_from(datagram)
     )
     if magic != MAGIC:
         raise WireError("bad_magic", magic.hex())
@@ -140,7 +154,7 @@ def parse_header(
         kind = _TYPES[kind]
     except KeyError:
         raise WireError("unknown_type", f"type {kind}") from None
-    return Header(kind, length, cluster, sender, session, epoch, seq)
+    return Header(kind, length, cluster, sender, key_id, session, epoch, seq)
 
 
 _TYPES = {kind.value: kind for kind in MessageType}
@@ -149,20 +163,56 @@ _TYPES = {kind.value: kind for kind in MessageType}
 def derive_key(master: bytes, *, cluster_id: int, sender_id: int, session: int) -> bytes:
     """The key under which one process of one node seals: HKDF-SHA256, 32 bytes."""
     assert len(master) == KEY_BYTES, len(master)
-    info = b"hafw ct_sync 1" + struct.pack(">IBQ", cluster_id, sender_id, session)
+    info = b"hafw ct_sync 2" + struct.pack(">IBQ", cluster_id, sender_id, session)
     return HKDF(SHA256(), KEY_BYTES, salt=None, info=info).derive(master)
 
 
-class Sealer:
-    """Seals the datagrams of this process. `session` must be drawn afresh at each start."""
+def fresh_bytes(secret: bytes, random: bytes, header: bytes, payload: bytes) -> bytes:
+    """The header's last field, for the `header` before it. A receiver only reads it."""
+    assert len(random) == RANDOM_BYTES, len(random)
+    return blake2b(random + header + payload, digest_size=FRESH_BYTES, key=secret).digest()
 
-    def __init__(self, master: bytes, *, cluster_id: int, sender_id: int, session: int) -> None:
+
+def nonce_of(datagram: bytes) -> bytes:
+    """The 12 bytes under which a datagram is sealed, by its header."""
+    kind, seq = datagram[5], int.from_bytes(datagram[36:40], "big")
+    return datagram[40:48] + _NONCE_END.pack(
+        kind << _SEQ_NONCE_BITS | seq & ((1 << _SEQ_NONCE_BITS) - 1)
+    )
+
+
+class Sealer:
+    """Seals the datagrams of this process. `session` must be drawn afresh at each start; `draw`
+    is the kernel's random source, asked anew for each datagram and never ahead of it."""
+
+    def __init__(
+        self,
+        master: bytes,
+        *,
+        key_id: int,
+        cluster_id: int,
+        sender_id: int,
+        session: int,
+        draw: Callable[[int], bytes],
+    ) -> None:
         self._cluster_id = cluster_id
         self._sender_id = sender_id
         self.session = session
-        key = derive_key(master, cluster_id=cluster_id, sender_id=sender_id, session=session)
-        self._aead = AESGCM(key)
+        self._draw = draw
+        self._secret = draw(KEY_BYTES)
         self._last = dict.fromkeys(MessageType, 0)
+        self.use_key(key_id, master)
+
+    def use_key(self, key_id: int, master: bytes) -> None:
+        """Seal with this key of the cluster from now on. Seq goes on where it was."""
+        self.key_id = key_id
+        key = derive_key(
+            master,
+            cluster_id=self._cluster_id,
+            sender_id=self._sender_id,
+            session=self.session,
+        )
+        self._aead = AESGCM(key)
 
     def seal(self, type: MessageType, seq: int, epoch: int, payload: bytes) -> bytes:  # noqa: A002
         """A whole datagram. `seq` must be above every earlier one of the same type: a nonce that
@@ -176,11 +226,13 @@ class Sealer:
             len(payload),
             self._cluster_id,
             self._sender_id,
+            self.key_id,
             self.session,
             epoch,
             seq,
         )
-        return header + self._aead.encrypt(_NONCE.pack(type, seq), payload, header)
+        header += fresh_bytes(self._secret, self._draw(RANDOM_BYTES), header, payload)
+        return header + self._aead.encrypt(nonce_of(header), payload, header)
 
 
 class Opener:
@@ -188,13 +240,22 @@ class Opener:
     caller's to judge, with a `ReplayWindow` for each sender, session and type it accepts."""
 
     def __init__(
-        self, master: bytes, *, cluster_id: int, senders: Collection[int] | None = None
+        self,
+        keys: Mapping[int, bytes],
+        *,
+        cluster_id: int,
+        senders: Collection[int] | None = None,
     ) -> None:
-        assert len(master) == KEY_BYTES, len(master)
-        self._master = master
         self._cluster_id = cluster_id
         self._senders = None if senders is None else frozenset(senders)
-        self._keys: OrderedDict[tuple[int, int], AESGCM] = OrderedDict()
+        self._keys: OrderedDict[tuple[int, int, int], AESGCM] = OrderedDict()
+        self.accept_keys(keys)
+
+    def accept_keys(self, keys: Mapping[int, bytes]) -> None:
+        """The cluster's keys by id; what another one sealed is refused from now on."""
+        assert all(len(key) == KEY_BYTES for key in keys.values())
+        self._masters = dict(keys)
+        self._keys.clear()
 
     def open(self, datagram: bytes) -> tuple[Header, bytes]:
         """Header and payload, both authentic. Raises WireError."""
@@ -204,13 +265,20 @@ class Opener:
     def open_payload(self, header: Header, datagram: bytes) -> bytes:
         """The payload of a datagram whose header is parsed already (to drop duplicates first).
         Raises WireError."""
-        who = (header.sender_id, header.session)
+        who = (header.key_id, header.sender_id, header.session)
         aead = self._keys.get(who)
         known = aead is not None
         if aead is None:
+            master = self._masters.get(header.key_id)
+            if master is None:
+                have = ", ".join(map(str, sorted(self._masters)))
+                raise WireError(
+                    "unknown_key",
+                    f"node {header.sender_id} seals with key {header.key_id}; we have {have}",
+                )
             aead = AESGCM(
                 derive_key(
-                    self._master,
+                    master,
                     cluster_id=self._cluster_id,
                     sender_id=header.sender_id,
                     session=header.session,
@@ -218,9 +286,7 @@ class Opener:
             )
         try:
             payload = aead.decrypt(
-                _NONCE.pack(header.type, header.seq),
-                datagram[HEADER_BYTES:],
-                datagram[:HEADER_BYTES],
+                nonce_of(datagram), datagram[HEADER_BYTES:], datagram[:HEADER_BYTES]
             )
         except InvalidTag:
             raise WireError("bad_tag", f"from node {header.sender_id}") from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from itertools import count
 from typing import cast
 
 from sync.control import Beacon, Challenge
@@ -32,8 +34,19 @@ class Wire:
 
 
 def outbox(node_id: int, session: int) -> Outbox:
-    sealer = Sealer(MASTER, cluster_id=7, sender_id=node_id, session=session)
-    return Outbox(sealer, lambda datagram: None, ring_datagrams=64, boot=0)
+    sessions = count(session)
+
+    def new_sealer() -> Sealer:
+        return Sealer(
+            MASTER,
+            key_id=0,
+            cluster_id=7,
+            sender_id=node_id,
+            session=next(sessions),
+            draw=os.urandom,
+        )
+
+    return Outbox(new_sealer, lambda datagram: None, ring_datagrams=64, boot=0)
 
 
 class Node:
@@ -41,10 +54,20 @@ class Node:
         self.outbox = outbox(node_id, session)
         self.wire = Wire(list(peer_ids))
         transport = cast(Transport, self.wire)
-        self.inbox = Inbox(MASTER, 7, self.outbox, transport, boot=0)
+        self.inbox = Inbox({0: MASTER}, node_id, 7, self.outbox, transport, boot=0)
 
-    def beacon(self) -> bytes:
-        return self.outbox.seal(Beacon(self.outbox.position, 0, {}, 0, 0))
+    def beacon(self, now: float = 0.0) -> bytes:
+        acks = self.inbox.acks(now=now)
+        return self.outbox.seal(Beacon(self.outbox.position, 0, {}, 0, 0, acks))
+
+    def meet(self, peer: Node, now: float = 0.0) -> None:
+        """Accept the peer's session."""
+        self.inbox.on_datagram(peer.beacon(), now=now)
+        for challenge in self.wire.take():
+            peer.inbox.on_datagram(challenge, now=now)
+        for answer in peer.wire.take():
+            self.inbox.on_datagram(answer, now=now)
+        self.inbox.note_applied(now=now)
 
 
 def nonce(number: int) -> bytes:
@@ -101,3 +124,35 @@ def test_the_memory_of_challenges_is_bounded() -> None:
     gw1.wire.take()
     gw1.inbox.on_datagram(first, now=1e6)
     assert len(gw1.wire.take()) == 1, "forgotten, so answered like a new one"
+
+
+def test_a_peer_that_has_heard_more_than_was_said_makes_a_new_session() -> None:
+    """This process was set back to a snapshot of its machine: it would be taken for a replay."""
+    gw1, gw2 = Node(1, 11, 2), Node(2, 22, 1)
+    gw2.meet(gw1)
+    for _ in range(5):
+        gw2.inbox.on_datagram(gw1.beacon(), now=0.0)
+    said = gw2.beacon()
+    gw1.meet(gw2)
+    gw1.inbox.on_datagram(gw2.beacon(), now=0.1)
+    assert gw1.outbox.session == 11, "what the peer has heard was said"
+    restored = Node(1, 11, 2)
+    restored.inbox.on_datagram(said, now=0.2)
+    assert restored.outbox.session == 11, "a session that is not proven changes nothing"
+    restored.meet(gw2)
+    restored.inbox.on_datagram(gw2.beacon(), now=0.3)
+    assert restored.outbox.session == 12
+    assert restored.inbox.counters["session_set_back"] == 1
+    gw2.meet(restored, now=0.4)
+    assert gw2.inbox.stream.accepted_session(1) == 12
+    restored.inbox.on_datagram(gw2.beacon(), now=0.5)
+    assert restored.outbox.session == 12
+
+
+def test_what_a_peer_has_applied_is_told_and_kept() -> None:
+    gw1, gw2 = Node(1, 11, 2), Node(2, 22, 1)
+    gw2.meet(gw1)
+    gw1.meet(gw2)
+    gw1.inbox.on_datagram(gw2.beacon(), now=1.0)
+    assert gw1.outbox.ledger.acked(2) == 0
+    assert gw2.inbox.acks(now=3.0)[1].age_us == 3_000_000

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
+import os
 import random
 from collections.abc import Callable
 
@@ -24,6 +26,7 @@ from sync.wire import (
     Sealer,
     WireError,
     derive_key,
+    nonce_of,
     parse_header,
 )
 
@@ -32,12 +35,26 @@ CLUSTER, SENDER, SESSION, EPOCH = 0x1A2B3C4D, 1, 0x0123456789ABCDEF, 7 << 32 | 1
 PAYLOAD = b"forty-two deltas"
 
 
-def sealer(session: int = SESSION, sender: int = SENDER, master: bytes = MASTER) -> Sealer:
-    return Sealer(master, cluster_id=CLUSTER, sender_id=sender, session=session)
+def sealer(
+    session: int = SESSION,
+    sender: int = SENDER,
+    master: bytes = MASTER,
+    key_id: int = 3,
+    draw: Callable[[int], bytes] = bytes,
+) -> Sealer:
+    """`draw` is the worst random source there is, unless it matters."""
+    return Sealer(
+        master,
+        key_id=key_id,
+        cluster_id=CLUSTER,
+        sender_id=sender,
+        session=session,
+        draw=draw,
+    )
 
 
 def opener(cluster: int = CLUSTER, master: bytes = MASTER) -> Opener:
-    return Opener(master, cluster_id=cluster, senders={1, 2})
+    return Opener({3: master}, cluster_id=cluster, senders={1, 2})
 
 
 def reason(datagram: bytes, receiver: Opener | None = None) -> str:
@@ -55,24 +72,27 @@ def test_what_is_sealed_opens(kind: MessageType, payload: bytes) -> None:
     datagram = sealer().seal(kind, 9, EPOCH, payload)
     header, opened = opener().open(datagram)
     assert opened == payload
-    assert header == Header(kind, len(payload), CLUSTER, SENDER, SESSION, EPOCH, 9)
+    assert header == Header(kind, len(payload), CLUSTER, SENDER, 3, SESSION, EPOCH, 9)
     assert len(datagram) == HEADER_BYTES + len(payload) + TAG_BYTES <= DATAGRAM_BYTES_MAX
 
 
 def test_the_bytes_on_the_wire_are_pinned() -> None:
     assert SEALED[:HEADER_BYTES].hex() == (
         "68435453"  # magic
-        "01" "01" "0010"  # version, type, length
-        "1a2b3c4d" "01" "000000"  # cluster, sender, zero
+        "02" "01" "0010"  # version, type, length
+        "1a2b3c4d" "01" "03" "0000"  # cluster, sender, key, zero
         "0123456789abcdef"  # session
         "0000000700000001"  # epoch
         "0000000000000009"  # seq
+        + hashlib.blake2b(bytes(16) + SEALED[:40] + PAYLOAD, key=bytes(32), digest_size=8)
+        .hexdigest()  # fresh
     )  # fmt: skip
-    # RFC 5869 by hand, no salt; nonce = type, seq; the header is the associated data.
+    # RFC 5869 by hand, no salt; nonce = fresh, type, seq; the header is the associated data.
     extracted = hmac.digest(bytes(32), MASTER, "sha256")
-    info = b"hafw ct_sync 1" + bytes.fromhex("1a2b3c4d010123456789abcdef")
+    info = b"hafw ct_sync 2" + bytes.fromhex("1a2b3c4d010123456789abcdef")
     key = hmac.digest(extracted, info + b"\x01", "sha256")
-    nonce = bytes.fromhex("000000010000000000000009")
+    nonce = SEALED[40:48] + bytes.fromhex("20000009")
+    assert nonce == nonce_of(SEALED)
     assert AESGCM(key).decrypt(nonce, SEALED[HEADER_BYTES:], SEALED[:HEADER_BYTES]) == PAYLOAD
 
 
@@ -115,6 +135,8 @@ def test_a_flipped_bit_in_any_byte_is_refused() -> None:
                 expected = {"wrong_cluster"}
             elif index == 12:
                 expected = {"foreign_sender", "bad_tag"}
+            elif index == 13:
+                expected = {"unknown_key"}
             assert reason(bytes(broken)) in expected, (index, bit)
 
 
@@ -122,13 +144,13 @@ def test_another_cluster_version_or_sender_is_named() -> None:
     assert reason(SEALED, opener(cluster=5)) == "wrong_cluster"
     assert reason(sealer(sender=3).seal(MessageType.DELTAS, 1, 0, b"")) == "foreign_sender"
     broken = bytearray(SEALED)
-    broken[4] = 2
-    with pytest.raises(WireError, match="version 2; this node speaks 1"):
+    broken[4] = 1
+    with pytest.raises(WireError, match="version 1; this node speaks 2"):
         opener().open(bytes(broken))
 
 
 def test_a_datagram_passed_off_as_another_type_seq_epoch_or_session_is_refused() -> None:
-    for offset, value in ((5, 2), (39, 8), (31, 0), (23, 0)):
+    for offset, value in ((5, 2), (39, 8), (31, 0), (23, 0), (40, SEALED[40] ^ 1)):
         broken = bytearray(SEALED)
         assert broken[offset] != value
         broken[offset] = value
@@ -137,7 +159,7 @@ def test_a_datagram_passed_off_as_another_type_seq_epoch_or_session_is_refused()
 
 @given(st.binary(max_size=200))
 def test_garbage_raises_only_the_documented_error(garbage: bytes) -> None:
-    for datagram in (garbage, b"hCTS\x01\x01" + garbage, SEALED[:HEADER_BYTES] + garbage):
+    for datagram in (garbage, b"hCTS\x02\x01" + garbage, SEALED[:HEADER_BYTES] + garbage):
         with pytest.raises(WireError):
             opener().open(datagram)
 
@@ -167,6 +189,77 @@ def test_each_type_has_its_own_counter_and_no_nonce_comes_twice() -> None:
 def test_a_nonce_is_never_zero() -> None:
     with pytest.raises(AssertionError):
         sealer().seal(MessageType.DELTAS, 0, EPOCH, PAYLOAD)
+
+
+def seal_some(sender: Sealer, word: bytes) -> list[bytes]:
+    return [
+        sender.seal(kind, seq, EPOCH, word + bytes(8))
+        for seq in range(10, 110)
+        for kind in MessageType
+    ]
+
+
+def nonces(datagrams: list[bytes]) -> set[tuple[int, bytes]]:
+    return {(datagram[13], nonce_of(datagram)) for datagram in datagrams}
+
+
+def sealed_after_a_fork(sender: Sealer, word: bytes) -> list[bytes]:
+    """What a copy of this very process seals from here on."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with os.fdopen(write_end, "wb") as pipe:
+                pipe.write(b"".join(seal_some(sender, word)))
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    size = HEADER_BYTES + len(word) + 8 + TAG_BYTES
+    return [text[at : at + size] for at in range(0, len(text), size)]
+
+
+@pytest.mark.parametrize("draw", [os.urandom, bytes], ids=["random", "repeating"])
+def test_doubles_of_a_process_never_use_a_nonce_for_two_texts(
+    draw: Callable[[int], bytes],
+) -> None:
+    """As after a fork, or when a snapshot of the machine is resumed twice; `repeating` is a
+    kernel whose generator goes on alike in both copies."""
+    sender = sealer(draw=draw)
+    copies = [sealed_after_a_fork(sender, word) for word in (b"left", b"back")]
+    copies.append(seal_some(sender, b"here"))
+    seen = [nonces(copy) for copy in copies]
+    assert [len(each) for each in seen] == [500, 500, 500]
+    assert len(set.union(*seen)) == 1500
+    # They are doubles: what counts on seq alone would have used each nonce three times.
+    assert len({datagram[4:6] + datagram[16:40] for copy in copies for datagram in copy}) == 500
+    receiver = opener()
+    for copy in copies:
+        for datagram in copy:
+            receiver.open(datagram)
+
+
+def test_a_double_that_says_the_same_gives_nothing_away() -> None:
+    sender = sealer(draw=bytes)
+    assert sealed_after_a_fork(sender, b"same") == seal_some(sender, b"same")
+
+
+def test_a_changed_key_goes_on_with_the_same_counters() -> None:
+    sender, receiver = sealer(), opener()
+    first = sender.seal(MessageType.DELTAS, 1, EPOCH, PAYLOAD)
+    sender.use_key(4, bytes(32))
+    with pytest.raises(AssertionError):
+        sender.seal(MessageType.DELTAS, 1, EPOCH, PAYLOAD)
+    second = sender.seal(MessageType.DELTAS, 2, EPOCH, PAYLOAD)
+    assert reason(second, receiver) == "unknown_key"
+    receiver.accept_keys({3: MASTER, 4: bytes(32)})
+    assert receiver.open(first)[0].key_id == 3
+    assert receiver.open(second)[0].key_id == 4
+    receiver.accept_keys({4: bytes(32)})
+    assert reason(first, receiver) == "unknown_key", "the cache does not outlive the key"
+    assert receiver.open(second)[1] == PAYLOAD
 
 
 def test_strangers_cannot_grow_the_cache_nor_push_a_peer_out() -> None:
