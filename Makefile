@@ -32,10 +32,12 @@ drill: install ## all drills once, default timers, IPv4 and IPv6
 	$(BIN)/hafwctl drill run all
 
 test: install ## what CI runs
-	$(BIN)/pytest -m "not long"
+	$(BIN)/pytest -m "not long" -n auto tests/unit tests/simulation
+	$(BIN)/pytest -m "not long" --ignore tests/unit --ignore tests/simulation
 
 test-all: install ## everything, long simulations and fuzzing included
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto tests/unit tests/simulation
+	$(BIN)/pytest --ignore tests/unit --ignore tests/simulation
 
 check: install ## format, lint, types
 	$(BIN)/ruff format --check .
