@@ -3,7 +3,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
-DEBIAN_PACKAGES := python3 python3-venv git nftables iproute2 iputils-ping conntrack procps util-linux
+DEBIAN_PACKAGES := python3 python3-venv git nftables iproute2 iputils-ping conntrack procps util-linux \
+  gcc libc6-dev python3-dev
 
 .PHONY: help install debian drill test test-all check format requirements wheel bench-failover clean
 
@@ -26,7 +27,12 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
-install: debian $(VENV)/.installed ## Debian packages and the .venv
+install: debian $(VENV)/.installed $(VENV)/.codec ## Debian packages and the .venv
+
+# The native codec, in place for the editable install. Where it cannot be built, the reference runs.
+$(VENV)/.codec: $(VENV)/.installed setup.py sync/_codec.pyx $(wildcard sync/*.pxi)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
 
 drill: install ## all drills once, default timers, IPv4 and IPv6
 	$(BIN)/hafwctl drill run all
@@ -61,4 +67,4 @@ wheel: install ## dist/hafw-*.whl
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info sync/_codec.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

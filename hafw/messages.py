@@ -262,6 +262,7 @@ class SyncdStatus(Message, frozen=True):
     session: int
     seq: int
     codec: str
+    """``native``, or ``reference`` and why in brackets."""
     groups: list[SyncGroupStatus]
     peers: list[SyncPeerStatus]
     counters: dict[str, int]

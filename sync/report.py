@@ -13,6 +13,7 @@ from hafw.messages import (
     SyncGroupStatus,
     SyncPeerStatus,
 )
+from sync.native import codec_name
 from sync.parts import Parts
 from sync.replica import ReplicaGroup
 from sync.roles import RoleState
@@ -75,7 +76,7 @@ class Reporter:
             pid=os.getpid(),
             session=session,
             seq=seq,
-            codec="python",
+            codec=codec_name(),
             groups=groups,
             peers=peers,
             counters=counters,

@@ -56,6 +56,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "sync": (
         "node", "group", "synced", "reason", "owned", "replicas", "liberal", "stale",
         "pass", "pass_running", "pass_done", "pass_total", "pass_adopted", "pass_per_s",
+        "codec",
     ),
     "streams": (
         "node", "peer", "accepted", "lag_deltas", "applied_seq", "high_water_seq",
@@ -292,6 +293,7 @@ def _add_syncd(tables: Tables, config: ClusterConfig, node: str, syncd: SyncdSta
             "synced": group.synced, "reason": group.reason, "owned": group.owned,
             "replicas": group.replicas, "liberal": group.liberal, "stale": group.stale,
             **_pass_columns(group.own_pass),
+            "codec": syncd.codec,
         }
         for group in syncd.groups
     ]  # fmt: skip

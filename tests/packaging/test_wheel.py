@@ -28,6 +28,10 @@ def tracked(*under: str, root: Path = ROOT) -> list[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory)
+
+
+def build(tmp_path_factory: pytest.TempPathFactory, *environment: str) -> Path:
     out = tmp_path_factory.mktemp("wheel")
     # A copy of what git tracks: a stale build folder in the tree must not leak into the wheel.
     tree = tmp_path_factory.mktemp("tree")
@@ -37,7 +41,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             (tree / name).write_bytes(source.read_bytes())
     done = run(
-        sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation",
+        "env", *environment, sys.executable, "-m", "pip", "wheel", "-q", "--no-deps",
+        "--no-build-isolation",
         "-w", out, tree,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -70,6 +75,28 @@ def test_the_wheel_holds_three_packages_and_their_data(wheel: Path) -> None:
     modules = {name for name in tracked("hafw", "cluster", "sync") if name.endswith(".py")}
     assert "hafw/paths.py" in modules
     assert modules <= set(names)
+    assert "sync/_codec.pyi" in names
+    assert [name for name in names if name.startswith("sync/_codec.") and name.endswith(".so")]
+
+
+def test_without_a_compiler_the_wheel_is_whole_but_for_the_native_codec(
+    wheel: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    names = zipfile.ZipFile(build(tmp_path_factory, "CC=false")).namelist()
+    whole = zipfile.ZipFile(wheel).namelist()
+    assert {name for name in names if ".dist-info" not in name} == {
+        name for name in whole if ".dist-info" not in name and not name.endswith(".so")
+    }
+
+
+def test_the_installed_codec_loads_and_can_be_switched_off(
+    environment: Path, tmp_path: Path
+) -> None:
+    code = "import sync.native; print(sync.native.codec_name())"
+    python = environment / "bin/python"
+    assert run(python, "-c", code, cwd=tmp_path).stdout == "native\n"
+    done = run("env", "HAFW_CODEC=reference", python, "-c", code, cwd=tmp_path)
+    assert done.stdout == "reference (HAFW_CODEC=reference)\n"
 
 
 def test_the_three_packages_come_from_one_folder(environment: Path, tmp_path: Path) -> None:

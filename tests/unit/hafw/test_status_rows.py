@@ -68,7 +68,7 @@ def leased(node: str, *, active: bool = False, holder: str = "gw1") -> LeasedSta
 def syncd(node: str, *, active: bool = False, synced: bool = True) -> SyncdStatus:
     peer = "gw2" if node == "gw1" else "gw1"
     return SyncdStatus(
-        node_id=IDS[node], pid=6, session=2, seq=8, codec="python",
+        node_id=IDS[node], pid=6, session=2, seq=8, codec="native",
         groups=[SyncGroupStatus(1, active, EPOCH, 1, synced, "" if synced else "snapshot", 7, 8,
                                 1, 0)],
         peers=[SyncPeerStatus(IDS[peer], 4, True, 10, 12, 2, 5.0, 0.5, 1.5)],

@@ -1,0 +1,14 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+# cython: cdivision=True, embedsignature=False, freethreading_compatible=False
+"""The native hot path of ct_sync: the same bytes and values as the pure modules, without objects.
+
+Parsing, building, the registry's table and system calls; no policy. Whatever is not common is
+left to the Python classes, which stay the reference: `sync.native` says which of the two runs.
+Everything here belongs to one thread. Lengths are checked by hand: boundscheck knows nothing of
+pointers.
+"""
+
+include "native_layout.pxi"
+include "native_hash.pxi"
+include "native_slots.pxi"
+include "native_table.pxi"
