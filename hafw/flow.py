@@ -17,6 +17,7 @@ __all__ = [
     "GROUP_SHIFT",
     "IPPROTO_ICMP",
     "IPPROTO_ICMPV6",
+    "IPPROTO_SCTP",
     "IPPROTO_TCP",
     "IPPROTO_UDP",
     "IPS_ASSURED",
@@ -28,6 +29,7 @@ __all__ = [
     "IPS_SRC_NAT",
     "MARK_MASK",
     "OWNER_SHIFT",
+    "SCTP_STATES",
     "TCP_FLAG_BE_LIBERAL",
     "TCP_FLAG_MAXACK_SET",
     "TCP_STATES",
@@ -36,7 +38,9 @@ __all__ = [
     "Expectation",
     "FlowEntry",
     "FlowKey",
+    "SctpState",
     "SeqAdj",
+    "SynProxy",
     "TcpState",
     "Tuple",
     "hafw_mark",
@@ -51,6 +55,7 @@ IPPROTO_ICMP = 1
 IPPROTO_TCP = 6
 IPPROTO_UDP = 17
 IPPROTO_ICMPV6 = 58
+IPPROTO_SCTP = 132
 
 # linux/netfilter/nf_conntrack_common.h, enum ip_conntrack_status.
 IPS_EXPECTED = 1 << 0
@@ -75,6 +80,18 @@ TCP_STATES = (
     "TIME_WAIT",
     "CLOSE",
     "SYN_SENT2",
+)
+# linux/netfilter/nf_conntrack_sctp.h, enum sctp_conntrack.
+SCTP_STATES = (
+    "NONE",
+    "CLOSED",
+    "COOKIE_WAIT",
+    "COOKIE_ECHOED",
+    "ESTABLISHED",
+    "SHUTDOWN_SENT",
+    "SHUTDOWN_RECD",
+    "SHUTDOWN_ACK_SENT",
+    "HEARTBEAT_SENT",
 )
 
 # DESIGN §4, marks: [31:28] group, [27:22] owner in force, [21:16] owner chosen; the rest is the
@@ -168,6 +185,27 @@ class TcpState:
 
 
 @dataclass(frozen=True, slots=True)
+class SctpState:
+    """CTA_PROTOINFO_SCTP. A packet whose verification tag is not that of its direction is INVALID
+    (nf_conntrack_proto_sctp.c), so a replica needs both; `vtag_orig` is what packets in the
+    original direction carry."""
+
+    state: int
+    vtag_orig: int
+    vtag_reply: int
+
+
+@dataclass(frozen=True, slots=True)
+class SynProxy:
+    """CTA_SYNPROXY, of a TCP flow that this node's SYNPROXY answered in the server's name: the
+    client's initial sequence number, and what is added to the server's timestamps."""
+
+    isn: int
+    its: int
+    tsoff: int
+
+
+@dataclass(frozen=True, slots=True)
 class SeqAdj:
     """CTA_SEQ_ADJ of one direction: from sequence number `position` on, packets are shifted by
     `after` (before it by `before`) bytes. Offsets are signed 32 bits."""
@@ -195,6 +233,10 @@ class FlowEntry:
     """Original and reply direction. In dumps and GETs only: no event carries it."""
     master: Tuple | None = None
     """CTA_TUPLE_MASTER, the original tuple of the flow whose expectation made this one."""
+    sctp: SctpState | None = None
+    """In events, where the state has changed; in dumps and GETs always."""
+    synproxy: SynProxy | None = None
+    """None also where the kernel shows zeros: every replica has room for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,6 +168,8 @@ class Applier:
             mark=(entry.mark, 0xFFFFFFFF),
             tcp=entry.tcp,
             seqadj=entry.seqadj,
+            sctp=entry.sctp,
+            synproxy=entry.synproxy,
             expected=bool(entry.status & IPS_EXPECTED) if expected is None else expected,
         )
 

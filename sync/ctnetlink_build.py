@@ -20,16 +20,20 @@ from hafw.flow import (
     AF_INET6,
     IPPROTO_ICMP,
     IPPROTO_ICMPV6,
+    IPPROTO_SCTP,
     IPPROTO_TCP,
     IPS_ASSURED,
     IPS_CONFIRMED,
     IPS_EXPECTED,
     IPS_SEEN_REPLY,
+    SCTP_STATES,
     TCP_FLAG_BE_LIBERAL,
     TCP_FLAG_MAXACK_SET,
     FlowEntry,
     FlowKey,
+    SctpState,
     SeqAdj,
+    SynProxy,
     TcpState,
     Tuple,
     inverse,
@@ -105,6 +109,8 @@ def build_create(
         parts.append(_u32(_H_MARK, mark))
     if entry.tcp is not None and orig.proto == IPPROTO_TCP:
         parts.append(_tcp(_pristine(entry.tcp) if pristine else entry.tcp, 0xFF))
+    if entry.sctp is not None and orig.proto == IPPROTO_SCTP:
+        parts.append(_sctp(entry.sctp))
     if entry.helper is not None:
         parts.append(_helper(entry.helper))
     if entry.labels is not None:
@@ -112,6 +118,8 @@ def build_create(
     if entry.seqadj is not None:
         parts.append(_seqadj(nl.CTA_SEQ_ADJ_ORIG, entry.seqadj[0]))
         parts.append(_seqadj(nl.CTA_SEQ_ADJ_REPLY, entry.seqadj[1]))
+    if entry.synproxy is not None:
+        parts.append(_synproxy(entry.synproxy))
     if with_master and entry.master is not None:
         parts.append(_tuple(nl.CTA_TUPLE_MASTER, entry.master))
     flags = nl.NLM_F_REQUEST | nl.NLM_F_CREATE | nl.NLM_F_EXCL
@@ -129,6 +137,9 @@ def build_update(
     tcp_flags_mask: int = TCP_FLAGS_UPDATE_MASK,
     seqadj: tuple[SeqAdj, SeqAdj] | None = None,
     expected: bool = False,
+    sctp: SctpState | None = None,
+    synproxy: SynProxy | None = None,
+    labels: bytes | None = None,
 ) -> bytes:
     """A request that changes an existing entry (ENOENT if there is none); never its NAT.
 
@@ -136,7 +147,8 @@ def build_update(
     ASSURED: to clear either is EBUSY. `expected` must say whether the entry in this kernel has
     IPS_EXPECTED, or the kernel answers EBUSY; it matters only with `status`. `tcp_flags_mask`
     says which flags of `tcp` are written. The kernel works through timeout, status, TCP, mark,
-    sequence adjustment and stops at the first error: a failing update is partly applied.
+    sequence adjustment, synproxy, labels and stops at the first error: a failing update is partly
+    applied. Labels are ENOSPC on a node without a `ct label` rule.
     """
     parts = _address(key)
     if status is not None:
@@ -152,9 +164,15 @@ def build_update(
         parts.append(_u32(_H_MARK_MASK, mask))
     if tcp is not None:
         parts.append(_tcp(tcp, tcp_flags_mask))
+    if sctp is not None:
+        parts.append(_sctp(sctp))
     if seqadj is not None:
         parts.append(_seqadj(nl.CTA_SEQ_ADJ_ORIG, seqadj[0]))
         parts.append(_seqadj(nl.CTA_SEQ_ADJ_REPLY, seqadj[1]))
+    if synproxy is not None:
+        parts.append(_synproxy(synproxy))
+    if labels is not None:
+        parts.append(_padded(nl.CTA_LABELS, labels))
     return _message(nl.CT_NEW, nl.NLM_F_REQUEST, seq, key.orig.family, parts)
 
 
@@ -294,6 +312,28 @@ def _tcp(tcp: TcpState, mask: int) -> bytes:
         nl.TCP_A, tcp.state, nl.TCP_B, tcp.wscale_orig, nl.TCP_C, tcp.wscale_reply,
         nl.TCP_D, tcp.flags_orig, mask, nl.TCP_E, tcp.flags_reply, mask,
     )  # fmt: skip
+
+
+def _sctp(sctp: SctpState) -> bytes:
+    # Some kernels index an array of timeouts with whatever state they are given.
+    assert 0 <= sctp.state < len(SCTP_STATES), sctp
+    inner = (
+        nl.attribute(nl.CTA_PROTOINFO_SCTP_STATE, 1)
+        + bytes((sctp.state, 0, 0, 0))
+        + _u32(nl.attribute(nl.CTA_PROTOINFO_SCTP_VTAG_ORIGINAL, 4), sctp.vtag_orig)
+        + _u32(nl.attribute(nl.CTA_PROTOINFO_SCTP_VTAG_REPLY, 4), sctp.vtag_reply)
+    )
+    inner = nl.nest(nl.CTA_PROTOINFO_SCTP, len(inner)) + inner
+    return nl.nest(nl.CTA_PROTOINFO, len(inner)) + inner
+
+
+def _synproxy(synproxy: SynProxy) -> bytes:
+    inner = (
+        _u32(nl.attribute(nl.CTA_SYNPROXY_ISN, 4), synproxy.isn)
+        + _u32(nl.attribute(nl.CTA_SYNPROXY_ITS, 4), synproxy.its)
+        + _u32(nl.attribute(nl.CTA_SYNPROXY_TSOFF, 4), synproxy.tsoff)
+    )
+    return nl.nest(nl.CTA_SYNPROXY, len(inner)) + inner
 
 
 def _padded(kind: int, payload: bytes) -> bytes:

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from hafw.flow import Expectation, ExpectNat, FlowKey, Tuple
 from sync import ctnetlink_layout as nl
 from sync.ctnetlink_build import _message, _padded, _tuple, _u16, _u32
+from sync.ctnetlink_nested import attributes as _attributes
+from sync.ctnetlink_nested import value as _value
 from sync.ctnetlink_parse import (
     Buffer,
     CtEvent,
     EventKind,
     MalformedMessageError,
-    _attributes,
     _entry,
     _errno,
     _messages,
-    _value,
 )
 from sync.ctnetlink_parse import _tuple as _read_tuple
 

@@ -12,8 +12,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-from hafw.flow import AF_INET, AF_INET6, FlowEntry, FlowKey, SeqAdj, TcpState, Tuple
+from hafw.flow import (
+    AF_INET,
+    AF_INET6,
+    FlowEntry,
+    FlowKey,
+    SctpState,
+    SeqAdj,
+    SynProxy,
+    TcpState,
+    Tuple,
+)
 from sync import ctnetlink_layout as nl
+from sync.ctnetlink_nested import (
+    Buffer,
+    MalformedMessageError,
+    helper_name,
+    sctp_state,
+    seqadj,
+    synproxy,
+    tcp_state,
+)
+from sync.ctnetlink_nested import attributes as _attributes
+from sync.ctnetlink_nested import value as _value
 
 __all__ = [
     "Buffer",
@@ -25,12 +46,6 @@ __all__ = [
     "parse_errors",
     "parse_events",
 ]
-
-Buffer = bytes | bytearray | memoryview
-
-
-class MalformedMessageError(ValueError):
-    """A message is not what the kernel writes: truncated, or without a tuple. Never expected."""
 
 
 class EventKind(IntEnum):
@@ -68,13 +83,11 @@ _v4_ports = nl.V4_PORTS.unpack_from
 _v6_ports = nl.V6_PORTS.unpack_from
 _v4_icmp = nl.V4_ICMP.unpack_from
 _v6_icmp = nl.V6_ICMP.unpack_from
-_tcp_info = nl.TCP_INFO.unpack_from
 _V4_PORTS_CONST = (nl.V4_A, nl.V4_B, nl.PORTS_C, nl.PORTS_D, nl.PORTS_E)
 _V6_PORTS_CONST = (nl.V6_A, nl.V6_B, nl.PORTS_C, nl.PORTS_D, nl.PORTS_E)
 _V4_ICMP_CONST = (nl.V4_A, nl.V4_B, nl.ICMP_C, nl.ICMP_D, nl.ICMP_E, nl.ICMP_F)
 _V6_ICMP_CONST = (nl.V6_A, nl.V6_B, nl.ICMP_C, nl.ICMPV6_D, nl.ICMPV6_E, nl.ICMPV6_F)
 _WORDS = frozenset({nl.CTA_STATUS, nl.CTA_TIMEOUT, nl.CTA_MARK, nl.CTA_ID})
-_TCP_CONST = (nl.TCP_A, nl.TCP_B, nl.TCP_C, nl.TCP_D, nl.TCP_E)
 
 
 def parse_events(buffer: Buffer) -> list[CtEvent]:
@@ -143,28 +156,12 @@ def _messages(buffer: Buffer) -> Iterator[tuple[int, int, int, int, int]]:
         offset += (length + 3) & ~3
 
 
-def _attributes(buffer: Buffer, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(type, start of the payload, end of the payload) of each attribute."""
-    while offset + 4 <= end:
-        length, kind = _nla(buffer, offset)
-        if length < 4 or offset + length > end:
-            raise MalformedMessageError(
-                f"attribute length {length} with {end - offset} bytes left"
-            )
-        yield kind & nl.NLA_TYPE_MASK, offset + 4, offset + length
-        offset += (length + 3) & ~3
-
-
-def _value(fmt: struct.Struct, buffer: Buffer, start: int, end: int) -> int:
-    if end - start < fmt.size:
-        raise MalformedMessageError(f"attribute of {end - start} bytes; expected {fmt.size}")
-    return int(fmt.unpack_from(buffer, start)[0])
-
-
 class _Extra:
     """The attributes that few messages have."""
 
-    __slots__ = ("adj_orig", "adj_reply", "helper", "labels", "master", "zone")
+    __slots__ = (
+        "adj_orig", "adj_reply", "helper", "labels", "master", "sctp", "synproxy", "zone",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.zone = 0
@@ -173,6 +170,8 @@ class _Extra:
         self.master: Tuple | None = None
         self.adj_orig: SeqAdj | None = None
         self.adj_reply: SeqAdj | None = None
+        self.sctp: SctpState | None = None
+        self.synproxy: SynProxy | None = None
 
     @property
     def seqadj(self) -> tuple[SeqAdj, SeqAdj] | None:
@@ -203,7 +202,10 @@ def _entry(buffer: Buffer, offset: int, end: int) -> tuple[FlowEntry, int | None
         elif kind == nl.CTA_TUPLE_REPLY:
             reply, _ = _tuple(buffer, start, stop)
         elif kind == nl.CTA_PROTOINFO:
-            tcp = _protoinfo(buffer, start, stop)
+            tcp = tcp_state(buffer, start, stop)
+            if tcp is None:
+                extra = extra or _Extra()
+                extra.sctp = sctp_state(buffer, start, stop)
         elif kind == nl.CTA_TIMESTAMP_EVENT:
             time_ns = _value(nl.VALUE_U64, buffer, start, stop)
         else:
@@ -238,6 +240,8 @@ def _entry(buffer: Buffer, offset: int, end: int) -> tuple[FlowEntry, int | None
             get(nl.CTA_ID),
             extra.seqadj,
             extra.master,
+            extra.sctp,
+            extra.synproxy,
         )
     return entry, time_ns
 
@@ -246,15 +250,17 @@ def _other(extra: _Extra, kind: int, buffer: Buffer, start: int, stop: int) -> N
     if kind == nl.CTA_ZONE:
         extra.zone = _value(nl.VALUE_U16, buffer, start, stop)
     elif kind == nl.CTA_HELP:
-        extra.helper = _helper(buffer, start, stop)
+        extra.helper = helper_name(buffer, start, stop)
     elif kind == nl.CTA_LABELS:
         extra.labels = bytes(buffer[start:stop])
     elif kind == nl.CTA_TUPLE_MASTER:
         extra.master, _ = _tuple(buffer, start, stop)
     elif kind == nl.CTA_SEQ_ADJ_ORIG:
-        extra.adj_orig = _seqadj(buffer, start, stop)
+        extra.adj_orig = seqadj(buffer, start, stop)
     elif kind == nl.CTA_SEQ_ADJ_REPLY:
-        extra.adj_reply = _seqadj(buffer, start, stop)
+        extra.adj_reply = seqadj(buffer, start, stop)
+    elif kind == nl.CTA_SYNPROXY:
+        extra.synproxy = synproxy(buffer, start, stop)
     elif kind in _WORDS:
         raise MalformedMessageError(f"attribute {kind} of {stop - start} bytes; expected 4")
 
@@ -313,48 +319,3 @@ def _tuple_general(buffer: Buffer, start: int, end: int) -> tuple[Tuple, int]:
     if proto > 255 or sport > 0xFFFF or dport > 0xFFFF:
         raise MalformedMessageError("tuple with a key wider than 16 bits")
     return Tuple(family, proto, src, dst, sport, dport), zone
-
-
-def _protoinfo(buffer: Buffer, start: int, end: int) -> TcpState | None:
-    if end - start == 44:
-        a, state, b, scale, c, scale_reply, d, flags, _, e, flags_reply, _ = _tcp_info(
-            buffer, start
-        )
-        if (a, b, c, d, e) == _TCP_CONST:
-            return TcpState(state, flags, flags_reply, scale, scale_reply)
-    values: dict[int, int] = {}
-    for kind, at, stop in _attributes(buffer, start, end):
-        if kind != nl.CTA_PROTOINFO_TCP:
-            return None
-        for field, field_at, field_stop in _attributes(buffer, at, stop):
-            if field_stop > field_at:
-                values[field] = buffer[field_at]
-    if nl.CTA_PROTOINFO_TCP_STATE not in values:
-        return None
-    return TcpState(
-        values[nl.CTA_PROTOINFO_TCP_STATE],
-        values.get(nl.CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, 0),
-        values.get(nl.CTA_PROTOINFO_TCP_FLAGS_REPLY, 0),
-        values.get(nl.CTA_PROTOINFO_TCP_WSCALE_ORIGINAL, 0),
-        values.get(nl.CTA_PROTOINFO_TCP_WSCALE_REPLY, 0),
-    )
-
-
-def _helper(buffer: Buffer, start: int, end: int) -> str | None:
-    for kind, at, stop in _attributes(buffer, start, end):
-        if kind == nl.CTA_HELP_NAME:
-            # An empty name means that the helper is gone.
-            return bytes(buffer[at:stop]).rstrip(b"\0").decode("ascii", "replace") or None
-    return None
-
-
-def _seqadj(buffer: Buffer, start: int, end: int) -> SeqAdj:
-    position = before = after = 0
-    for kind, at, stop in _attributes(buffer, start, end):
-        if kind == nl.CTA_SEQADJ_CORRECTION_POS:
-            position = _value(nl.VALUE_U32, buffer, at, stop)
-        elif kind == nl.CTA_SEQADJ_OFFSET_BEFORE:
-            before = _value(nl.VALUE_S32, buffer, at, stop)
-        elif kind == nl.CTA_SEQADJ_OFFSET_AFTER:
-            after = _value(nl.VALUE_S32, buffer, at, stop)
-    return SeqAdj(position, before, after)

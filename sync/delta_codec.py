@@ -25,6 +25,9 @@ varint timeout        TIMEOUT, seconds
 1 + n  labels         LABELS: length 1 to 16
 24     seqadj         SEQADJ: position, before, after of orig, then of reply (offsets signed)
 varies master         MASTER: protocol, src, dst, keys, as orig
+1      more           MORE: bit 0 SYNPROXY, bit 1 SCTP; another, or none, is refused
+12     synproxy       SYNPROXY: isn, its, timestamp offset
+9      SCTP           SCTP: state, verification tags of orig and of reply
 ====== ============== ==========================================================================
 
 With EXPECT the key is that of the master, DESTROY ends after the version, and what follows is
@@ -44,11 +47,15 @@ from hafw.flow import (
     AF_INET6,
     IPPROTO_ICMP,
     IPPROTO_ICMPV6,
+    IPPROTO_SCTP,
     IPPROTO_TCP,
+    SCTP_STATES,
     TCP_STATES,
     FlowEntry,
     FlowKey,
+    SctpState,
     SeqAdj,
+    SynProxy,
     TcpState,
     Tuple,
     inverse,
@@ -81,7 +88,8 @@ SEQADJ = 1 << 10
 MASTER = 1 << 11
 EPOCH = 1 << 12
 EXPECT = 1 << 13
-_KNOWN = (1 << 13) - 1
+MORE = 1 << 15
+_KNOWN = (1 << 13) - 1 | MORE
 _KNOWN_DESTROY = DESTROY | V6 | ZONE | EPOCH
 _KNOWN_EXPECT = EXPECT | DESTROY | REFRESH | V6 | ZONE | EPOCH
 
@@ -102,6 +110,10 @@ _U64 = struct.Struct(">Q")
 _STATUS_MARK = struct.Struct(">BI")
 _TCP = struct.Struct(">BBBB")
 _SEQADJ = struct.Struct(">IiiIii")
+_SYNPROXY = struct.Struct(">III")
+_SCTP = struct.Struct(">BII")
+_MORE_SYNPROXY = 1
+_MORE_SCTP = 2
 _MASTER4 = struct.Struct(">B4s4sHH")
 _MASTER6 = struct.Struct(">B16s16sHH")
 
@@ -218,7 +230,22 @@ def _upsert(delta: Upsert) -> tuple[int, list[bytes]]:
         assert master.family == orig.family, (master, orig)
         fmt = _MASTER4 if orig.family == AF_INET else _MASTER6
         parts.append(fmt.pack(master.proto, master.src, master.dst, master.sport, master.dport))
+    if entry.synproxy is not None or entry.sctp is not None:
+        flags |= MORE
+        parts.append(_encode_more(entry.synproxy, entry.sctp))
     return flags, parts
+
+
+def _encode_more(synproxy: SynProxy | None, sctp: SctpState | None) -> bytes:
+    more, parts = 0, [b""]
+    if synproxy is not None:
+        more |= _MORE_SYNPROXY
+        parts.append(_SYNPROXY.pack(synproxy.isn, synproxy.its, synproxy.tsoff))
+    if sctp is not None:
+        more |= _MORE_SCTP
+        parts.append(_SCTP.pack(sctp.state, sctp.vtag_orig, sctp.vtag_reply))
+    parts[0] = bytes((more,))
+    return b"".join(parts)
 
 
 def _decode(payload: bytes, offset: int, end: int, header_epoch: int | None) -> tuple[Delta, int]:
@@ -282,7 +309,7 @@ def _decode_entry(
         tcp = TcpState(state, one, two, scales >> 4, scales & 0xF)
         if state >= len(TCP_STATES) or key.orig.proto != IPPROTO_TCP:
             raise DeltaError("bad_value", f"TCP state {state} of protocol {key.orig.proto}")
-    if not flags & (HELPER | LABELS | SEQADJ | MASTER):
+    if not flags & (HELPER | LABELS | SEQADJ | MASTER | MORE):
         return FlowEntry(key, reply, status, timeout_s, mark, tcp), offset
     helper: str | None = None
     labels: bytes | None = None
@@ -304,10 +331,39 @@ def _decode_entry(
         fmt = _MASTER6 if flags & V6 else _MASTER4
         master = Tuple(key.orig.family, *fmt.unpack_from(payload, offset))
         offset += fmt.size
+    synproxy: SynProxy | None = None
+    sctp: SctpState | None = None
+    if flags & MORE:
+        synproxy, sctp, offset = _decode_more(payload, offset, key.orig.proto)
     entry = FlowEntry(
-        key, reply, status, timeout_s, mark, tcp, helper, labels, None, seqadj, master
-    )
+        key, reply, status, timeout_s, mark, tcp, helper, labels, None, seqadj, master, sctp,
+        synproxy,
+    )  # fmt: skip
     return entry, offset
+
+
+def _decode_more(
+    payload: bytes, offset: int, proto: int
+) -> tuple[SynProxy | None, SctpState | None, int]:
+    if offset >= len(payload):
+        raise DeltaError("truncated", "no second byte of flags")
+    more = payload[offset]
+    offset += 1
+    if more & ~(_MORE_SYNPROXY | _MORE_SCTP):
+        raise DeltaError("unknown_flags", f"second byte {more:#x}")
+    if not more:
+        raise DeltaError("bad_value", "a second byte of flags that says nothing")
+    synproxy: SynProxy | None = None
+    sctp: SctpState | None = None
+    if more & _MORE_SYNPROXY:
+        synproxy = SynProxy(*_SYNPROXY.unpack_from(payload, offset))
+        offset += _SYNPROXY.size
+    if more & _MORE_SCTP:
+        sctp = SctpState(*_SCTP.unpack_from(payload, offset))
+        offset += _SCTP.size
+        if sctp.state >= len(SCTP_STATES) or proto != IPPROTO_SCTP:
+            raise DeltaError("bad_value", f"SCTP state {sctp.state} of protocol {proto}")
+    return synproxy, sctp, offset
 
 
 def _decode_nat(payload: bytes, offset: int, flags: int, plain: Tuple) -> tuple[Tuple, int]:

@@ -310,7 +310,8 @@ class ReplicaTable:
         self.counters["tcp_regressions_refused"] += 1
         return FlowEntry(
             entry.key, entry.reply, entry.status, entry.timeout_s, entry.mark, known,
-            entry.helper, entry.labels, entry.kernel_id, entry.seqadj, entry.master,
+            entry.helper, entry.labels, entry.kernel_id, entry.seqadj, entry.master, entry.sctp,
+            entry.synproxy,
         )  # fmt: skip
 
     def _refuse(self, reason: str) -> list[ReplicaEffect]:

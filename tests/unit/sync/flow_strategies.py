@@ -17,7 +17,9 @@ from hafw.flow import (
     ExpectNat,
     FlowEntry,
     FlowKey,
+    SctpState,
     SeqAdj,
+    SynProxy,
     TcpState,
     Tuple,
     inverse,
@@ -100,6 +102,13 @@ def write_attributes(entry: FlowEntry) -> list[bytes]:
             attribute(5, bytes([tcp.flags_reply, 0])),
         ]
         parts.append(nest(4, [nest(1, fields)]))
+    if entry.sctp is not None:
+        fields = [
+            attribute(1, bytes([entry.sctp.state])),
+            attribute(2, struct.pack(">I", entry.sctp.vtag_orig)),
+            attribute(3, struct.pack(">I", entry.sctp.vtag_reply)),
+        ]
+        parts.append(nest(4, [nest(3, fields)]))
     if entry.helper is not None:
         parts.append(nest(5, [attribute(1, entry.helper.encode() + b"\0")]))
     if entry.labels is not None:
@@ -111,6 +120,10 @@ def write_attributes(entry: FlowEntry) -> list[bytes]:
             struct.pack(">i", adjustment.after),
         )
         parts.append(nest(kind, [attribute(n + 1, value) for n, value in enumerate(values)]))
+    if entry.synproxy is not None:
+        words = (entry.synproxy.isn, entry.synproxy.its, entry.synproxy.tsoff)
+        fields = [attribute(n + 1, struct.pack(">I", word)) for n, word in enumerate(words)]
+        parts.append(nest(24, fields))
     if entry.master is not None:
         parts.append(write_tuple(14, entry.master))
     if entry.mark:
@@ -169,6 +182,10 @@ TCP_STATES = st.builds(
     wscale_orig=st.integers(0, 14),
     wscale_reply=st.integers(0, 14),
 )
+SCTP_STATES = st.builds(SctpState, state=st.integers(0, 8), vtag_orig=U32, vtag_reply=U32)
+SYNPROXIES = st.builds(SynProxy, isn=U32, its=U32, tsoff=U32).filter(
+    lambda one: bool(one.isn or one.its or one.tsoff)
+)
 SEQADJS = st.builds(SeqAdj, position=U32, before=S32, after=S32)
 HELPERS = st.sampled_from(("ftp", "tftp", "sip", "netbios-ns", "a-15-bytes-name"))
 
@@ -189,6 +206,8 @@ def entries(draw: st.DrawFn) -> FlowEntry:
         draw(st.none() | U32),
         draw(st.none() | st.tuples(SEQADJS, SEQADJS)),
         draw(st.none() | tuples(family=orig.family)),
+        draw(SCTP_STATES) if orig.proto == 132 and draw(st.booleans()) else None,
+        draw(st.none() | SYNPROXIES),
     )
 
 

@@ -15,7 +15,9 @@ from hafw.flow import (
     IPPROTO_TCP,
     FlowEntry,
     FlowKey,
+    SctpState,
     SeqAdj,
+    SynProxy,
     TcpState,
     Tuple,
 )
@@ -31,7 +33,9 @@ from sync.ctnetlink import (
 )
 from tests.unit.sync.flow_strategies import (
     PORT_PROTOS,
+    SCTP_STATES,
     SEQADJS,
+    SYNPROXIES,
     TCP_STATES,
     U32,
     entries,
@@ -41,6 +45,7 @@ from tests.unit.sync.flow_strategies import (
 
 ORIG, REPLY, STATUS, PROTOINFO, HELP, NAT_SRC, TIMEOUT, MARK = range(1, 9)
 NAT_DST, MASTER, SEQ_ORIG, SEQ_REPLY, ZONE, MARK_MASK, LABELS = 13, 14, 15, 16, 18, 21, 22
+SYNPROXY = 24
 ANSWERS = {8: 0, 13: 14, 15: 16, 17: 18, 128: 129}
 KEYS = st.builds(FlowKey, zone=st.sampled_from((0, 7, 0xFFFF)), orig=tuples())
 
@@ -131,7 +136,12 @@ def test_a_creation_says_the_whole_flow(
     expected_mark = entry.mark if mark is None else mark
     assert number(tree.pop(MARK, bytes(4))) == expected_mark
     assert int.from_bytes(tree.pop(ZONE, b""), "big") == entry.key.zone
-    check_tcp(entry, tree.pop(PROTOINFO, None), pristine)
+    info = tree.pop(PROTOINFO, None)
+    if entry.sctp is not None:
+        assert info == sctp_tree(entry.sctp)
+    else:
+        check_tcp(entry, info, pristine)
+    assert tree.pop(SYNPROXY, None) == synproxy_tree(entry.synproxy)
     helper = tree.pop(HELP, None)
     assert helper == (None if entry.helper is None else {1: entry.helper.encode() + b"\0"})
     assert tree.pop(LABELS, None) == entry.labels
@@ -161,6 +171,18 @@ def check_tcp(entry: FlowEntry, tree: Tree | None, pristine: bool) -> None:
     }
 
 
+def sctp_tree(sctp: SctpState) -> Tree:
+    tags = [struct.pack(">I", tag) for tag in (sctp.vtag_orig, sctp.vtag_reply)]
+    return {3: {1: bytes([sctp.state]), 2: tags[0], 3: tags[1]}}
+
+
+def synproxy_tree(synproxy: SynProxy | None) -> Tree | None:
+    if synproxy is None:
+        return None
+    words = (synproxy.isn, synproxy.its, synproxy.tsoff)
+    return {n + 1: struct.pack(">I", word) for n, word in enumerate(words)}
+
+
 def seqadj_tree(adjustment: SeqAdj | None) -> Tree | None:
     if adjustment is None:
         return None
@@ -187,6 +209,9 @@ def test_a_creation_leaves_the_master_out_unless_asked() -> None:
     st.integers(0, 255),
     st.none() | st.tuples(SEQADJS, SEQADJS),
     st.booleans(),
+    st.none() | SCTP_STATES,
+    st.none() | SYNPROXIES,
+    st.none() | st.binary(min_size=16, max_size=16),
 )
 def test_an_update_says_only_what_it_is_given_and_never_nat(
     key: FlowKey,
@@ -196,7 +221,11 @@ def test_an_update_says_only_what_it_is_given_and_never_nat(
     flags_mask: int,
     seqadj: tuple[SeqAdj, SeqAdj] | None,
     expected: bool,
+    sctp: SctpState | None,
+    synproxy: SynProxy | None,
+    labels: bytes | None,
 ) -> None:
+    sctp = None if tcp is not None else sctp
     message = build_update(
         key,
         seq=5,
@@ -206,6 +235,9 @@ def test_an_update_says_only_what_it_is_given_and_never_nat(
         tcp_flags_mask=flags_mask,
         seqadj=seqadj,
         expected=expected,
+        sctp=sctp,
+        synproxy=synproxy,
+        labels=labels,
     )
     header, tree = open_message(message)
     # Without CREATE: an update of a flow that is gone must not bring it back.
@@ -218,7 +250,11 @@ def test_an_update_says_only_what_it_is_given_and_never_nat(
     seconds = tree.pop(TIMEOUT, None)
     assert (None if seconds is None else number(seconds)) == timeout_s
     info = tree.pop(PROTOINFO, None)
-    assert (info is None) == (tcp is None)
+    assert (info is None) == (tcp is None and sctp is None)
+    if sctp is not None:
+        assert info == sctp_tree(sctp)
+    assert tree.pop(SYNPROXY, None) == synproxy_tree(synproxy)
+    assert tree.pop(LABELS, None) == labels
     if info is not None and tcp is not None:
         assert info[1][1] == bytes([tcp.state])
         assert info[1][4] == bytes([tcp.flags_orig, flags_mask])

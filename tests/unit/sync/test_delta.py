@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hafw.flow import AF_INET, FlowEntry, FlowKey, SeqAdj, TcpState, Tuple
+from hafw.flow import (
+    AF_INET,
+    FlowEntry,
+    FlowKey,
+    SctpState,
+    SeqAdj,
+    SynProxy,
+    TcpState,
+    Tuple,
+)
 from sync.ctnetlink import build_create, build_expect_create, build_expect_delete
 from sync.delta import (
     STATUS_WIRE_MASK,
@@ -110,6 +119,49 @@ def test_the_bytes_on_the_wire_are_pinned() -> None:
     assert encode_delta(DESTROY, header_epoch=HEADER_EPOCH).hex() == (
         "1d000106c000020ac633640a9c400050a1b2c3d4ad02db8efab9a750482c"
     )
+
+
+SCTP_KEY = FlowKey(0, Tuple(AF_INET, 132, CLIENT, SERVER, 40000, 80))
+SCTP_ENTRY = FlowEntry(
+    SCTP_KEY, Tuple(AF_INET, 132, SERVER, CLIENT, 80, 40000), 0xE, sctp=SctpState(4, 7, 0x80000008)
+)
+SCTP_UPSERT = Upsert(SCTP_ENTRY, INCARNATION, Version(HEADER_EPOCH, 1))
+PROXIED = dataclasses.replace(UPSERT, entry=dataclasses.replace(ENTRY, synproxy=SynProxy(1, 2, 3)))
+
+
+def test_the_rare_fields_of_the_second_flag_byte_are_pinned() -> None:
+    assert encode_delta(SCTP_UPSERT, header_epoch=HEADER_EPOCH).hex() == (
+        "23"  # length
+        "8000"  # flags: more
+        "84c000020ac633640a9c400050"  # protocol, orig
+        "a1b2c3d401"  # incarnation, count
+        "0e00000000"  # status, mark
+        "02040000000780000008"  # more: SCTP; state, tags
+    )
+    assert (
+        encode_delta(PROXIED, header_epoch=HEADER_EPOCH)
+        .hex()
+        .endswith("0378232301000000010000000200000003")
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("0204", "0404", "unknown_flags"),
+        ("0204", "0209", "bad_value"),
+        ("02040000000780000008", "00", "bad_value"),
+        ("02040000000780000008", "", "truncated"),
+        ("02040000000780000008", "020400000007800000", "truncated"),
+        ("800084c0", "800011c0", "bad_value"),
+    ],
+)
+def test_a_second_flag_byte_that_no_sender_writes_is_refused(
+    old: str, new: str, reason: str
+) -> None:
+    body = bytes(body_of(SCTP_UPSERT)).hex()
+    assert body.count(old) == 1
+    assert refusal(bytes.fromhex(body.replace(old, new))) == reason
 
 
 def test_an_ipv4_tcp_flow_with_snat_fits_48_bytes() -> None:
@@ -216,9 +268,9 @@ def refusal(body: bytes, length: int | None = None) -> str:
     return refused.value.reason
 
 
-@pytest.mark.parametrize("bit", [14, 15])
-def test_an_unknown_flag_is_refused(bit: int) -> None:
-    for delta in (UPSERT, DESTROY):
+@pytest.mark.parametrize(("bit", "deltas"), [(14, (UPSERT, DESTROY)), (15, (DESTROY,))])
+def test_an_unknown_flag_is_refused(bit: int, deltas: tuple[Delta, ...]) -> None:
+    for delta in deltas:
         body = body_of(delta)
         struct.pack_into(">H", body, 0, struct.unpack_from(">H", body)[0] | 1 << bit)
         assert refusal(bytes(body)) == "unknown_flags"
