@@ -6,7 +6,7 @@ PYTHON ?= python3
 DEBIAN_PACKAGES := python3 python3-venv git nftables iproute2 iputils-ping conntrack procps util-linux \
   gcc libc6-dev python3-dev
 
-.PHONY: help install debian drill test test-all check format requirements wheel bench-failover clean
+.PHONY: help install debian drill test test-all check format requirements wheel bench-failover churn clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -56,6 +56,9 @@ format: install ## format and fix
 
 bench-failover: install ## 50 power cuts per timer profile
 	$(BIN)/hafwctl drill bench-failover --cuts 50
+
+churn: install ## 1,000,000 flows of churn under loss, both tables compared (some 20 minutes)
+	$(BIN)/hafwctl drill churn
 
 requirements: ## export the pinned requirements again (needs uv)
 	uv pip compile --generate-hashes --no-header --no-annotate --no-emit-index-url \

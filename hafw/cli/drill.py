@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
+from hafw.cli.drill_sync import churn
+from hafw.cli.measuring import (
+    JSON_OPTION,
+    check_writable,
+    ended_by_sigterm,
+    progress,
+    write_json,
+)
+
 if TYPE_CHECKING:
     from hafw.lab.bench import ProfileResult
-    from hafw.lab.conductor import Say
     from hafw.lab.report import DrillResult
 
 __all__ = ["drill"]
-
-_JSON = click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Write everything that was measured to FILE.",
-)
 
 
 @click.group()
@@ -52,7 +49,7 @@ def drill() -> None:
 @click.option("--heartbeat-ms", type=click.IntRange(1), help="Override lease.heartbeat_ms.")
 @click.option("--lease-ms", type=click.IntRange(1), help="Override lease.lease_ms.")
 @click.option("--keep-lab", is_flag=True, help="Leave the lab up afterwards.")
-@_JSON
+@JSON_OPTION
 def run(
     name: str,
     variant: str | None,
@@ -73,21 +70,21 @@ def run(
     from hafw.lab.report import render_drill, render_report, to_json
 
     plan = plan_drills(name, variant, repeat)
-    _check_writable(json_file)
+    check_writable(json_file)
 
     def show(result: DrillResult) -> None:
         click.echo(render_drill(result))
 
     with (
-        _ended_by_sigterm(),
-        _progress() as say,
+        ended_by_sigterm(),
+        progress() as say,
         lab_for_drills(
             Lab(), say, heartbeat_ms=heartbeat_ms, lease_ms=lease_ms,
             without=frozenset(without), keep=keep_lab,
         ) as lab,
     ):  # fmt: skip
         report = run_drills(lab, plan, say, show)
-        _write(json_file, to_json(report))
+        write_json(json_file, to_json(report))
         if not report.passed:
             click.echo(f"the nodes' logs were copied to {save_logs(lab)}", err=True)
     click.echo(render_report(report), nl=False)
@@ -102,7 +99,7 @@ def run(
     default="default,fast,experimental",
     help="Of default (20/100 ms), fast (10/40), experimental (5/20). [default: all]",
 )
-@_JSON
+@JSON_OPTION
 def bench_failover(cuts: int, profiles: str, json_file: Path | None) -> None:
     """Measure the outage over many power cuts. No pass or fail on time.
 
@@ -111,59 +108,18 @@ def bench_failover(cuts: int, profiles: str, json_file: Path | None) -> None:
     from hafw.lab.bench import bench_to_json, parse_profiles, render_bench, run_bench
 
     names = parse_profiles(profiles)
-    _check_writable(json_file)
+    check_writable(json_file)
 
     def show(result: ProfileResult) -> None:
         worst = max(result.outages_ms, default=0.0)
         click.echo(f"{result.profile}: {len(result.outages_ms)} cuts, worst {worst:.0f} ms")
 
-    with _ended_by_sigterm(), _progress() as say:
+    with ended_by_sigterm(), progress() as say:
         report = run_bench(names, cuts, say, show)
-    _write(json_file, bench_to_json(report))
+    write_json(json_file, bench_to_json(report))
     click.echo(render_bench(report), nl=False)
     if any(result.problems for result in report.profiles):
         sys.exit(1)
 
 
-@contextmanager
-def _progress() -> Iterator[Say]:
-    """One changing line on a terminal; plain lines elsewhere. Both on stderr."""
-    if not sys.stderr.isatty():
-        yield lambda text: click.echo(text, err=True)
-        return
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.status("") as status:
-        yield lambda text: status.update(text)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM cleans up as Ctrl-C does."""
-
-    def interrupt(_number: int, _frame: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo("interrupted: everything was cleaned up", err=True)
-        raise click.exceptions.Abort from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _check_writable(json_file: Path | None) -> None:
-    """Better now than after three minutes."""
-    if json_file is not None and not json_file.resolve().parent.is_dir():
-        raise click.BadParameter(f"{json_file.parent} is not a folder", param_hint="--json")
-
-
-def _write(json_file: Path | None, octets: bytes) -> None:
-    if json_file is None:
-        return
-    from hafw.instance import write_atomically
-
-    write_atomically(json_file.resolve(), octets, mode=0o644)
+drill.add_command(churn)

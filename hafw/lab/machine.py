@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.gate_page import in_private_mount_namespace
@@ -15,6 +17,7 @@ __all__ = [
     "raise_conntrack_max",
     "require_machine",
     "restore_conntrack_max",
+    "room_for",
 ]
 
 TOOLS = {"ip": "iproute2", "nsenter": "util-linux", "nft": "nftables"}
@@ -70,5 +73,22 @@ def restore_conntrack_max(before: int) -> None:
     try:
         if int(CONNTRACK_MAX.read_text()) == CONNTRACK_MAX_NEED:
             CONNTRACK_MAX.write_text(str(before))
+    except OSError as error:
+        raise KernelError(error.errno or 0, "sysctl", "nf_conntrack_max") from None
+
+
+@contextmanager
+def room_for(entries: int) -> Iterator[None]:
+    """At least this nf_conntrack_max while the block runs; back again unless somebody has changed
+    it since. Raises KernelError."""
+    try:
+        before = int(CONNTRACK_MAX.read_text())
+        if before < entries:
+            CONNTRACK_MAX.write_text(str(entries))
+        try:
+            yield
+        finally:
+            if before < entries and int(CONNTRACK_MAX.read_text()) == entries:
+                CONNTRACK_MAX.write_text(str(before))
     except OSError as error:
         raise KernelError(error.errno or 0, "sysctl", "nf_conntrack_max") from None
