@@ -30,6 +30,8 @@ def decode_deltas(bytes payload not None, header_epoch):
 cdef Flow plain_flow(object entry) except *:
     cdef Flow flow
     flow_from(entry, &flow)
+    if entry.sctp is not None or entry.synproxy is not None:
+        flow.rich |= RICH_ODD
     if flow.rich & (RICH_MASTER | RICH_SEQADJ | RICH_ODD):
         raise ValueError(f"the reference builds what {entry.key} asks for")
     return flow
