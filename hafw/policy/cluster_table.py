@@ -4,12 +4,14 @@
 raw_prerouting (-300)   hafw's own packets between peers are not tracked; spoofed sources drop
 raw_output (-300)       hafw's own packets are not tracked
 prerouting (-150)       after conntrack, before NAT, entry unconfirmed: in a hand-over no new flow;
-                        the mark of a flow that comes by a virtual MAC device
+                        the mark of a flow that comes by a virtual MAC device; which events of
+                        it become messages (`hafw.policy.event_masks`)
 forward (-10)           untracked, invalid, first packets that came another way than by a virtual
                         MAC device
 input (-10)             to a VIP: invalid, or first by another way: dropped in silence, because a
                         stack without the entry would answer with a RST from the VIP. A flow that
                         ends here is the node's own: its mark goes back to 0 (never replicated)
+output (-10)            a flow of the node's own, too: like that one it is silent
 ====================== ========================================================================
 
 Every drop has a named counter. A drop here holds, whatever another table accepts.
@@ -18,6 +20,7 @@ Every drop has a named counter. A drop here holds, whatever another table accept
 from __future__ import annotations
 
 from hafw.flow import MARK_MASK, USER_MARK_MASK, hafw_mark
+from hafw.policy.event_masks import at_ends, mask_chain, silence
 from hafw.policy.expressions import (
     ACCEPT,
     DROP,
@@ -78,11 +81,13 @@ def cluster_table(site: Site) -> TableWriter:
     table.base_chain("prerouting", "prerouting", -150)
     table.base_chain("forward", "forward", -10)
     table.base_chain("input", "input", -10)
+    table.base_chain("output", "output", -10)
     _spoofed(table, site)
     _notrack(table, site)
     _prerouting(table, site)
     _forward(table)
     _input(table)
+    mask_chain(table)
     return table
 
 
@@ -128,6 +133,7 @@ def _prerouting(table: TableWriter, site: Site) -> None:
             ct_mark_is(MARK_MASK, 0),
             mark_set(USER_MARK_MASK, mark),
         )
+    table.rule("prerouting", *at_ends())
 
 
 def _forward(table: TableWriter) -> None:
@@ -145,3 +151,5 @@ def _input(table: TableWriter) -> None:
     table.rule(
         "input", ct_state("new"), ct_mark_is(MARK_MASK, 0, "!="), mark_set(USER_MARK_MASK, 0)
     )
+    for chain in ("input", "output"):
+        table.rule(chain, *silence())

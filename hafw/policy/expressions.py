@@ -32,9 +32,12 @@ __all__ = [
     "ct_mark_is",
     "ct_not_confirmed",
     "ct_state",
+    "ct_status_has",
     "cut_bytes",
+    "event_set",
     "family_is",
     "iifname",
+    "jump",
     "mark_set",
     "meta",
     "oifname",
@@ -43,6 +46,7 @@ __all__ = [
     "peer",
     "ports_in",
     "syn",
+    "tcp_flags",
 ]
 
 Expression = dict[str, Any]
@@ -109,6 +113,10 @@ def ct_not_confirmed() -> Expression:
     return _match({"&": [{"ct": {"key": "status"}}, "confirmed"]}, 0)
 
 
+def ct_status_has(name: str) -> Expression:
+    return ct("status", name, "in")
+
+
 def peer(family: int, way: str, of: str = "peers") -> Expression:
     """``iifname . ip saddr @peers4`` (way `in`), ``oifname . ip daddr @peers4`` (`out`)."""
     protocol = "ip" if family == 4 else "ip6"
@@ -119,8 +127,30 @@ def peer(family: int, way: str, of: str = "peers") -> Expression:
 
 def syn(op: str = "==") -> Expression:
     """``tcp flags & (syn | ack) == syn``: the packet asks for a connection."""
+    return tcp_flags(("syn", "ack"), ("syn",), op)
+
+
+def tcp_flags(looked_at: Sequence[str], right: Sequence[str], op: str = "==") -> Expression:
+    """``tcp flags & (looked_at) == right``."""
     flags: Expression = {"payload": {"protocol": "tcp", "field": "flags"}}
-    return _match({"&": [flags, {"|": ["syn", "ack"]}]}, "syn", op)
+    return _match({"&": [flags, _any_of(looked_at)]}, _any_of(right), op)
+
+
+def _any_of(names: Sequence[str]) -> Any:
+    made: Any = names[0] if names else 0
+    for name in names[1:]:
+        made = {"|": [made, name]}
+    return made
+
+
+def event_set(*names: str) -> Expression:
+    """``ct event set``: of the flow's events, only these become messages; none at all without
+    names. (The text grammar of nft 1.0.6 refuses `mark` and `helper` here, JSON takes them.)"""
+    return {"mangle": {"key": {"ct": {"key": "event"}}, "value": list(names) or 0}}
+
+
+def jump(chain: str) -> Expression:
+    return {"jump": {"target": chain}}
 
 
 def mark_set(keep_mask: int, value: int) -> Expression:

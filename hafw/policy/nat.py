@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from hafw.config.model import GroupConfig
-from hafw.flow import GROUP_SHIFT
+from hafw.flow import GROUP_MASK, GROUP_SHIFT
 from hafw.policy.expressions import (
     Expression,
     TableWriter,
@@ -30,8 +30,6 @@ from hafw.policy.model import Dnat, Masquerade, Snat
 from hafw.policy.site import Ip, Net, Site
 
 __all__ = ["nat_part"]
-
-GROUP_MASK = 0xF << GROUP_SHIFT
 
 
 def nat_part(table: TableWriter, site: Site) -> None:
