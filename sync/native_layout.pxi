@@ -30,6 +30,7 @@ cdef enum:
     RICH_SYNPROXY = 1 << 3
     RICH_HELPER = 1 << 4
     RICH_ODD = 1 << 5
+    RICH_SCTP = 1 << 6
 
 cdef struct Flow:
     # hafw.flow.FlowEntry. Addresses as on the wire, keys (ports; ICMP id, type << 8 | code) in
@@ -153,6 +154,10 @@ cdef int flow_from(object entry, Flow* flow) except -1:
         flow.rich |= RICH_SEQADJ
     if entry.master is not None:
         flow.rich |= RICH_MASTER
+    if entry.synproxy is not None:
+        flow.rich |= RICH_SYNPROXY
+    if entry.sctp is not None:
+        flow.rich |= RICH_SCTP
     if flow.status & STATUS_EXPECTED:
         flow.rich |= RICH_EXPECTED
     return 0
@@ -182,7 +187,7 @@ cdef object key_of(const Flow* flow):
 
 
 cdef object entry_of(const Flow* flow):
-    """A `FlowEntry`; master and sequence adjustment are not here."""
+    """A `FlowEntry`, without what is not here: master, sequence adjustment, SYNPROXY, SCTP."""
     tcp = None
     if flow.has_tcp:
         tcp = TcpState(flow.tcp_state, flow.flags_orig, flow.flags_reply,

@@ -127,7 +127,9 @@ cdef class FlowTable:
                     group.flags[i] += sign
 
     cdef int put_value(self, uint64_t h, const Value* value) noexcept nogil:
-        """Remember a flow; its flags stay. 0, or PUT_NO_... and nothing has changed."""
+        """Remember a flow. In one group its flags stay, in one incarnation its TCP state if none
+        is said. 0, or PUT_NO_... and nothing has changed."""
+        cdef uint8_t tcp_state
         cdef int epoch = self.epoch_index(value.epoch)
         cdef Slot* slot = self.find(h)
         cdef Slot item
@@ -136,14 +138,18 @@ cdef class FlowTable:
         if self.group_counts(value.group) == NULL:
             return PUT_NO_MEMORY
         item.hashed = h << SLOT_FLAGS
+        tcp_state = value.tcp_state
         if slot != NULL:
-            item.hashed |= slot.hashed & SLOT_FLAG_MASK
+            if slot.group_tcp >> 4 == value.group:
+                item.hashed |= slot.hashed & SLOT_FLAG_MASK
+            if tcp_state == TCP_STATE_NONE and slot.incarnation == value.incarnation:
+                tcp_state = slot.group_tcp & 15
         item.contribution = value.contribution
         item.incarnation = value.incarnation
         item.epoch = <uint16_t>epoch
         item.count = value.count
         item.user_mark = value.user_mark
-        item.group_tcp = <uint8_t>(value.group << 4 | value.tcp_state)
+        item.group_tcp = <uint8_t>(value.group << 4 | tcp_state)
         item.status = value.status
         if slot != NULL:
             self.count_in(slot, h, -1)
@@ -214,7 +220,7 @@ cdef class FlowTable:
 
     def put(self, key, int group, uint32_t incarnation, uint64_t epoch, uint16_t count,
             uint64_t contribution, uint32_t status, int tcp_state, uint16_t user_mark, bint rich):
-        """Remember a flow as of a version; its flags stay. False if more epochs are in use than
+        """Remember a flow as of a version, by the rules of `put_value`. False if more epochs are in use than
         have a number. Raises OverflowError where a count has more than 16 bits."""
         cdef Value value
         cdef int done
@@ -262,28 +268,52 @@ cdef class FlowTable:
         self.flag_slot(slot, flags, on)
         return True
 
-    def set_all(self, int group, unsigned int flags):
-        """Set these flags on every flow of a group; how many flows it has."""
+    def set_all(self, int group, unsigned int flags, *, unsigned int unless=0, buckets=None):
+        """Set these flags on every flow of a group, or of some buckets of it, that has none of
+        the `unless` flags; how many these are."""
+        cdef uint8_t wanted[256]
+        cdef int bucket
+        cdef uint64_t found
         assert flags <= SLOT_FLAG_MASK, flags
+        memset(wanted, buckets is None, sizeof(wanted))
+        for bucket in buckets or ():
+            assert 0 <= bucket < BUCKETS, bucket
+            wanted[bucket] = 1
         with nogil:
-            self.change_all(group, flags, True)
-        return self.count(group)
+            found = self.change_all(group, flags, unless, wanted, True)
+        return found
 
     def clear_all(self, int group, unsigned int flags):
         """Clear these flags on every flow of a group."""
+        cdef uint8_t wanted[256]
+        cdef int i
+        cdef bint any_set = False
         assert flags <= SLOT_FLAG_MASK, flags
-        with nogil:
-            self.change_all(group, flags, False)
+        for i in range(SLOT_FLAGS):
+            if flags >> i & 1 and self.count_flag(group, 1 << i):
+                any_set = True
+        if any_set:
+            memset(wanted, 1, sizeof(wanted))
+            with nogil:
+                self.change_all(group, flags, 0, wanted, False)
 
-    cdef void change_all(self, int group, unsigned int flags, bint on) noexcept nogil:
+    cdef uint64_t change_all(self, int group, unsigned int flags, unsigned int unless,
+                             const uint8_t* wanted, bint on) noexcept nogil:
         cdef Segment* segment
+        cdef Slot* slot
+        cdef uint64_t found = 0
         cdef uint32_t i
         cdef int s
-        for s in range(SEGMENTS):
+        for s in range(SEGMENTS if group > 0 else 0):
             segment = &self.segments[s]
+            if not wanted[s >> (SEGMENT_BITS - 8)]:  # A bucket is the top 8 bits of the hash.
+                continue
             for i in range(segment.capacity):
-                if segment.slots[i].group_tcp >> 4 == group and group > 0:
-                    self.flag_slot(&segment.slots[i], flags, on)
+                slot = &segment.slots[i]
+                if slot.group_tcp >> 4 == group and not slot.hashed & unless:
+                    found += 1
+                    self.flag_slot(slot, flags, on)
+        return found
 
     def count(self, int group):
         """The flows of a group."""
