@@ -9,14 +9,15 @@ timeouts, and recovering from a restart. For each entry of the dump:
   the hold, unless an event of the flow came meanwhile, for then a packet has set it already;
 * it is published if the peers do not know it so, under the group's epoch.
 
-A dump lags behind the events: a flow that an event named since the pass began (`touched`) is left
-to its events. What the registry knew and the dump did not show is looked up once more and, if it
-is really gone, destroyed for the peers.
+A dump lags behind the events: a flow that an event named since the pass began (PASSED_BY, or dead
+by its DESTROY) is left to its events. What the registry knew when the pass began and neither the
+dump nor an event has shown (UNPASSED) has vanished, once the event queue is empty too: its DESTROY
+was lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from hafw.flow import (
@@ -35,12 +36,23 @@ from hafw.flow import (
     mark_owner,
 )
 from hafw.human import epoch_node
+from sync.ctnetlink import CtEvent, EventKind
 from sync.ops import Adopt, KernelOp, Pristine
 from sync.publish import PublishEffect, Publisher, publishable
-from sync.registry import Registry
+from sync.registry import Flag, FlowRegistry, Record
 from sync.replica import ReplicaGroup
 
-__all__ = ["TIMEOUT_SYSCTLS", "OwnPass", "PassOutput", "normal_timeout_s"]
+__all__ = [
+    "DEAD_MAX",
+    "TIMEOUT_SYSCTLS",
+    "OwnPass",
+    "PassOutput",
+    "is_liberal",
+    "normal_timeout_s",
+]
+
+DEAD_MAX = 1 << 20
+"""Deaths during one pass that are remembered; after more it must begin again."""
 
 TIMEOUT_SYSCTLS = {
     **{
@@ -58,12 +70,15 @@ TIMEOUT_SYSCTLS = {
 _FALLBACK_S = 600
 
 
-def normal_timeout_s(entry: FlowEntry, timeouts_s: Mapping[str, int]) -> int:
-    """What the kernel gives a flow in this state when a packet refreshes it."""
+def normal_timeout_s(
+    entry: FlowEntry, timeouts_s: Mapping[str, int], *, tcp_state: int = -1
+) -> int:
+    """What the kernel gives a flow in this state when a packet refreshes it; `tcp_state` is the
+    last one known, for an entry that does not say it."""
     match entry.key.orig.proto:
         case proto if proto == IPPROTO_TCP:
-            state = "NONE" if entry.tcp is None else TCP_STATES[entry.tcp.state]
-            kind = f"tcp_{state.lower()}"
+            state = tcp_state if entry.tcp is None else entry.tcp.state
+            kind = f"tcp_{TCP_STATES[max(state, 0)].lower()}"
         case proto if proto == IPPROTO_UDP:
             kind = "udp_stream" if entry.status & IPS_ASSURED else "udp"
         case proto if proto == IPPROTO_ICMP:
@@ -73,6 +88,11 @@ def normal_timeout_s(entry: FlowEntry, timeouts_s: Mapping[str, int]) -> int:
         case _:
             kind = "generic"
     return timeouts_s.get(kind, timeouts_s.get("generic", _FALLBACK_S))
+
+
+def is_liberal(entry: FlowEntry) -> bool:
+    tcp = entry.tcp
+    return tcp is not None and bool((tcp.flags_orig | tcp.flags_reply) & TCP_FLAG_BE_LIBERAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +115,11 @@ class OwnPass:
         epoch: int,
         *,
         node_id: int,
-        registry: Registry,
+        registry: FlowRegistry,
         group: ReplicaGroup,
         publisher: Publisher,
         timeouts_s: Mapping[str, int],
-        liberal: set[FlowKey],
+        liberal: Callable[[FlowKey], None],
         refresh: bool,
     ) -> None:
         self.number = number
@@ -112,17 +132,25 @@ class OwnPass:
         self._timeouts_s = timeouts_s
         self._liberal = liberal
         self._refresh = refresh
-        self._touched: set[FlowKey] = set()
-        self._unseen = registry.keys(number)
-        self.adopted: set[FlowKey] = set()
-        """Flows given a normal timeout by their state in the dump; a later event of theirs must
-        give the timeout again (the dump may have been older than a FIN)."""
-        self.replacing = group.suspect or bool(group.stale)
+        self._dead: set[int] = set()
+        registry.clear_all(number, Flag.PASSED_BY)
+        registry.set_all(number, Flag.UNPASSED)
+        self.replacing = group.suspect or registry.count_flag(number, Flag.STALE) > 0
         self.entries = 0
+        self.adopted = 0
 
-    def touch(self, key: FlowKey) -> None:
-        """A packet's event named this flow."""
-        self._touched.add(key)
+    def touch(self, event: CtEvent) -> bool:
+        """A packet's event named this flow, and has been published. False if the pass cannot
+        remember it: begin another."""
+        key = event.entry.key
+        if self._registry.set(key, Flag.PASSED_BY):
+            self._registry.clear(key, Flag.UNPASSED)
+        if event.kind is EventKind.DESTROY and publishable(event.entry):
+            # The dump may still show it. (What was never worth a replica is not said anyway.)
+            if len(self._dead) >= DEAD_MAX:
+                return False
+            self._dead.add(self._registry.hashes.flow(key))
+        return True
 
     def on_entries(self, entries: list[FlowEntry], *, current: bool = False) -> PassOutput:
         ops: list[KernelOp] = []
@@ -130,49 +158,59 @@ class OwnPass:
         again: list[FlowKey] = []
         for entry in entries:
             self.entries += 1
-            self._unseen.discard(entry.key)
-            if not current and entry.key in self._touched and self._to_replace(entry):
-                again.append(entry.key)
+            key = entry.key
+            record = self._registry.get(key)
+            if record is None and self._dead and self._registry.hashes.flow(key) in self._dead:
                 continue
-            ops += self._own(entry)
-            if entry.key not in self._touched:
+            touched = record is not None and bool(record.flags & Flag.PASSED_BY)
+            replaces = self._to_replace(entry, record)
+            if touched and replaces and not current:
+                again.append(key)
+                continue
+            adopt = None if replaces else self._own(entry, record, touched=touched)
+            if replaces:
+                ops.append(self._pristine(entry))
+            elif adopt is not None:
+                ops.append(adopt)
+            if not touched:
                 publications += self._publisher.publish(
                     replace(entry, mark=self._own_mark(entry.mark)),
                     self.epoch,
                     refresh=self._refresh,
                     looked_up=True,
                 )
+                self._registry.clear(key, Flag.UNPASSED)
+            if adopt is not None and adopt.timeout_s is not None:
+                # By its state in the dump, which may be older than a FIN.
+                self._registry.set(key, Flag.ADOPTED)
+                self.adopted += 1
+            if replaces or is_liberal(entry):
+                self._liberal(key)
         return PassOutput(ops, publications, again)
 
-    def vanished(self) -> list[FlowKey]:
-        """After the dump: known, not shown by it, not named since. To be looked up."""
+    def finish(self) -> None:
+        """The dump is through, and all it asked for is done. What is UNPASSED once the event
+        queue is empty has vanished."""
         if self.replacing:
             self._group.suspect = False
-            self._group.stale.clear()
-        return [key for key in self._unseen if key not in self._touched and key in self._registry]
+            self._registry.clear_all(self.number, Flag.STALE)
+        self._registry.clear_all(self.number, Flag.PASSED_BY)
 
-    def _own(self, entry: FlowEntry) -> list[KernelOp]:
-        key, tcp = entry.key, entry.tcp
-        record = self._registry.get(key)
-        if self._to_replace(entry):
-            self._group.stale.discard(key)
-            self._liberal.add(key)
-            timeout_s = normal_timeout_s(entry, self._timeouts_s)
-            return [Pristine(replace(entry, mark=self._own_mark(entry.mark), timeout_s=timeout_s))]
-        if tcp is not None and (tcp.flags_orig | tcp.flags_reply) & TCP_FLAG_BE_LIBERAL:
-            self._liberal.add(key)
+    def _pristine(self, entry: FlowEntry) -> Pristine:
+        self._registry.clear(entry.key, Flag.STALE)
+        timeout_s = normal_timeout_s(entry, self._timeouts_s)
+        return Pristine(replace(entry, mark=self._own_mark(entry.mark), timeout_s=timeout_s))
+
+    def _own(self, entry: FlowEntry, record: Record | None, *, touched: bool) -> Adopt | None:
         is_replica = record is not None and epoch_node(record.version.epoch) != self._node_id
         if mark_owner(entry.mark) == self._node_id and not is_replica:
-            return []
-        if key in self._touched:
-            return [Adopt(key, self._mark, None)]
-        self.adopted.add(key)
-        return [Adopt(key, self._mark, normal_timeout_s(entry, self._timeouts_s))]
+            return None
+        timeout_s = None if touched else normal_timeout_s(entry, self._timeouts_s)
+        return Adopt(entry.key, self._mark, timeout_s)
 
-    def _to_replace(self, entry: FlowEntry) -> bool:
-        key, group = entry.key, self._group
-        stale = key in group.stale or (group.suspect and key not in self._registry)
-        return stale and key.orig.proto == IPPROTO_TCP and publishable(entry)
+    def _to_replace(self, entry: FlowEntry, record: Record | None) -> bool:
+        stale = self._group.suspect if record is None else bool(record.flags & Flag.STALE)
+        return stale and entry.key.orig.proto == IPPROTO_TCP and publishable(entry)
 
     def _own_mark(self, mark: int) -> int:
         return self._mark & MARK_MASK | mark & USER_MARK_MASK

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import assert_never
 
 from hafw.errors import KernelError
-from hafw.flow import IPS_EXPECTED, MARK_MASK, Expectation, FlowEntry, FlowKey
+from hafw.flow import IPPROTO_TCP, IPS_EXPECTED, MARK_MASK, Expectation, FlowEntry, FlowKey
 from sync.ctnetlink import (
     build_create,
     build_delete,
@@ -230,6 +230,9 @@ class Applier:
     def _make(self, clear: list[FlowKey], entry: FlowEntry, hold_s: int | None) -> bool:
         """Delete `clear` and create `entry` with what it expects, tried once; a child whose
         master is not here becomes a flow of its own."""
+        if entry.tcp is None and entry.key.orig.proto == IPPROTO_TCP:
+            # An update without its state found nothing to update; a flow in no state is no use.
+            return self._judge(errno.ENODATA, entry)
         again = [build_expect_create(one) for one in self._expectations_of(entry.key)]
         messages = [*map(build_delete, clear), _create(entry, hold_s), *again]
         code = self._execute(messages)[len(clear)]

@@ -11,7 +11,6 @@ from sync.delta_model import (
     ExpectUpsert,
     Upsert,
     Version,
-    contribution,
 )
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "ExpectUpsert",
     "Upsert",
     "Version",
-    "contribution",
     "decode_deltas",
     "encode_delta",
     "encode_deltas",

@@ -1,9 +1,7 @@
-"""What a delta is: one change of one flow, its version, its part in a digest. Pure."""
+"""What a delta is: one change of one flow, its version. Pure."""
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from dataclasses import dataclass
 
 from hafw.errors import PeerError
@@ -17,7 +15,6 @@ __all__ = [
     "ExpectUpsert",
     "Upsert",
     "Version",
-    "contribution",
 ]
 
 
@@ -49,7 +46,8 @@ class Upsert:
 
 @dataclass(frozen=True, slots=True)
 class Destroy:
-    """The flow is gone. It acts only where key, incarnation and contribution all match."""
+    """The flow is gone. It acts only where key, incarnation and contribution (what the flow adds
+    to its digest: `sync.flowhash`) all match."""
 
     key: FlowKey
     incarnation: int
@@ -83,26 +81,3 @@ class ExpectDestroy:
 
 
 Delta = Upsert | Destroy | ExpectUpsert | ExpectDestroy
-
-
-def contribution(entry: FlowEntry, incarnation: int) -> int:
-    """What a flow adds to its digest: 64 bits of BLAKE2b over its identity.
-
-    Identity is zone, both tuples (and so the NAT), helper and incarnation; nothing that changes
-    while the flow lives.
-    """
-    orig, reply = entry.key.orig, entry.reply
-    head = struct.pack(
-        ">HBIHHHHB",
-        entry.key.zone,
-        orig.proto,
-        incarnation,
-        orig.sport,
-        orig.dport,
-        reply.sport,
-        reply.dport,
-        orig.family,
-    )
-    helper = (entry.helper or "").encode("ascii", "replace")
-    text = b"".join((head, orig.src, orig.dst, reply.src, reply.dst, helper))
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")

@@ -30,6 +30,10 @@ class ExpectTable:
         """What this flow expects, oldest first."""
         return tuple(self._known[key] for key in self._masters.get(master, ()))
 
+    def masters(self) -> tuple[FlowKey, ...]:
+        """The flows that expect something."""
+        return tuple(self._masters)
+
     def all(self) -> tuple[Expectation, ...]:
         return tuple(self._known.values())
 

@@ -13,7 +13,7 @@ from collections import Counter
 from hafw.flow import Expectation, FlowKey
 from sync.delta import ExpectDestroy, ExpectUpsert
 from sync.ops import CreateExpectation, KernelOp, RemoveExpectation
-from sync.registry import Record, Registry
+from sync.registry import FlowRegistry, Record
 
 __all__ = ["PARKED_MAX", "ExpectedFlows"]
 
@@ -23,12 +23,17 @@ PARKED_MAX = 1024
 class ExpectedFlows:
     """Of all groups; at most one snapshot is under way (`sync.follower` fetches one at a time)."""
 
-    def __init__(self, registry: Registry, counters: Counter[str]) -> None:
+    def __init__(self, registry: FlowRegistry, counters: Counter[str]) -> None:
         self._registry = registry
         self._counters = counters
         self._parked: dict[FlowKey, ExpectUpsert] = {}
         self._touched: set[FlowKey] | None = None
         self._unseen: dict[FlowKey, FlowKey] = {}
+
+    @property
+    def waiting(self) -> bool:
+        """Something is parked."""
+        return bool(self._parked)
 
     def park(self, delta: ExpectUpsert | ExpectDestroy) -> None:
         """Its master is not known here."""
@@ -44,8 +49,6 @@ class ExpectedFlows:
 
     def unpark(self, master: FlowKey, record: Record) -> list[KernelOp]:
         """The master came."""
-        if not self._parked:
-            return []
         ops: list[KernelOp] = []
         for key, delta in list(self._parked.items()):
             if delta.expectation.master == master:

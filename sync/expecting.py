@@ -21,7 +21,7 @@ from hafw.flow import Expectation, FlowEntry, FlowKey, mark_group
 from sync.applier import Applier
 from sync.ctnetlink import ExpectEvent
 from sync.publish import PublishEffect, Publisher
-from sync.registry import Registry
+from sync.registry import FlowRegistry
 
 __all__ = ["AGAIN_S", "Expecting"]
 
@@ -60,7 +60,7 @@ class Expecting:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: FlowRegistry,
         applier: Applier,
         publisher: Publisher,
         say: Callable[[list[PublishEffect]], None],

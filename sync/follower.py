@@ -28,7 +28,7 @@ from sync.fetch import Fetch, Phase, Source
 from sync.inbox import Arrived, Incoming
 from sync.ledger import DelayWindow
 from sync.ops import KernelOp, Remove
-from sync.registry import Registry
+from sync.registry import Flag, FlowRegistry
 from sync.replica import Hole, ReplicaGroup, ReplicaTable, Superseded
 from sync.roles import RoleState
 from sync.snapshot import (
@@ -69,7 +69,7 @@ class Follower:
     def __init__(
         self,
         *,
-        registry: Registry,
+        registry: FlowRegistry,
         groups: dict[int, ReplicaGroup],
         roles: dict[int, RoleState],
         applier: Applier,
@@ -205,11 +205,14 @@ class Follower:
         self.table_full_until.pop(group, None)
         self.refusals.pop(group, None)
 
-    def on_stale(self, group: int, *, now: float) -> None:
+    def on_stale(self, group: int, *, now: float) -> int:
+        """The count of the group's flows, all stale now."""
         if self._fetch is not None and self._fetch.group == group:
             self._abort("became_stale", now)
         self.sources.pop(group, None)
-        self.counters["entries_gone_stale"] += self.table.mark_stale(group)
+        count = self.table.mark_stale(group)
+        self.counters["entries_gone_stale"] += count
+        return count
 
     def on_follow(self, group: int, holder_id: int, *, now: float) -> None:
         fetch = self._fetch
@@ -241,7 +244,7 @@ class Follower:
             source is None
             or (source.holder_id, source.session) != (holder_id, session)
             or replica.suspect
-            or bool(replica.stale)
+            or self._registry.count_flag(group, Flag.STALE) > 0
         )
 
     def work(self, *, now: float) -> None:
@@ -356,6 +359,9 @@ class Follower:
             found = fetch.sweep.expectations
             self.flush(now=now)
             self._applier.apply(self.table.expected_orphans(found, fetch.group))
+            if self._groups[fetch.group].dead_unknown:
+                self.counters["snapshot_too_many_deaths"] += 1
+                fetch.spoilt = True
             self.table.snapshot_swept(fetch.group)
             if fetch.group not in self.table_full_until and not fetch.spoilt:
                 self.sources[fetch.group] = Source(fetch.holder_id, fetch.session, fetch.head.seq)

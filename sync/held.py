@@ -30,6 +30,7 @@ class Held:
     """One held group."""
 
     epoch: int
+    liberal: LiberalFlows
     want_take: bool = False
     want_repair: bool = False
     want_refresh: bool = False
@@ -45,13 +46,14 @@ class Held:
     dump: Dumper | None = None
     progress: PassProgress | None = None
     """Of the pass that runs, or else of the last one."""
+    drains_wanted: int = 0
+    """The pass's dump is through: it ends when the event queue was empty this many times."""
     next_chunk_at: float = 0.0
     retry_at: float = 0.0
     vanished: list[FlowKey] = field(default_factory=list)
     refresh_at: float = 0.0
-    liberal: LiberalFlows = field(default_factory=LiberalFlows)
-    adopted: set[FlowKey] = field(default_factory=set)
     adopted_until: float = 0.0
+    """Events are compared with the ADOPTED flag until then; 0: no flow has it."""
 
     def cancel(self) -> None:
         for dumper in (self.scan, self.dump):

@@ -27,11 +27,12 @@ from sync.applier import Applier
 from sync.ctnetlink import CtEvent, EventKind, ExpectEvent
 from sync.expecting import Expecting
 from sync.held import Held, HolderPorts
+from sync.liberal import LiberalFlows
 from sync.ops import SetTimeout
 from sync.outbox import Outbox
 from sync.progress import PassProgress
 from sync.publish import LookUp, PublishEffect, Publisher, publishable
-from sync.registry import Registry
+from sync.registry import Flag, Record, Registry
 from sync.replica import ReplicaGroup
 from sync.roles import StartHolding
 
@@ -49,6 +50,7 @@ NEW_EPOCH_WAIT_S = 2.0
 """Without a new epoch after this long the flows are said again under the old one."""
 DUMP_RETRY_S = 0.5
 ADOPTED_WATCH_S = 5.0
+PASS_FLAGS = Flag.UNPASSED | Flag.PASSED_BY | Flag.ADOPTED
 
 
 class Holder:
@@ -78,6 +80,7 @@ class Holder:
         self._ports = ports
         self._held: dict[int, Held] = {}
         self._drained = True
+        self._drains = 0
         self.expecting = Expecting(registry, applier, publisher, self._publish)
         self.counters: Counter[str] = Counter()
 
@@ -87,9 +90,8 @@ class Holder:
         old = self._held.pop(effect.group, None)
         if old is not None:
             old.cancel()
-        held = Held(effect.epoch, refresh_at=now + self._refresh_s)
-        if old is not None:
-            held.liberal.keys = old.liberal.keys
+        liberal = LiberalFlows(self._registry, effect.group) if old is None else old.liberal
+        held = Held(effect.epoch, liberal, refresh_at=now + self._refresh_s)
         self._held[effect.group] = held
         if effect.first:
             held.recovering = True
@@ -105,6 +107,7 @@ class Holder:
         held = self._held.pop(group, None)
         if held is not None:
             held.cancel()
+            self._registry.clear_all(group, PASS_FLAGS | Flag.LIBERAL)
 
     def close(self) -> None:
         for group in list(self._held):
@@ -117,7 +120,7 @@ class Holder:
 
     def liberal_count(self, group: int) -> int:
         held = self._held.get(group)
-        return 0 if held is None else len(held.liberal.keys)
+        return 0 if held is None else len(held.liberal)
 
     def progress(self, group: int, *, now: float) -> SyncPassStatus | None:
         held = self._held.get(group)
@@ -131,7 +134,7 @@ class Holder:
             return False, False, False
         replica = self._groups[group]
         replacing = held.want_take or (held.own_pass is not None and held.own_pass.replacing)
-        stale = bool(replica.stale) or replica.suspect
+        stale = replica.suspect or self._registry.count_flag(group, Flag.STALE) > 0
         return held.overrun, replacing and stale, held.recovering
 
     # -- events
@@ -152,13 +155,16 @@ class Holder:
             if held is None:
                 others.append(event)
                 continue
-            if held.own_pass is not None:
-                held.own_pass.touch(key)
-            if event.kind is EventKind.DESTROY:
-                held.liberal.keys.discard(key)
-            elif key in held.adopted:
-                timeouts.append(SetTimeout(key, self._current_timeout_s(event.entry)))
             self._publish(self._publisher.on_event(event, epochs))
+            if event.kind is EventKind.DESTROY:
+                held.liberal.gone(key)
+            elif held.adopted_until:
+                record = self._registry.get(key)
+                if record is not None and record.flags & Flag.ADOPTED:
+                    timeouts.append(SetTimeout(key, self._timeout_s(event.entry, record)))
+            if held.own_pass is not None and not held.own_pass.touch(event):
+                self.counters["passes_too_many_deaths"] += 1
+                self._pass_again(held)
         if timeouts:
             self._applier.apply(timeouts)
         return others
@@ -166,6 +172,7 @@ class Holder:
     def on_drained(self) -> None:
         """The event socket was empty: what is dumped from now on is not older than any event."""
         self._drained = True
+        self._drains += 1
 
     def on_overrun(self) -> None:
         """Events were lost. The kernel goes on dropping until the queue is empty, and what still
@@ -175,18 +182,19 @@ class Holder:
         for held in self._held.values():
             held.overrun = held.want_repair = True
             if held.own_pass is not None:
-                # The pass under way may have missed events too: begin again.
-                if held.dump is not None:
-                    held.dump.cancel()
-                held.own_pass = held.dump = None
-                held.want_take = True
+                self._pass_again(held)  # It may have missed events too.
 
-    def _current_timeout_s(self, entry: FlowEntry) -> int:
+    @staticmethod
+    def _pass_again(held: Held) -> None:
+        """The pass under way is void."""
+        if held.dump is not None:
+            held.dump.cancel()
+        held.own_pass = held.dump = None
+        held.want_take = True
+
+    def _timeout_s(self, entry: FlowEntry, record: Record) -> int:
         """The normal timeout of an adopted flow whose packet has been seen."""
-        record = self._registry.get(entry.key)
-        if entry.tcp is None and record is not None and record.tcp is not None:
-            entry = FlowEntry(entry.key, entry.reply, entry.status, tcp=record.tcp)
-        return normal_timeout_s(entry, self._timeouts_s)
+        return normal_timeout_s(entry, self._timeouts_s, tcp_state=record.tcp_state)
 
     # -- time and work
 
@@ -195,7 +203,7 @@ class Holder:
         times: list[float] = []
         for held in self._held.values():
             times.append(held.refresh_at)
-            if held.liberal.keys:
+            if len(held.liberal):
                 times.append(held.liberal.poll_at)
             if held.own_pass is not None or held.want_take or held.want_repair:
                 times.append(max(held.next_chunk_at, held.retry_at))
@@ -237,9 +245,10 @@ class Holder:
                 wanted = held.want_take or held.want_repair or held.want_refresh
                 if wanted and self._drained and now >= held.retry_at:
                     self._begin(group, held, now)
-            held.liberal.work(self._applier, self._ports.start_dump, group, now=now)
-            if held.adopted and now > held.adopted_until and held.own_pass is None:
-                held.adopted.clear()
+            held.liberal.work(self._applier, self._ports.start_dump, now=now)
+            if 0 < held.adopted_until < now and held.own_pass is None:
+                held.adopted_until = 0.0
+                self._registry.clear_all(group, Flag.ADOPTED)
         self.expecting.work(self._epochs(), now=now)
 
     def _epochs(self) -> dict[int, int]:
@@ -289,7 +298,7 @@ class Holder:
             group=self._groups[group],
             publisher=self._publisher,
             timeouts_s=self._timeouts_s,
-            liberal=held.liberal.keys,
+            liberal=held.liberal.add,
             refresh=held.want_refresh,
         )
         held.dump = self._ports.start_dump(group)
@@ -299,7 +308,9 @@ class Holder:
     def _step(self, group: int, held: Held, now: float) -> None:
         """A few chunks, at the pass's pace."""
         assert held.own_pass is not None
-        assert held.dump is not None
+        if held.dump is None:
+            self._end(group, held, now)
+            return
         rate = REFRESH_ENTRIES_PER_S if held.ready else TAKE_ENTRIES_PER_S
         for _ in range(CHUNKS_PER_SLICE):
             if now < held.next_chunk_at:
@@ -307,6 +318,7 @@ class Holder:
             chunk = held.dump.take()
             if chunk is None:
                 break
+            adopted = held.own_pass.adopted
             output = held.own_pass.on_entries(chunk)
             self._carry_out(output)
             if output.again:
@@ -315,9 +327,7 @@ class Holder:
             # A turn that came late may catch up a little.
             held.next_chunk_at = max(held.next_chunk_at, now - PACE_DEBT_S) + len(chunk) / rate
             if held.progress is not None:
-                held.progress.note(len(chunk), len(held.own_pass.adopted))
-            held.adopted |= held.own_pass.adopted
-            held.own_pass.adopted.clear()
+                held.progress.note(len(chunk), held.own_pass.adopted - adopted)
             held.adopted_until = now + ADOPTED_WATCH_S
         if not held.dump.done:
             return
@@ -327,9 +337,17 @@ class Holder:
             held.want_take = True
             held.retry_at = now + DUMP_RETRY_S
             return
-        held.vanished = held.own_pass.vanished()
+        held.own_pass.finish()
         self.expecting.on_pass(group, held.dump.expectations)
-        held.own_pass = held.dump = None
+        held.dump = None
+        held.drains_wanted = self._drains + 1
+
+    def _end(self, group: int, held: Held, now: float) -> None:
+        """The dump is through: when no event waits, what nothing has shown has vanished."""
+        if self._drains < held.drains_wanted:
+            return
+        held.own_pass = None
+        held.vanished = self._registry.flagged_keys(group, Flag.UNPASSED)
         if not held.vanished:
             self._finish(group, held, now)
 

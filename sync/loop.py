@@ -227,10 +227,8 @@ class Syncd:
                     self._holder.stop(number)
                     self._server.cancel_group(number)
                 case BecomeStale(group=number):
-                    self._follower.on_stale(number, now=now)
-                    self._log.info(
-                        "group_stale", group=name, flows=len(self._groups[number].stale)
-                    )
+                    flows = self._follower.on_stale(number, now=now)
+                    self._log.info("group_stale", group=name, flows=flows)
                 case Follow(group=number, holder_id=holder_id, epoch=epoch):
                     holder = self._config.node_name(holder_id)
                     self._log.info(

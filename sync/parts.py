@@ -11,6 +11,8 @@ from pathlib import Path
 from random import SystemRandom
 
 import zmq
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from hafw.config.model import ClusterConfig
 from hafw.cpus import lease_cpu, usable_cpus
@@ -20,6 +22,7 @@ from sync.applier import Applier
 from sync.clean_epochs import CleanEpochs
 from sync.ctsocket import CONNTRACK_GROUPS, EXPECTATION_GROUPS, EventSocket
 from sync.dumper import Dumper, Waker
+from sync.flowhash import FLOW_HASH_LABEL, SECRET_BYTES, FlowHash
 from sync.follower import Follower, FollowerPorts
 from sync.holder import GROUP_MASK, Holder, HolderPorts
 from sync.inbox import Inbox
@@ -61,7 +64,7 @@ class Parts:
         self.events = EventSocket(
             rcvbuf_bytes=EVENTS_RCVBUF_BYTES, groups=CONNTRACK_GROUPS + EXPECTATION_GROUPS
         )
-        self.registry = Registry()
+        self.registry = Registry(FlowHash(flow_hash_secret(master)))
         self.applier = Applier(
             hold_s=config.sync.hold_s, expectations_of=self.registry.expectations.of
         )
@@ -175,6 +178,11 @@ class Parts:
 
     def _start_dump(self, number: int) -> Dumper:
         return Dumper(number << GROUP_SHIFT, GROUP_MASK, self.waker, avoid_cpu=self._lease_cpu)
+
+
+def flow_hash_secret(master: bytes) -> bytes:
+    """The same on every node of the cluster."""
+    return HKDF(SHA256(), SECRET_BYTES, salt=None, info=FLOW_HASH_LABEL).derive(master)
 
 
 def _boot_id() -> int:

@@ -26,6 +26,7 @@ from hafw.flow import (
     IPS_ASSURED,
     IPS_EXPECTED,
     IPS_SEQ_ADJUST,
+    USER_MARK_MASK,
     Expectation,
     FlowEntry,
     FlowKey,
@@ -39,9 +40,8 @@ from sync.delta import (
     ExpectUpsert,
     Upsert,
     Version,
-    contribution,
 )
-from sync.registry import Record, Registry, mutable_of
+from sync.registry import PUBLISHED_STATUS, FlowRegistry, Record
 
 __all__ = ["LookUp", "PublishEffect", "Publisher", "RandomBits", "publishable"]
 
@@ -68,14 +68,28 @@ def publishable(entry: FlowEntry) -> bool:
     return entry.key.orig.proto != IPPROTO_TCP or bool(entry.status & IPS_ASSURED)
 
 
+def _stateless(entry: FlowEntry) -> bool:
+    return entry.tcp is None and entry.key.orig.proto == IPPROTO_TCP
+
+
 def _lacks_seqadj(entry: FlowEntry) -> bool:
     return bool(entry.status & IPS_SEQ_ADJUST) and entry.seqadj is None
+
+
+def _is_as_said(entry: FlowEntry, record: Record) -> bool:
+    """Nothing that is replicated and may change has changed."""
+    return (
+        entry.status & PUBLISHED_STATUS == record.status
+        and (entry.tcp is None or entry.tcp.state == record.tcp_state)
+        and entry.mark & USER_MARK_MASK == record.user_mark
+        and entry.seqadj == record.seqadj
+    )
 
 
 class Publisher:
     """The owner's side of the registry."""
 
-    def __init__(self, registry: Registry, rng: RandomBits) -> None:
+    def __init__(self, registry: FlowRegistry, rng: RandomBits) -> None:
         self._registry = registry
         self._rng = rng
         self.counters: Counter[str] = Counter()
@@ -111,26 +125,27 @@ class Publisher:
         if record is None:
             return self._first(entry, epoch, looked_up=looked_up)
         said = entry
-        # An event carries these only when they changed, the last two never.
-        entry = replace(
-            entry,
-            tcp=entry.tcp if entry.tcp is not None else record.tcp,
-            helper=entry.helper if entry.helper is not None else record.helper,
-            seqadj=entry.seqadj if entry.seqadj is not None else record.seqadj,
-            master=entry.master if entry.master is not None else record.master,
-        )
-        if contribution(entry, record.incarnation) != record.contribution:
+        if record.is_rich:
+            # An event carries these only when they changed, the last two never.
+            entry = replace(
+                entry,
+                helper=entry.helper if entry.helper is not None else record.helper,
+                seqadj=entry.seqadj if entry.seqadj is not None else record.seqadj,
+                master=entry.master if entry.master is not None else record.master,
+            )
+        if self._registry.hashes.contribution(entry, record.incarnation) != record.contribution:
             # The tuple was re-used while we were not listening (overrun): a new life.
             self.counters["reused_unheard"] += 1
             entry = replace(entry, seqadj=said.seqadj, master=said.master)
             gone = self.destroyed(entry.key, epoch)
             return [*gone, *self._first(entry, epoch, looked_up=looked_up)]
-        if not looked_up and _lacks_seqadj(entry):
+        current = record.version.epoch == epoch
+        lacking = _lacks_seqadj(entry)
+        if current and not refresh and not lacking and _is_as_said(entry, record):
+            return []
+        if not looked_up and (lacking or _stateless(entry)):
             self.counters["lookups"] += 1
             return [LookUp(entry.key, epoch)]
-        current = record.version.epoch == epoch
-        if current and not refresh and mutable_of(entry) == record.mutable:
-            return []
         version = record.version if current else Version(epoch, 0)
         self._registry.put(entry, record.incarnation, version, record.contribution)
         self.counters["updates"] += 1
@@ -173,7 +188,7 @@ class Publisher:
     def _first(self, entry: FlowEntry, epoch: int, *, looked_up: bool) -> list[PublishEffect]:
         if not publishable(entry):
             return []
-        stateless = entry.key.orig.proto == IPPROTO_TCP and entry.tcp is None
+        stateless = _stateless(entry)
         orphan = bool(entry.status & IPS_EXPECTED) and entry.master is None
         if not looked_up and (stateless or orphan or _lacks_seqadj(entry)):
             self.counters["lookups"] += 1

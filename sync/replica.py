@@ -17,7 +17,7 @@ key, incarnation and contribution. Expectations stand under their master's word:
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from hafw.flow import Expectation, FlowEntry, FlowKey, mark_group
@@ -29,19 +29,23 @@ from sync.delta import (
     ExpectUpsert,
     Upsert,
     Version,
-    contribution,
 )
 from sync.expected import ExpectedFlows
 from sync.ops import Create, KernelOp, Remove, Replace, Update
-from sync.registry import Record, Registry
+from sync.registry import Flag, FlowRegistry, Record
 
 __all__ = [
+    "TOMBSTONES_MAX",
     "Hole",
     "ReplicaEffect",
     "ReplicaGroup",
     "ReplicaTable",
     "Superseded",
 ]
+
+
+TOMBSTONES_MAX = 1 << 20
+"""Deaths during one snapshot that are remembered; a snapshot with more is not whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,26 +72,26 @@ ReplicaEffect = KernelOp | Superseded | Hole
 
 @dataclass(slots=True)
 class ReplicaGroup:
-    """One group as its receiver knows it."""
+    """One group as its receiver knows it; what it knows of its flows are flags in the registry."""
 
     epoch: int = 0
     """The newest epoch known."""
     active: bool = False
     """This node holds the group at `epoch`."""
-    stale: set[FlowKey] = field(default_factory=set)
-    """Flows whose windows in this kernel may be out of date."""
     suspect: bool = True
     """This kernel may hold stale entries that the registry does not know."""
-    touched: set[FlowKey] | None = None
-    """Keys that live deltas named since a snapshot was asked for; None if none is under way."""
-    unseen: set[FlowKey] = field(default_factory=set)
-    """During a snapshot: flows known before it that it has not named yet."""
+    snapshot: bool = False
+    """One is under way, from the request on."""
+    dead: set[int] = field(default_factory=set)
+    """During a snapshot: hashes of what the stream destroyed, `TOMBSTONES_MAX` at most."""
+    dead_unknown: bool = False
+    """There were more."""
 
 
 class ReplicaTable:
     """The receiver's side of the registry."""
 
-    def __init__(self, registry: Registry, groups: dict[int, ReplicaGroup]) -> None:
+    def __init__(self, registry: FlowRegistry, groups: dict[int, ReplicaGroup]) -> None:
         self._registry = registry
         self._groups = groups
         self.counters: Counter[str] = Counter()
@@ -115,9 +119,7 @@ class ReplicaTable:
         verdict = self._authorize(number, group, record, delta.version, sender_id)
         if verdict is not None:
             return verdict
-        if group.touched is not None:
-            group.touched.add(key)
-        return [*self._apply(group, record, delta)]
+        return [*self._apply(group, record, delta, Flag.TOUCHED if group.snapshot else 0)]
 
     def _on_expectation(
         self, delta: ExpectUpsert | ExpectDestroy, sender_id: int
@@ -140,8 +142,8 @@ class ReplicaTable:
             self.counters["destroy_unknown"] += 1
             for group in self._groups.values():
                 # A tombstone: a snapshot under way may still name the flow.
-                if group.touched is not None and epoch_node(delta.version.epoch) == sender_id:
-                    group.touched.add(delta.key)
+                if group.snapshot and epoch_node(delta.version.epoch) == sender_id:
+                    self._bury(group, delta.key)
             return []
         group = self._groups[record.group]
         verdict = self._authorize(record.group, group, record, delta.version, sender_id)
@@ -149,43 +151,50 @@ class ReplicaTable:
             return verdict
         if (record.incarnation, record.contribution) != (delta.incarnation, delta.contribution):
             return self._refuse("destroy_mismatch")
-        if group.touched is not None:
-            group.touched.add(delta.key)
+        if group.snapshot:
+            self._bury(group, delta.key)
         self.forget(delta.key)
         return [Remove(delta.key)]
+
+    def _bury(self, group: ReplicaGroup, key: FlowKey) -> None:
+        if len(group.dead) < TOMBSTONES_MAX:
+            group.dead.add(self._registry.hashes.flow(key))
+        else:
+            group.dead_unknown = True
 
     # -- snapshots
 
     def await_snapshot(self, number: int) -> None:
         """One is being asked for: from now on, what the stream names is not the snapshot's."""
-        self._groups[number].touched = set()
+        self._clear_snapshot(number)
+        self._groups[number].snapshot = True
         self._expected.await_snapshot()
 
     def begin_snapshot(self, number: int) -> None:
         """The holder has begun to send it."""
-        self._groups[number].unseen = self._registry.keys(number)
+        self._registry.set_all(number, Flag.UNSEEN, unless=Flag.TOUCHED)
         self._expected.begin_snapshot(self._of_group(number))
 
     def on_snapshot_entry(self, delta: Upsert, number: int) -> list[KernelOp]:
         """One flow of the holder's snapshot. The holder has answered for its session; versions
         only tell which is newer."""
         group = self._groups[number]
-        assert group.touched is not None, "no snapshot is under way"
+        assert group.snapshot, "no snapshot is under way"
         key = delta.entry.key
         if mark_group(delta.entry.mark) != number:
             self._refuse("snapshot_other_group")
             return []
-        if key in group.touched:
-            return []  # The stream knows better.
         record = self._registry.get(key)
+        touched = record is not None and record.flags & Flag.TOUCHED
+        if touched or (record is None and self._registry.hashes.flow(key) in group.dead):
+            return []  # The stream knows better.
         if record is not None and record.group != number:
             self._refuse("snapshot_other_group")
             return []
         if record is not None and delta.version < record.version:
             self._refuse("snapshot_stale_version")
             return []
-        group.unseen.discard(key)
-        return self._apply(group, record, delta)
+        return self._apply(group, record, delta, 0)
 
     def on_snapshot_expectation(self, delta: ExpectUpsert, number: int) -> list[KernelOp]:
         """An expectation of the holder's snapshot; its master came before."""
@@ -196,24 +205,18 @@ class ReplicaTable:
         return self._expected.on_snapshot(record, delta)
 
     def end_snapshot(self, number: int) -> list[KernelOp]:
-        """Sweep what neither the snapshot nor a live delta named. Entries of this kernel that the
-        registry does not know are swept by the caller, from a dump, before it calls
+        """It is all here. The caller now sweeps this kernel by a dump: what `is_orphan` goes. Then
         `snapshot_swept`."""
-        group = self._groups[number]
-        assert group.touched is not None, "no snapshot is under way"
-        gone = [key for key in group.unseen if key not in group.touched and key in self._registry]
-        for key in gone:
-            self.forget(key)
-        self.counters["snapshot_swept"] += len(gone)
-        group.unseen = set()
-        return [*map(Remove, gone), *self._expected.end_snapshot()]
+        assert self._groups[number].snapshot, "no snapshot is under way"
+        return self._expected.end_snapshot()
 
     def is_orphan(self, entry: FlowEntry, number: int) -> bool:
-        """After `end_snapshot`: does the kernel hold this entry for no reason?"""
-        group = self._groups[number]
-        assert group.touched is not None, "no snapshot is under way"
+        """After `end_snapshot`: does the kernel hold this entry for no reason? Neither the
+        snapshot nor a live delta named it."""
+        assert self._groups[number].snapshot, "no snapshot is under way"
         # A tombstone does not save it: what the stream destroyed before we knew it must go too.
-        return entry.key not in self._registry
+        record = self._registry.get(entry.key)
+        return record is None or bool(record.flags & Flag.UNSEEN)
 
     def expected_orphans(self, found: list[Expectation], number: int) -> list[KernelOp]:
         """Of the kernel's expectations, those of the group's flows that its holder has not."""
@@ -222,31 +225,31 @@ class ReplicaTable:
 
     def snapshot_swept(self, number: int) -> None:
         """All of the group in this kernel is as its holder has it."""
-        group = self._groups[number]
-        group.touched = None
+        self.counters["snapshot_swept"] += self._registry.drop_flagged(number, Flag.UNSEEN)
+        self._clear_snapshot(number)
         self._expected.snapshot_over()
-        group.suspect = False
-        group.stale.clear()
+        self._groups[number].suspect = False
+        self._registry.clear_all(number, Flag.STALE)
 
     def abort_snapshot(self, number: int) -> None:
-        group = self._groups[number]
-        group.touched = None
-        group.unseen = set()
+        self._clear_snapshot(number)
         self._expected.snapshot_over()
+
+    def _clear_snapshot(self, number: int) -> None:
+        group = self._groups[number]
+        group.snapshot = group.dead_unknown = False
+        group.dead = set()
+        self._registry.clear_all(number, Flag.UNSEEN | Flag.TOUCHED)
 
     # -- staleness
 
     def mark_stale(self, number: int) -> int:
         """Another node has held the group since this one forwarded its packets."""
-        group = self._groups[number]
-        group.stale = self._registry.keys(number)
-        group.suspect = True
-        return len(group.stale)
+        self._groups[number].suspect = True
+        return self._registry.set_all(number, Flag.STALE)
 
     def forget(self, key: FlowKey) -> None:
-        record = self._registry.remove(key)
-        if record is not None:
-            self._groups[record.group].stale.discard(key)
+        self._registry.remove(key)
 
     # -- inside
 
@@ -278,41 +281,46 @@ class ReplicaTable:
         known = self._registry.expectations.all()
         return [one for one in known if self._is_of(one.master, number)]
 
-    def _apply(self, group: ReplicaGroup, record: Record | None, delta: Upsert) -> list[KernelOp]:
+    def _apply(
+        self, group: ReplicaGroup, record: Record | None, delta: Upsert, flags: int
+    ) -> list[KernelOp]:
         """The flow, then what is expected of it and came too early."""
-        op = self._flow_op(group, record, delta)
+        op = self._flow_op(group, record, delta, flags)
+        if not self._expected.waiting:
+            return [op]
         now = self._registry.get(delta.entry.key)
         assert now is not None
         return [op, *self._expected.unpark(delta.entry.key, now)]
 
-    def _flow_op(self, group: ReplicaGroup, record: Record | None, delta: Upsert) -> KernelOp:
-        entry, key = delta.entry, delta.entry.key
-        stored = contribution(entry, delta.incarnation)
+    def _flow_op(
+        self, group: ReplicaGroup, record: Record | None, delta: Upsert, flags: int
+    ) -> KernelOp:
+        entry = delta.entry
+        stored = self._registry.hashes.contribution(entry, delta.incarnation)
+        stale = record is not None and record.flags & Flag.STALE
         same = (
             record is not None
             and record.incarnation == delta.incarnation
             and record.contribution == stored
         )
-        if same and record is not None:
+        if same and record is not None and not stale:
             entry = self._never_back(entry, record, delta.version)
-        self._registry.put(entry, delta.incarnation, delta.version, stored)
-        if key in group.stale:
-            group.stale.discard(key)
+        named = Flag.UNSEEN | Flag.STALE
+        version = delta.version
+        self._registry.put(entry, delta.incarnation, version, stored, add=flags, clear=named)
+        if stale:
             return Replace(entry)
         if same:
             return Update(entry)
         return Create(entry) if record is None and not group.suspect else Replace(entry)
 
     def _never_back(self, entry: FlowEntry, record: Record, version: Version) -> FlowEntry:
-        tcp, known = entry.tcp, record.tcp
-        if tcp is None or known is None or version != record.version or tcp.state >= known.state:
+        """Without its TCP state, where that would take the flow back."""
+        tcp = entry.tcp
+        if tcp is None or version != record.version or tcp.state >= record.tcp_state:
             return entry
         self.counters["tcp_regressions_refused"] += 1
-        return FlowEntry(
-            entry.key, entry.reply, entry.status, entry.timeout_s, entry.mark, known,
-            entry.helper, entry.labels, entry.kernel_id, entry.seqadj, entry.master, entry.sctp,
-            entry.synproxy,
-        )  # fmt: skip
+        return replace(entry, tcp=None)
 
     def _refuse(self, reason: str) -> list[ReplicaEffect]:
         self.counters[reason] += 1

@@ -15,6 +15,7 @@ from hafw.messages import (
 )
 from sync.native import codec_name
 from sync.parts import Parts
+from sync.registry import Flag
 from sync.replica import ReplicaGroup
 from sync.roles import RoleState
 from sync.standing import FollowFacts, HoldFacts, judge_follower, judge_holder
@@ -51,7 +52,7 @@ class Reporter:
             synced={number: not reason for number, reason in reasons.items()},
             reasons={number: reason for number, reason in reasons.items() if reason},
             applied=applied,
-            stale_entries=sum(len(group.stale) for group in self._groups.values()),
+            stale_entries=sum(map(self._stale, self._groups)),
         )
 
     def status(
@@ -84,7 +85,7 @@ class Reporter:
         )
 
     def _group(self, number: int, now: float) -> SyncGroupStatus:
-        state, replica = self._roles[number], self._groups[number]
+        state = self._roles[number]
         reason = self._reason(number, now)
         count = self._registry.count(number)
         return SyncGroupStatus(
@@ -97,9 +98,12 @@ class Reporter:
             owned=count if state.active else 0,
             replicas=0 if state.active else count,
             liberal=self._holder.liberal_count(number),
-            stale=len(replica.stale),
+            stale=self._stale(number),
             own_pass=self._holder.progress(number, now=now),
         )
+
+    def _stale(self, number: int) -> int:
+        return self._registry.count_flag(number, Flag.STALE)
 
     def _peer(self, sender_id: int, now: float) -> SyncPeerStatus:
         view = self._inbox.stream.view(sender_id)
@@ -122,7 +126,7 @@ class Reporter:
         state, replica = self._roles[number], self._groups[number]
         if state.active:
             overrun, replacing, recovering = self._holder.trouble(number)
-            return judge_holder(HoldFacts(overrun, len(replica.stale), replacing, recovering))
+            return judge_holder(HoldFacts(overrun, self._stale(number), replacing, recovering))
         holder_id = state.last_holder_id
         view = self._inbox.stream.view(holder_id)
         source = self._follower.sources.get(number)
@@ -146,7 +150,7 @@ class Reporter:
                 and view is not None
                 and source is not None
                 and view.applied_seq >= source.seq,
-                stale=len(replica.stale),
+                stale=self._stale(number),
                 heard_age_s=0.0 if view is None else now - view.heard_at,
                 gap_age_at_contact_s=gap_age_s,
                 lag=0 if view is None else view.high_water - view.applied_seq,

@@ -34,9 +34,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from zmq.utils import z85
 
 from hafw.flow import Expectation, FlowEntry
-from sync.delta import Delta, ExpectUpsert, Upsert, contribution, encode_delta
+from sync.delta import Delta, ExpectUpsert, Upsert, encode_delta
 from sync.dumper import Dumper
-from sync.registry import Registry
+from sync.registry import FlowRegistry
 
 __all__ = [
     "CHUNKS_IN_FLIGHT",
@@ -174,7 +174,7 @@ class SnapshotServer:
         node_id: int,
         addresses: list[str],
         port: int,
-        registry: Registry,
+        registry: FlowRegistry,
         serving: Serving,
     ) -> None:
         self._node_id = node_id
@@ -332,7 +332,9 @@ class SnapshotServer:
 
     def _join(self, entry: FlowEntry) -> Upsert | None:
         record = self._registry.get(entry.key)
-        if record is None or contribution(entry, record.incarnation) != record.contribution:
+        if record is None:
+            return None
+        if self._registry.hashes.contribution(entry, record.incarnation) != record.contribution:
             return None
         return Upsert(entry, record.incarnation, record.version, True)
 

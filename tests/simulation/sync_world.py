@@ -38,7 +38,8 @@ from hafw.human import make_epoch
 from hafw.messages import RoleChange
 from sync.adopt import OwnPass
 from sync.ctnetlink import CtEvent, EventKind
-from sync.delta import Delta, Destroy, Upsert, contribution, decode_deltas, encode_deltas
+from sync.delta import Delta, Destroy, Upsert, decode_deltas, encode_deltas
+from sync.flowhash import FlowHash
 from sync.ops import (
     Adopt,
     Create,
@@ -51,7 +52,7 @@ from sync.ops import (
     Update,
 )
 from sync.publish import LookUp, PublishEffect, Publisher, publishable
-from sync.registry import Registry
+from sync.registry import Flag, Registry
 from sync.replica import Hole, ReplicaGroup, ReplicaTable, Superseded
 from sync.roles import BecomeStale, Follow, RoleEffect, Roles, StartHolding, StopHolding
 from sync.stream import (
@@ -66,6 +67,7 @@ from sync.stream import (
 )
 
 GROUP = 1
+HASHES = FlowHash(bytes(range(1, 33)))
 BEACON_S = 0.02
 TICK_S = 0.004
 SNAPSHOT_CHUNK = 3
@@ -130,7 +132,7 @@ class Node:
         rng = self.world.rng
         self.session = rng.getrandbits(63)
         self.ring = SendRing(self.world.faults.ring)
-        self.registry = Registry()
+        self.registry = Registry(HASHES)
         self.group = ReplicaGroup()
         self.roles = Roles(self.number, [GROUP])
         self.table = self.world.cores.table(self.registry, {GROUP: self.group})
@@ -211,14 +213,15 @@ class Node:
         self.read_events()
         own = OwnPass(
             GROUP, epoch, node_id=self.number, registry=self.registry, group=self.group,
-            publisher=self.publisher, timeouts_s={}, liberal=self.liberal, refresh=False,
+            publisher=self.publisher, timeouts_s={}, liberal=self.liberal.add, refresh=False,
         )  # fmt: skip
         output = own.on_entries([held.entry for held in self.kernel.values()])
         self.write(output.ops)
         for held in self.kernel.values():
             held.learnt = self.world.epoch  # Packets flow here now.
         self.publish(output.publications)
-        for key in own.vanished():
+        own.finish()
+        for key in self.registry.flagged_keys(GROUP, Flag.UNPASSED):
             if key not in self.kernel:
                 self.publish(self.publisher.destroyed(key, epoch))
         self.group.suspect = False
@@ -333,7 +336,7 @@ class Node:
         if isinstance(delta, Destroy) and ops and delta.key in self.kernel:
             entry = self.kernel[delta.key].entry
             self.world.check(
-                contribution(entry, delta.incarnation) == delta.contribution,
+                HASHES.contribution(entry, delta.incarnation) == delta.contribution,
                 f"gw{self.number} ended another life of {delta.key}",
             )
         self.write(ops)
@@ -356,7 +359,8 @@ class Node:
             return
         if self.snapshot is None:
             done = self.source is not None and self.source[:2] == (holder.number, session)
-            if done and not self.group.suspect and not self.group.stale:
+            stale = self.registry.count_flag(GROUP, Flag.STALE)
+            if done and not self.group.suspect and not stale:
                 return
             if not holder.ready or not holder.roles.states[GROUP].active:
                 return

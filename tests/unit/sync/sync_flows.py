@@ -16,8 +16,11 @@ from hafw.flow import (
     inverse,
 )
 from hafw.human import make_epoch
+from sync.flowhash import FlowHash
 
 GROUP = 1
+HASHES = FlowHash(bytes(range(1, 33)))
+"""Of every registry in these tests."""
 CONFIRMED, REPLIED, ASSURED = 0x08, 0x0A, 0x0E
 OPENING = TcpState(1, 0x03, 0, 7, 0)
 ESTABLISHED = TcpState(3, 0x23, 0x23, 7, 7)

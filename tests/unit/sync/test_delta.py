@@ -15,7 +15,6 @@ from hafw.flow import (
     FlowEntry,
     FlowKey,
     SctpState,
-    SeqAdj,
     SynProxy,
     TcpState,
     Tuple,
@@ -30,12 +29,12 @@ from sync.delta import (
     ExpectUpsert,
     Upsert,
     Version,
-    contribution,
     decode_deltas,
     encode_delta,
     encode_deltas,
 )
 from tests.unit.sync.flow_strategies import INCARNATIONS, entries, expectations, tuples
+from tests.unit.sync.sync_flows import HASHES
 
 EPOCHS = st.integers(0, (1 << 64) - 1)
 VERSIONS = st.builds(Version, epoch=EPOCHS, count=st.integers(0, 0xFFFFFFFF))
@@ -171,43 +170,6 @@ def test_an_ipv4_tcp_flow_with_snat_fits_48_bytes() -> None:
     assert len(encode_delta(UPSERT)) <= 48
 
 
-def test_contribution_is_pinned_and_holds_the_identity_only() -> None:
-    """Both ends compute it, and digests are compared between releases."""
-    assert contribution(ENTRY, INCARNATION) == DESTROY.contribution
-    mutable = dataclasses.replace(
-        ENTRY,
-        status=0x8,
-        timeout_s=1,
-        mark=5,
-        tcp=None,
-        labels=bytes(16),
-        kernel_id=9,
-        seqadj=(SeqAdj(1, 2, 3), SeqAdj(4, 5, 6)),
-        master=KEY.orig,
-    )
-    assert contribution(mutable, INCARNATION) == contribution(ENTRY, INCARNATION)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        dataclasses.replace(ENTRY, key=FlowKey(1, KEY.orig)),
-        dataclasses.replace(ENTRY, key=FlowKey(0, dataclasses.replace(KEY.orig, sport=1))),
-        dataclasses.replace(ENTRY, key=FlowKey(0, dataclasses.replace(KEY.orig, dport=1))),
-        dataclasses.replace(ENTRY, key=FlowKey(0, dataclasses.replace(KEY.orig, src=VIP))),
-        dataclasses.replace(ENTRY, key=FlowKey(0, dataclasses.replace(KEY.orig, proto=17))),
-        dataclasses.replace(ENTRY, reply=dataclasses.replace(ENTRY.reply, dport=1)),
-        dataclasses.replace(ENTRY, reply=dataclasses.replace(ENTRY.reply, sport=1)),
-        dataclasses.replace(ENTRY, reply=dataclasses.replace(ENTRY.reply, src=CLIENT)),
-        dataclasses.replace(ENTRY, reply=dataclasses.replace(ENTRY.reply, dst=CLIENT)),
-        dataclasses.replace(ENTRY, helper="ftp"),
-    ],
-)
-def test_contribution_differs_with_each_part_of_the_identity(other: FlowEntry) -> None:
-    assert contribution(other, INCARNATION) != contribution(ENTRY, INCARNATION)
-    assert contribution(ENTRY, INCARNATION + 1) != contribution(ENTRY, INCARNATION)
-
-
 def test_versions_are_ordered_by_epoch_first() -> None:
     assert Version(1, 9) < Version(2, 0) < Version(2, 1)
 
@@ -249,7 +211,7 @@ def test_what_a_damaged_delta_still_says_can_be_asked_of_the_kernel(
     for one in decoded:
         if isinstance(one, Upsert):
             build_create(one.entry, with_master=True)
-            contribution(one.entry, one.incarnation)
+            HASHES.contribution(one.entry, one.incarnation)
         elif isinstance(one, ExpectUpsert):
             build_expect_create(one.expectation)
         elif isinstance(one, ExpectDestroy):

@@ -24,7 +24,7 @@ from sync.ops import Create, CreateExpectation, Remove, RemoveExpectation
 from sync.publish import LookUp, PublishEffect, Publisher
 from sync.registry import Registry
 from sync.replica import ReplicaGroup, ReplicaTable
-from tests.unit.sync.sync_flows import GROUP, epoch, reborn, tcp, udp
+from tests.unit.sync.sync_flows import GROUP, HASHES, epoch, reborn, tcp, udp
 
 E1, E2 = epoch(1, 1), epoch(2, 2)
 SERVER, VIP, CLIENT = bytes([198, 51, 100, 1]), bytes([198, 51, 100, 254]), bytes([192, 0, 2, 9])
@@ -111,7 +111,7 @@ def test_the_table_loses_a_masters_expectations_with_it() -> None:
 
 @pytest.fixture
 def publisher() -> Publisher:
-    publisher = Publisher(Registry(), Random(7))
+    publisher = Publisher(Registry(HASHES), Random(7))
     publisher.publish(MASTER, E1)
     return publisher
 
@@ -190,7 +190,7 @@ class Bench:
     """A follower of node 1 at epoch 1."""
 
     def __init__(self) -> None:
-        self.registry = Registry()
+        self.registry = Registry(HASHES)
         self.group = ReplicaGroup(epoch=E1, suspect=False)
         self.table = ReplicaTable(self.registry, {GROUP: self.group})
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hafw.flow import FlowEntry, FlowKey, inverse
+from hafw.flow import FlowEntry, FlowKey, SeqAdj, inverse
 from sync.flowhash import BUCKETS, FlowHash, bucket_of
 from tests.unit.sync.flow_strategies import entries
 from tests.unit.sync.flowhash_vectors import COUNTING, ENTRIES, VECTORS, ZEROS, Vector
@@ -72,17 +72,24 @@ def test_any_flow_hashes_as_defined(entry: FlowEntry, incarnation: int, secret: 
 BASE, LIFE = ENTRIES[0]
 
 
+ORIG = BASE.key.orig
+
+
 @pytest.mark.parametrize(
     "other",
     [
-        replace(BASE, key=FlowKey(1, BASE.key.orig)),
-        replace(BASE, key=FlowKey(0, replace(BASE.key.orig, sport=1))),
-        replace(BASE, key=FlowKey(0, replace(BASE.key.orig, proto=17))),
-        replace(BASE, reply=replace(BASE.reply, dport=30_001)),
-        replace(BASE, reply=inverse(BASE.key.orig)),
+        replace(BASE, key=FlowKey(1, ORIG)),
+        replace(BASE, key=FlowKey(0, replace(ORIG, sport=1))),
+        replace(BASE, key=FlowKey(0, replace(ORIG, dport=1))),
+        replace(BASE, key=FlowKey(0, replace(ORIG, src=ORIG.dst))),
+        replace(BASE, key=FlowKey(0, replace(ORIG, proto=17))),
+        replace(BASE, reply=replace(BASE.reply, dport=1)),
+        replace(BASE, reply=replace(BASE.reply, sport=1)),
+        replace(BASE, reply=replace(BASE.reply, src=ORIG.src)),
+        replace(BASE, reply=replace(BASE.reply, dst=ORIG.src)),
+        replace(BASE, reply=inverse(ORIG)),
         replace(BASE, helper="ftp"),
     ],
-    ids=["zone", "port", "protocol", "nat_port", "no_nat", "helper"],
 )
 def test_the_contribution_differs_with_each_part_of_the_identity(other: FlowEntry) -> None:
     hashes = FlowHash(COUNTING)
@@ -92,7 +99,10 @@ def test_the_contribution_differs_with_each_part_of_the_identity(other: FlowEntr
 
 def test_what_changes_in_a_flows_life_is_left_out() -> None:
     hashes = FlowHash(COUNTING)
-    changed = replace(tcp(), status=0, timeout_s=1, mark=0, tcp=None, kernel_id=7)
+    changed = replace(
+        tcp(), status=0, timeout_s=1, mark=5, tcp=None, labels=bytes(16), kernel_id=7,
+        seqadj=(SeqAdj(1, 2, 3), SeqAdj(4, 5, 6)), master=ORIG,
+    )  # fmt: skip
     assert hashes.contribution(changed, 1) == hashes.contribution(tcp(), 1)
 
 

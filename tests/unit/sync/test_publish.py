@@ -9,7 +9,7 @@ import pytest
 
 from hafw.flow import FlowEntry
 from sync.ctnetlink import CtEvent, EventKind
-from sync.delta import Destroy, Upsert, Version, contribution
+from sync.delta import Destroy, Upsert, Version
 from sync.publish import LookUp, Publisher
 from sync.registry import Registry
 from tests.unit.sync.sync_flows import (
@@ -18,6 +18,7 @@ from tests.unit.sync.sync_flows import (
     CONFIRMED,
     ESTABLISHED,
     GROUP,
+    HASHES,
     OPENING,
     REPLIED,
     epoch,
@@ -33,7 +34,7 @@ NEW, UPDATE, DESTROY = EventKind.NEW, EventKind.UPDATE, EventKind.DESTROY
 
 @pytest.fixture
 def publisher() -> Publisher:
-    return Publisher(Registry(), Random(7))
+    return Publisher(Registry(HASHES), Random(7))
 
 
 def say(
@@ -64,11 +65,14 @@ def test_tcp_is_said_from_assured_on(publisher: Publisher) -> None:
     assert isinstance(closing, Upsert)
 
 
-def test_an_event_without_tcp_state_is_said_with_the_last_known(publisher: Publisher) -> None:
+def test_an_event_without_tcp_state_is_looked_up_if_it_is_news(publisher: Publisher) -> None:
     say(publisher, UPDATE, replace(tcp(), helper="ftp"))
-    (marked,) = say(publisher, UPDATE, replace(tcp(state=None), mark=tcp().mark | 5))
-    assert isinstance(marked, Upsert)
-    assert (marked.entry.tcp, marked.entry.helper) == (ESTABLISHED, "ftp")
+    assert say(publisher, UPDATE, tcp(state=None)) == [], "nothing that is replicated changed"
+    marked = replace(tcp(state=None), mark=tcp().mark | 5)
+    assert publisher.on_event(CtEvent(UPDATE, marked, 0), HELD) == [LookUp(tcp().key, E1)]
+    (said,) = publisher.publish(replace(tcp(), mark=marked.mark), E1, looked_up=True)
+    assert isinstance(said, Upsert)
+    assert (said.entry.tcp, said.entry.helper) == (ESTABLISHED, "ftp")
 
 
 def test_a_first_word_of_tcp_without_its_state_is_looked_up(publisher: Publisher) -> None:
@@ -81,7 +85,7 @@ def test_a_destroy_is_said_only_for_what_was_said(publisher: Publisher) -> None:
     (said,) = say(publisher, NEW, udp())
     (gone,) = say(publisher, DESTROY, udp())
     assert gone == Destroy(
-        udp().key, said.incarnation, Version(E1, 0), contribution(udp(), said.incarnation)
+        udp().key, said.incarnation, Version(E1, 0), HASHES.contribution(udp(), said.incarnation)
     )
     assert say(publisher, DESTROY, udp()) == []
 
@@ -91,7 +95,7 @@ def test_the_destroy_matches_although_its_event_lacks_the_helper(publisher: Publ
     (said,) = say(publisher, UPDATE, flow)
     (gone,) = say(publisher, DESTROY, tcp())
     assert isinstance(gone, Destroy)
-    assert gone.contribution == contribution(flow, said.incarnation)
+    assert gone.contribution == HASHES.contribution(flow, said.incarnation)
 
 
 @pytest.mark.parametrize("group", [0, 2])

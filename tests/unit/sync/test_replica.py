@@ -7,14 +7,15 @@ from dataclasses import replace
 import pytest
 
 from hafw.flow import FlowEntry
-from sync.delta import Destroy, Upsert, Version, contribution
+from sync.delta import Destroy, Upsert, Version
 from sync.ops import Create, Remove, Replace, Update
-from sync.registry import Registry
+from sync.registry import Flag, Registry
 from sync.replica import Hole, ReplicaGroup, ReplicaTable, Superseded
 from tests.unit.sync.sync_flows import (
     CLOSING,
     ESTABLISHED,
     GROUP,
+    HASHES,
     epoch,
     reborn,
     tcp,
@@ -28,7 +29,7 @@ class Bench:
     """A follower of node 1 at epoch 1, in step."""
 
     def __init__(self, *, suspect: bool = False) -> None:
-        self.registry = Registry()
+        self.registry = Registry(HASHES)
         self.group = ReplicaGroup(epoch=E1, suspect=suspect)
         self.table = ReplicaTable(self.registry, {GROUP: self.group})
 
@@ -45,9 +46,15 @@ class Bench:
         sender: int = 1,
         stored: int | None = None,
     ) -> list[object]:
-        stored = contribution(entry, incarnation) if stored is None else stored
+        stored = HASHES.contribution(entry, incarnation) if stored is None else stored
         delta = Destroy(entry.key, incarnation, Version(at, 0), stored)
         return list(self.table.on_delta(delta, sender))
+
+
+def flags(bench: Bench) -> dict[str, int]:
+    """How many flows have which flag."""
+    counts = {flag.name: bench.registry.count_flag(GROUP, flag) for flag in Flag}
+    return {name: count for name, count in counts.items() if count}
 
 
 @pytest.fixture
@@ -127,8 +134,10 @@ def test_the_same_incarnation_with_another_translation_replaces(bench: Bench) ->
 def test_tcp_never_goes_back_within_a_version(bench: Bench) -> None:
     bench.upsert(tcp(state=CLOSING))
     (update,) = bench.upsert(tcp(state=ESTABLISHED))
-    assert isinstance(update, Update)
-    assert update.entry.tcp == CLOSING
+    assert update == Update(tcp(state=None)), "the kernel keeps the state it has"
+    record = bench.registry.get(tcp().key)
+    assert record is not None
+    assert record.tcp_state == CLOSING.state
     assert bench.table.counters["tcp_regressions_refused"] == 1
     # A new holder may have seen less; its word is newer.
     bench.group.epoch = E2
@@ -142,7 +151,7 @@ def test_stale_entries_are_replaced_and_fresh_ones_updated(bench: Bench) -> None
     assert bench.table.mark_stale(GROUP) == 1
     bench.group.epoch = E2
     assert bench.upsert(tcp(1, owner=2), at=E2, sender=2) == [Replace(tcp(1, owner=2))]
-    assert bench.group.stale == set()
+    assert bench.registry.count_flag(GROUP, Flag.STALE) == 0
     assert bench.upsert(tcp(1, owner=2), at=E2, sender=2) == [Update(tcp(1, owner=2))]
     # The kernel may hold what the registry never knew: nothing is merely created.
     assert bench.upsert(tcp(2, owner=2), at=E2, sender=2) == [Replace(tcp(2, owner=2))]
@@ -171,15 +180,15 @@ class TestSnapshot:
         self.begin(bench)
         assert self.entry(bench, tcp(1)) == [Replace(tcp(1))]
         assert self.entry(bench, tcp(3)) == [Replace(tcp(3))]
-        assert bench.table.end_snapshot(GROUP) == [Remove(tcp(2).key)]
+        assert bench.table.end_snapshot(GROUP) == []
+        assert bench.table.is_orphan(tcp(2), GROUP), "known before, and not named"
         assert bench.table.is_orphan(tcp(9), GROUP)
         assert not bench.table.is_orphan(tcp(3), GROUP)
         bench.table.snapshot_swept(GROUP)
-        assert (bench.group.suspect, bench.group.stale, bench.group.touched) == (
-            False,
-            set(),
-            None,
-        )
+        assert (tcp(1).key in bench.registry, tcp(2).key in bench.registry) == (True, False)
+        assert bench.table.counters["snapshot_swept"] == 1
+        assert (bench.group.suspect, bench.group.snapshot) == (False, False)
+        assert flags(bench) == {}
 
     def test_the_stream_knows_better(self, bench: Bench) -> None:
         bench.upsert(udp(1))
@@ -191,7 +200,40 @@ class TestSnapshot:
         assert self.entry(bench, udp(1)) == [], "a tombstone"
         assert self.entry(bench, reborn(udp(2)), 4) == []
         assert self.entry(bench, udp(4), 8) == []
-        assert bench.table.end_snapshot(GROUP) == [], "and nothing live is swept"
+        bench.table.end_snapshot(GROUP)
+        assert not bench.table.is_orphan(udp(2), GROUP)
+        bench.table.snapshot_swept(GROUP)
+        assert udp(2).key in bench.registry, "and nothing live is swept"
+
+    def test_what_was_born_again_after_its_death_is_the_streams_too(self, bench: Bench) -> None:
+        bench.upsert(udp(1))
+        self.begin(bench)
+        bench.destroy(udp(1))
+        bench.upsert(reborn(udp(1)), incarnation=9)
+        assert self.entry(bench, udp(1)) == []
+        bench.table.end_snapshot(GROUP)
+        assert not bench.table.is_orphan(reborn(udp(1)), GROUP)
+
+    def test_a_live_delta_while_the_kernel_is_swept_saves_the_flow(self, bench: Bench) -> None:
+        bench.upsert(udp(1))
+        self.begin(bench)
+        bench.table.end_snapshot(GROUP)
+        assert bench.table.is_orphan(udp(1), GROUP)
+        bench.upsert(udp(1))
+        assert not bench.table.is_orphan(udp(1), GROUP)
+        bench.table.snapshot_swept(GROUP)
+        assert udp(1).key in bench.registry
+
+    def test_deaths_beyond_the_bound_are_owned_up_to(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sync.replica.TOMBSTONES_MAX", 2)
+        self.begin(bench)
+        for port in (1, 2):
+            bench.destroy(udp(port))
+        assert not bench.group.dead_unknown
+        bench.destroy(udp(3))
+        assert bench.group.dead_unknown
 
     def test_a_death_before_the_birth_was_known_is_a_tombstone_too(self) -> None:
         bench = Bench(suspect=True)
@@ -205,7 +247,8 @@ class TestSnapshot:
         bench.upsert(udp(1))
         bench.table.begin_snapshot(GROUP)
         assert self.entry(bench, udp(1)) == []
-        assert bench.table.end_snapshot(GROUP) == []
+        bench.table.end_snapshot(GROUP)
+        assert not bench.table.is_orphan(udp(1), GROUP)
 
     def test_an_unchanged_replica_is_updated_in_place(self, bench: Bench) -> None:
         bench.upsert(udp(1))
@@ -221,5 +264,5 @@ class TestSnapshot:
         bench.upsert(udp(1))
         self.begin(bench)
         bench.table.abort_snapshot(GROUP)
-        assert bench.group.touched is None
-        assert bench.group.unseen == set()
+        assert not bench.group.snapshot
+        assert flags(bench) == {}
