@@ -34,6 +34,7 @@ from sync.ctnetlink import (
     parse_expect_dump,
     parse_mixed_events,
 )
+from sync.event_filter import INSTRUCTION_BYTES, event_filter
 
 __all__ = [
     "BATCH_MESSAGES_MAX",
@@ -54,6 +55,7 @@ EXPECTATION_GROUPS = (4, 5, 6)
 """NFNLGRP_CONNTRACK_EXP_NEW, _UPDATE, _DESTROY."""
 
 _NETLINK_NETFILTER = 12
+_SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33
 _SIOCGSKNS = 0x894C
 _CLONE_NEWNET = 0x40000000
@@ -169,6 +171,21 @@ class EventSocket(_Socket):
         self._view = memoryview(bytearray(_EVENT_BUFFER_BYTES))
         self.overruns = 0
         self._overrun_pending = False
+
+    def attach_filter(self, own_port: int) -> None:
+        """From now on neither the echo of what the socket of this port asks for, nor what can
+        never be published, is queued (`sync.event_filter`). Raises KernelError."""
+        program = event_filter(own_port)
+        held = ctypes.create_string_buffer(program, len(program))
+        # struct sock_fprog: the number of instructions, and where they are.
+        count = len(program) // INSTRUCTION_BYTES
+        option = struct.pack("@HP", count, ctypes.addressof(held))
+        try:
+            self._sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)
+        except OSError as error:
+            raise KernelError(
+                error.errno or 0, "attaching a filter", "the conntrack event socket"
+            ) from error
 
     def drain(self, limit: int) -> list[CtEvent]:
         """`drain_all` without the events of expectations."""

@@ -356,7 +356,11 @@ class Syncd:
         counters = self._counters.copy()
         for part in self._parts.counters():
             counters.update(part)
-        alarms = [*self._transport.problems(), *self._server_problems]
+        alarms = [
+            *self._parts.problems,
+            *self._transport.problems(),
+            *self._server_problems,
+        ]
         return self._reporter.status(
             session=self._outbox.session,
             seq=self._outbox.position,

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from hafw.config.model import ClusterConfig
 from hafw.cpus import lease_cpu, usable_cpus
+from hafw.errors import KernelError
 from hafw.flow import GROUP_SHIFT
 from hafw.paths import NodePaths
 from sync.applier import Applier
@@ -68,6 +69,8 @@ class Parts:
         self.applier = Applier(
             hold_s=config.sync.hold_s, expectations_of=self.registry.expectations.of
         )
+        self.problems = self._filter_events()
+        """What went wrong at the start and is no reason not to run: alarms of the status."""
         self.transport = Transport(config, node_name)
         self.publisher = publisher = Publisher(self.registry, SystemRandom())
         self._sealing = config.cluster_id, node.id
@@ -144,6 +147,13 @@ class Parts:
             session=secrets.randbits(63) | 1,
             draw=os.urandom,
         )
+
+    def _filter_events(self) -> list[str]:
+        try:
+            self.events.attach_filter(self.applier.port_id)
+        except KernelError as error:
+            return [f"{error}: the echo of every replica is read"]
+        return []
 
     def counters(self) -> list[Counter[str]]:
         return [
