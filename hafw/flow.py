@@ -14,6 +14,7 @@ __all__ = [
     "AF_INET",
     "AF_INET6",
     "CHOSEN_SHIFT",
+    "EXPECT_INACTIVE",
     "GROUP_MASK",
     "GROUP_SHIFT",
     "IPPROTO_ICMP",
@@ -94,6 +95,9 @@ SCTP_STATES = (
     "SHUTDOWN_ACK_SENT",
     "HEARTBEAT_SENT",
 )
+
+# linux/netfilter/nf_conntrack_common.h: it is there and matches nothing yet.
+EXPECT_INACTIVE = 0x2
 
 # DESIGN §4, marks: [31:28] group, [27:22] owner in force, [21:16] owner chosen; the rest is the
 # user's. 0 = a flow of the node itself, never replicated.

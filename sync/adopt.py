@@ -44,6 +44,7 @@ from sync.replica import ReplicaGroup
 
 __all__ = [
     "DEAD_MAX",
+    "SIP_TIMEOUT",
     "TIMEOUT_SYSCTLS",
     "OwnPass",
     "PassOutput",
@@ -67,6 +68,8 @@ TIMEOUT_SYSCTLS = {
     "generic": "nf_conntrack_generic_timeout",
 }
 """Kind of timeout -> file in /proc/sys/net/netfilter."""
+SIP_TIMEOUT = "/sys/module/nf_conntrack_sip/parameters/sip_timeout"
+"""The kind ``sip``: what its helper gives a UDP flow with each of its packets."""
 _FALLBACK_S = 600
 
 
@@ -79,6 +82,8 @@ def normal_timeout_s(
         case proto if proto == IPPROTO_TCP:
             state = tcp_state if entry.tcp is None else entry.tcp.state
             kind = f"tcp_{TCP_STATES[max(state, 0)].lower()}"
+        case proto if proto == IPPROTO_UDP and entry.helper == "sip":
+            kind = "sip"
         case proto if proto == IPPROTO_UDP:
             kind = "udp_stream" if entry.status & IPS_ASSURED else "udp"
         case proto if proto == IPPROTO_ICMP:

@@ -126,6 +126,8 @@ class Applier:
                 replaces = isinstance(op, (Replace, Pristine))
                 if replaces and part > 1:
                     self._count("again_expectation", code)
+                elif isinstance(op, CreateExpectation) and part:
+                    self._count("expectation_timeout", code)
                 else:
                     self._failed(op, code, deletes=replaces and part == 0)
 
@@ -149,7 +151,7 @@ class Applier:
             case MakeStrict(key):
                 return [clear_liberal(key)]
             case CreateExpectation(expectation):
-                return [build_expect_create(expectation)]
+                return _expect(expectation)
             case RemoveExpectation(key=key):
                 return [build_expect_delete(key)]
             case _:
@@ -157,8 +159,10 @@ class Applier:
 
     def _replacement(self, entry: FlowEntry, hold_s: int | None) -> list[bytes]:
         """Deletion, creation, and what the flow expects."""
-        again = [build_expect_create(one) for one in self._expectations_of(entry.key)]
-        return [build_delete(entry.key), _create(entry, hold_s), *again]
+        return [build_delete(entry.key), _create(entry, hold_s), *self._again(entry.key)]
+
+    def _again(self, key: FlowKey) -> list[bytes]:
+        return [message for one in self._expectations_of(key) for message in _expect(one)]
 
     def _update(self, entry: FlowEntry, *, expected: bool | None = None) -> bytes:
         return build_update(
@@ -233,8 +237,7 @@ class Applier:
         if entry.tcp is None and entry.key.orig.proto == IPPROTO_TCP:
             # An update without its state found nothing to update; a flow in no state is no use.
             return self._judge(errno.ENODATA, entry)
-        again = [build_expect_create(one) for one in self._expectations_of(entry.key)]
-        messages = [*map(build_delete, clear), _create(entry, hold_s), *again]
+        messages = [*map(build_delete, clear), _create(entry, hold_s), *self._again(entry.key)]
         code = self._execute(messages)[len(clear)]
         if code == errno.ENOENT and entry.master is not None:
             return self._once([_create(entry, hold_s, with_master=False)], entry)
@@ -267,6 +270,12 @@ class Applier:
 
     def _count(self, what: str, code: int) -> None:
         self.counters[f"{what}_{errno.errorcode.get(code, code)}"] += 1
+
+
+def _expect(expectation: Expectation) -> list[bytes]:
+    """Creation takes the timeout of the helper's policy whatever it is told
+    (`nf_ct_expect_insert`); only what changes an expectation sets it."""
+    return [build_expect_create(expectation)] * 2
 
 
 def _create(entry: FlowEntry, hold_s: int | None, *, with_master: bool = True) -> bytes:

@@ -9,6 +9,7 @@ During a snapshot what the stream named is left alone, and what nobody named goe
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from hafw.flow import Expectation, FlowKey
 from sync.delta import ExpectDestroy, ExpectUpsert
@@ -73,10 +74,15 @@ class ExpectedFlows:
         if delta.incarnation != record.incarnation:
             self._counters["expectation_other_life"] += 1
             return []
-        if not self._registry.expectations.put(delta.expectation):
+        new = delta.expectation
+        old = self._registry.expectations.get(new.key)
+        if not self._registry.expectations.put(new):
             self._counters["expectations_no_room"] += 1
             return []
-        return [CreateExpectation(delta.expectation)]
+        if old is not None and replace(old, timeout_s=new.timeout_s) != new:
+            # A second creation changes nothing but the timeout (`ctnetlink_change_expect`).
+            return [RemoveExpectation(old.master, old.key), CreateExpectation(new)]
+        return [CreateExpectation(new)]
 
     # -- snapshots
 

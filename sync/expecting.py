@@ -4,6 +4,8 @@
 kernel sends the event before the payload is changed, and none when it is), then the expectation.
 `AGAIN_S` later the master is looked up once more. A first packet that makes a helper expect (TFTP,
 SIP) speaks before its own flow is in the table; then the expectation waits for the flow's NEW.
+One that is not active yet (SIP, between REGISTER and its answer) is looked up until it is: no
+event tells.
 
 *One is gone*: passed on if it was said, its master is held here, and the kernel really has it no
 more. The last matters: deleting a master raises this event with pid 0, also when we replace the
@@ -17,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hafw.errors import KernelError
-from hafw.flow import Expectation, FlowEntry, FlowKey, mark_group
+from hafw.flow import EXPECT_INACTIVE, Expectation, FlowEntry, FlowKey, mark_group
 from sync.applier import Applier
 from sync.ctnetlink import ExpectEvent
 from sync.publish import PublishEffect, Publisher
@@ -29,6 +31,11 @@ AGAIN_S = (0.002, 0.02)
 """When the master is looked up again: usually the first finds the new adjustment."""
 WAIT_S = (0.002, 0.005, 0.01, 0.03, 0.1)
 """When to look whether the master of an early expectation has come."""
+INACTIVE_S = 0.005
+INACTIVE_SHARE = 0.3
+INACTIVE_S_MAX = 32.0
+"""An inactive one is looked up again after this share of its age, and at least that long; until
+it is as old as a SIP client waits for the answer (RFC 3261, timer F)."""
 WAITING_MAX = 4096
 CHECKS_PER_SLICE = 40
 
@@ -44,6 +51,13 @@ class _Early:
     due: float
     expectation: Expectation
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Inactive:
+    due: float
+    key: FlowKey
+    made_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +85,7 @@ class Expecting:
         self._say = say
         self._again: deque[_Again] = deque()
         self._early: list[_Early] = []
+        self._inactive: list[_Inactive] = []
         self._checks: deque[_Check] = deque()
         self.counters: Counter[str] = Counter()
 
@@ -80,7 +95,8 @@ class Expecting:
 
     def times(self) -> list[float]:
         """When there is work to do."""
-        return [item.due for item in self._again] + [item.due for item in self._early]
+        due = [item.due for item in self._again] + [item.due for item in self._early]
+        return due + [item.due for item in self._inactive]
 
     def on_event(self, event: ExpectEvent, held: Mapping[int, int], *, now: float) -> None:
         if event.pid == self._applier.port_id:
@@ -120,6 +136,12 @@ class Expecting:
                 else:
                     # Not ours, not worth a replica, or gone. A pass would find it.
                     self.counters["expectations_without_master"] += 1
+        inactive, self._inactive = self._inactive, []
+        for late in inactive:
+            if late.due > now:
+                self._inactive.append(late)
+            else:
+                self._look_active(late, held, now)
         for _ in range(min(CHECKS_PER_SLICE, len(self._checks))):
             self._check(self._checks.popleft(), held)
 
@@ -138,6 +160,31 @@ class Expecting:
             if len(self._again) < WAITING_MAX:
                 self._again.append(_Again(now + delay, expectation.master))
         self._again = deque(sorted(self._again, key=lambda item: item.due))
+        if expectation.flags & EXPECT_INACTIVE:
+            self._await_active(expectation.key, now, now)
+
+    def _await_active(self, key: FlowKey, made_at: float, now: float) -> None:
+        age_s = now - made_at
+        if age_s < INACTIVE_S_MAX and len(self._inactive) < WAITING_MAX:
+            due = now + max(INACTIVE_S, INACTIVE_SHARE * age_s)
+            self._inactive.append(_Inactive(due, key, made_at))
+        else:
+            self.counters["expectations_never_active"] += 1  # The next pass finds it.
+
+    def _look_active(self, item: _Inactive, held: Mapping[int, int], now: float) -> None:
+        try:
+            expectation = self._applier.get_expectation(item.key)
+        except KernelError:
+            self.counters["expectation_lookups_failed"] += 1
+            return
+        if expectation is None:
+            return  # An event tells that it is gone.
+        if expectation.flags & EXPECT_INACTIVE:
+            self._await_active(item.key, item.made_at, now)
+            return
+        epoch = held.get(self._group_of(expectation.master))
+        if epoch is not None:
+            self._say(self._publisher.expected(expectation, epoch))
 
     def _look(self, master: FlowKey, held: Mapping[int, int]) -> int | None:
         """Publish the master as it is now; the epoch of its group if that is held."""

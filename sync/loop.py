@@ -37,7 +37,7 @@ from hafw.messages import (
     SyncdStatus,
 )
 from hafw.paths import NodePaths
-from sync.adopt import TIMEOUT_SYSCTLS
+from sync.adopt import SIP_TIMEOUT, TIMEOUT_SYSCTLS
 from sync.ctsocket import Overrun
 from sync.parts import Parts
 from sync.replica import Superseded
@@ -298,7 +298,7 @@ class Syncd:
                 return
 
     def _read_timeouts(self) -> None:
-        for kind, name in TIMEOUT_SYSCTLS.items():
+        for kind, name in {**TIMEOUT_SYSCTLS, "sip": SIP_TIMEOUT}.items():
             with contextlib.suppress(OSError, ValueError):
                 text = Path("/proc/sys/net/netfilter", name).read_text(encoding="ascii")
                 self._parts.timeouts_s[kind] = int(text)

@@ -43,6 +43,7 @@ __all__ = [
     "oifname",
     "one_of",
     "payload",
+    "payload_bits",
     "peer",
     "ports_in",
     "syn",
@@ -94,6 +95,11 @@ def family_is(family: int) -> Expression:
 
 def payload(protocol: str, field: str, right: Any, op: str = "==") -> Expression:
     return _match({"payload": {"protocol": protocol, "field": field}}, right, op)
+
+
+def payload_bits(base: str, offset: int, length: int, right: int) -> Expression:
+    """``@th,64,3 2``: some bits, counted from a header's begin."""
+    return _match({"payload": {"base": base, "offset": offset, "len": length}}, right)
 
 
 def ct(key: str, right: Any, op: str = "==") -> Expression:

@@ -33,6 +33,7 @@ from hafw.policy.expressions import (
     oifname,
     one_of,
     payload,
+    payload_bits,
     ports_in,
 )
 from hafw.policy.model import HELPER_PROTOCOLS, Dnat, Rule, Service
@@ -97,6 +98,9 @@ def filter_part(table: TableWriter, site: Site) -> None:
 
 
 def _helpers(table: TableWriter, site: Site) -> None:
+    if "sip" in site.policy.helpers:
+        table.rule("prerouting", ct_state("established"), ACCEPT)
+        _sip_signalling(table)
     if site.policy.helpers:
         table.rule("prerouting", ct_state("established", "related"), ACCEPT)
     for helper, ports in site.policy.helpers.items():
@@ -111,6 +115,23 @@ def _helpers(table: TableWriter, site: Site) -> None:
                 {"ct helper": name},
                 comment=f"helpers.{helper}",
             )
+
+
+def _sip_signalling(table: TableWriter) -> None:
+    """A call to a telephone that has registered is expected, and must be looked into as well. The
+    kernel says so in its own expectations; one that ctnetlink made (a replica's) cannot, and then
+    these rules do. `ct helper` is that of the master. Media are expected too: RTP begins with the
+    bits 10, a SIP request with a capital letter."""
+    for protocol in HELPER_PROTOCOLS["sip"]:
+        table.rule(
+            "prerouting",
+            ct_state("related"),
+            meta("l4proto", protocol),
+            ct("helper", "sip"),
+            payload_bits("th", 64, 3, 0b010) if protocol == "udp" else None,
+            {"ct helper": f"sip_{protocol}"},
+            comment="helpers.sip: signalling of an expected flow",
+        )
 
 
 def _before_rules(table: TableWriter, site: Site) -> None:

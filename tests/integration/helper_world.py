@@ -43,6 +43,7 @@ table inet helpers {
     ct state new tcp dport 21 ct helper set "ftp"
     ct state new udp dport 69 ct helper set "tftp"
     ct state new udp dport 5060 ct helper set "sip"
+    ct state related meta l4proto udp ct helper "sip" @th,64,3 2 ct helper set "sip"
   }
   chain pre {
     type nat hook prerouting priority dstnat;

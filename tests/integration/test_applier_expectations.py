@@ -58,6 +58,12 @@ def test_an_expectation_is_made_as_it_was_said(applier: Applier) -> None:
     assert made is not None
     assert replace(made, timeout_s=300) == expectation()
     applier.apply([CreateExpectation(expectation())])  # Once more is no error.
+    assert made.timeout_s >= 298
+    longer = replace(expectation(), timeout_s=3000)
+    applier.apply([RemoveExpectation(MASTER.key, KEY), CreateExpectation(longer)])
+    made = applier.get_expectation(KEY)
+    assert made is not None
+    assert made.timeout_s >= 2998, "not that of the helper's policy, 300"
     applier.apply([RemoveExpectation(MASTER.key, KEY), RemoveExpectation(MASTER.key, KEY)])
     assert applier.get_expectation(KEY) is None
     assert {name for name in applier.counters if "E" in name} == {"delete_ENOENT"}
@@ -70,9 +76,11 @@ def test_a_replaced_master_expects_again(
     applier.apply([Create(MASTER), CreateExpectation(expectation())])
     applier.apply([op(MASTER)])
     assert applier.get_expectation(KEY) is None, "the kernel deletes it with its master"
-    table.put(expectation())
+    table.put(replace(expectation(), timeout_s=3000))
     applier.apply([op(MASTER)])
-    assert applier.get_expectation(KEY) is not None
+    again = applier.get_expectation(KEY)
+    assert again is not None
+    assert again.timeout_s >= 2998
     assert not applier.refused
 
 

@@ -9,11 +9,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address
 
 import pytest
 
-from hafw.flow import hafw_mark
+from hafw.flow import IPPROTO_UDP, Expectation, ExpectNat, FlowKey, Tuple, hafw_mark
 from hafw.kernel.netns import entered
+from sync.ctnetlink import build_expect_create
+from sync.ctsocket import RequestSocket
 from tests.integration.policy_spaces import (
     CLIENT,
     FAMILY,
@@ -179,6 +182,38 @@ def test_ftp_in_active_mode_goes_through_with_its_helper(site: Site, family: int
         server.wait()
         if server.stdout:
             server.stdout.close()
+
+
+@both
+def test_a_call_that_a_replica_expects_gets_the_sip_helper_and_its_media_do_not(
+    site: Site, family: int
+) -> None:
+    """The expectation is made as a peer's syncd makes it. ctnetlink gives its children no helper:
+    the policy does."""
+    phone = site.socket(site.client, family, socket.SOCK_DGRAM, port=5062)
+    phone.sendto(b"registers", (SERVER[family], 5060))
+    (master,) = site.flows("-p", "udp", "--dport", "5060")
+    assert "helper=sip" in master
+    vip, client, server = (ip_address(a[family]).packed for a in (VIP_WAN, CLIENT, SERVER))
+    kind = FAMILY[family]
+    key = FlowKey(0, Tuple(kind, IPPROTO_UDP, client, server, 5062, 5060))
+    expectation = Expectation(
+        key, Tuple(kind, IPPROTO_UDP, server, vip, 0, 5062), b"\xff" * len(vip), 0, 60, 1, 0,
+        ExpectNat(1, client, 5062), "sip", "sip",
+    )  # fmt: skip
+    with entered(site.gateway):
+        kernel = RequestSocket()
+    assert kernel.execute([build_expect_create(expectation)]) == [0]
+    request = b"OPTIONS sip:a SIP/2.0\r\nCSeq: 1 OPTIONS\r\nContent-Length: 0\r\n\r\n"
+    for port, text in ((5070, request), (6000, b"\x80\x00media")):
+        caller = site.socket(site.server, family, socket.SOCK_DGRAM, port=port)
+        caller.sendto(text, (VIP_WAN[family], 5062))
+        assert phone.recv(1000) == text
+    kernel.close()
+    (call,) = site.flows("-p", "udp", "--sport", "5070")
+    (media,) = site.flows("-p", "udp", "--sport", "6000")
+    assert "helper=sip" in call
+    assert "helper" not in media
 
 
 @both

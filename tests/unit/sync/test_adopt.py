@@ -34,6 +34,7 @@ E1, E2 = epoch(1, 2), epoch(2, ME)
 TIMEOUTS = {
     "tcp_established": 432_000, "tcp_fin_wait": 120, "udp": 30, "udp_stream": 120,
     "icmp": 31, "icmpv6": 32, "generic": 600,
+    "sip": 3600,
 }  # fmt: skip
 
 
@@ -206,6 +207,9 @@ def test_refresh_says_everything(bench: Bench) -> None:
         (tcp(state=CLOSING), 120),
         (udp(status=REPLIED), 30),
         (udp(), 120),
+        (replace(udp(), helper="sip"), 3600),
+        (replace(udp(), helper="tftp"), 120),
+        (replace(tcp(), helper="sip"), 432_000),
         (tcp(state=None), 600),
     ],
 )

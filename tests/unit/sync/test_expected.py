@@ -227,6 +227,18 @@ def test_made_and_removed_under_its_master(bench: Bench) -> None:
     assert bench.drop() == []
 
 
+def test_what_changed_is_made_anew_and_what_only_lives_longer_is_not(bench: Bench) -> None:
+    bench.master()
+    waiting = replace(expectation(), flags=3)
+    for one, ops in (
+        (waiting, [CreateExpectation(waiting)]),
+        (expectation(), [GONE, CreateExpectation(expectation())]),
+        (replace(expectation(), timeout_s=900),
+         [CreateExpectation(replace(expectation(), timeout_s=900))]),
+    ):  # fmt: skip
+        assert bench.table.on_delta(ExpectUpsert(one, 5, Version(E1, 0)), 1) == ops
+
+
 def test_only_the_masters_owner_is_believed(bench: Bench) -> None:
     bench.master()
     assert bench.expect(sender=2) == []
