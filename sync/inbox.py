@@ -12,6 +12,7 @@ import struct
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from random import random
 from typing import assert_never
 
 from sync.control import (
@@ -44,8 +45,6 @@ CHALLENGES_ANSWERED_PER_S = 100
 CHALLENGES_REMEMBERED_MAX = 4096
 """Of one peer. The peer draws a nonce for each challenge, so a second one like it is a copy from
 another link or a recording, and what it asked for was said over all links."""
-REPAIRS_PER_S_MAX = 20_000
-"""Datagrams re-sent in a second, whatever is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +82,15 @@ class Inbox:
         self._outbox = outbox
         self._transport = transport
         self._boot = boot
-        self.stream = StreamReceiver(draw_nonce=lambda: secrets.token_bytes(CHALLENGE_BYTES))
+        self.stream = StreamReceiver(
+            draw_nonce=lambda: secrets.token_bytes(CHALLENGE_BYTES),
+            spread=random if len(self._peers) > 1 else lambda: 0.0,
+        )
         self._windows: dict[tuple[int, int, MessageType], ReplayWindow] = {}
         self._boots: dict[int, int] = {}
         self._budget_at = 0.0
         self._challenges_left: dict[int, int] = {}
         self._answered: dict[int, OrderedDict[bytes, None]] = {}
-        self._repairs_left = REPAIRS_PER_S_MAX
         self.counters: Counter[str] = Counter()
         self.beacon_at: dict[int, float] = {}
         """When a peer's last authentic beacon of an accepted session came."""
@@ -209,7 +210,6 @@ class Inbox:
         if now - self._budget_at >= 1.0:
             self._budget_at = now
             self._challenges_left.clear()
-            self._repairs_left = REPAIRS_PER_S_MAX
 
     def _answer(self, sender_id: int, nonce: bytes, now: float) -> None:
         # A replayed challenge only makes us say our session and seq once more. It must not use up
@@ -233,21 +233,18 @@ class Inbox:
         self._transport.unicast_everywhere(sender_id, self._outbox.seal(reply))
 
     def _repair(self, sender_id: int, ranges: list[tuple[int, int]], seq: int, now: float) -> None:
-        self._refill(now)
-        self.counters["nacks_received"] += 1
-        datagrams, missing = self._outbox.ring.repairs(ranges)
-        if missing:
-            self.counters["repairs_beyond_ring"] += missing
-        if len(datagrams) > self._repairs_left:
-            self.counters["repairs_rate_limited"] += 1
-            datagrams = datagrams[: max(self._repairs_left, 0)]
-        self._repairs_left -= len(datagrams)
+        outbox, transport = self._outbox, self._transport
+        repair = outbox.repairer.answer(sender_id, ranges, now=now)
         # The asker takes the next link with each NACK, and `seq` grows by one: so every way there
         # meets every way back, were each link to work in one direction only.
-        attempt = seq // self._transport.link_count
-        for datagram in datagrams:
-            self._transport.unicast(sender_id, datagram, attempt=attempt)
-        self.counters["repairs_sent"] += len(datagrams)
+        attempt = seq // max(transport.link_count, 1)
+        for wanted in repair.seqs:
+            datagram = outbox.ring.get(wanted)
+            assert datagram is not None, wanted
+            if repair.to_all:
+                transport.multicast(datagram)
+            else:
+                transport.unicast(sender_id, datagram, attempt=attempt)
 
     # -- effects of the stream core
 

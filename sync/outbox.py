@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from sync.control import Ack, Beacon, Control, control_type, encode_control
 from sync.delta import Delta, encode_delta
 from sync.ledger import Ledger
-from sync.stream import SendRing
+from sync.ring import Repairer, SendRing
 from sync.wire import PAYLOAD_BYTES_MAX, MessageType, Sealer
 
 __all__ = ["STAMP", "Outbox"]
@@ -32,6 +32,7 @@ class Outbox:
         multicast: Callable[[bytes], None],
         *,
         ring_datagrams: int,
+        peers: int,
         boot: int,
         first_said: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -39,6 +40,7 @@ class Outbox:
         self._new_sealer = new_sealer
         self._multicast = multicast
         self._ring_datagrams = ring_datagrams
+        self._peers = peers
         self._boot = boot
         self._first_said = first_said
         self._pending: list[bytes] = []
@@ -51,6 +53,7 @@ class Outbox:
         """Be a new sender: every peer asks for proof and fetches a snapshot."""
         self.sealer = self._new_sealer()
         self.ring = SendRing(self._ring_datagrams)
+        self.repairer = Repairer(self.ring, peers=self._peers, counters=self.counters)
         self._said = self._first_said()
         self.ledger = Ledger(self._ring_datagrams, self._said)
         self._control_seq: Counter[MessageType] = Counter()

@@ -79,6 +79,7 @@ class Parts:
             self._new_sealer,
             self.transport.multicast,
             ring_datagrams=config.sync.ring_datagrams,
+            peers=len(self.transport.peer_ids),
             boot=boot,
             first_said=lambda: publisher.counters["first"],
         )

@@ -17,13 +17,14 @@ twice, late, out of order, or not at all. Invariants of `StreamReceiver`:
                          +---+ every 50 ms      +-- gap --1 ms--> NACK, 2, 4 .. 64 ms --> broken
 
 A gap is seen by a later datagram or by the high-water mark in the sender's beacon; a sender's
-ring answers NACKs with the identical ciphertext. Pure: `now` in seconds, randomness injected.
+ring (`sync.ring`) answers NACKs with the identical ciphertext. Of several receivers that miss the
+same datagram, the first to ask gets it for all. Pure: `now` in seconds, randomness injected.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 __all__ = [
@@ -31,12 +32,11 @@ __all__ = [
     "NACK_ATTEMPTS_MAX",
     "NACK_FIRST_S",
     "NACK_RANGES_MAX",
+    "NACK_SPREAD_S",
     "REORDER_DATAGRAMS_MAX",
-    "REPAIR_DATAGRAMS_MAX",
     "Deliver",
     "SendChallenge",
     "SendNack",
-    "SendRing",
     "SessionAccepted",
     "StreamBroken",
     "StreamEffect",
@@ -45,74 +45,22 @@ __all__ = [
 ]
 
 CHALLENGE_INTERVAL_S = 0.05
-"""At most one challenge a sender in this time, however many datagrams ask for one; after a few
-tries it doubles, up to a second."""
+"""At most one challenge a sender in this time, however many datagrams ask for one, and however
+soon they are answered; after a few tries in vain it doubles, up to a second."""
 CHALLENGE_VALID_S = 2.0
 """An answer that comes later than this does not count: it may have been held back."""
 NACK_FIRST_S = 0.001
 """Grace for a datagram that is only late on one of the links."""
+NACK_SPREAD_S = 0.002
+"""With more than two nodes the first NACK waits up to this much longer, each for a time of its
+own: the repair that one of them asks for goes to all, and those that hear it need not ask."""
 NACK_BACKOFF_S_MAX = 0.064
 NACK_ATTEMPTS_MAX = 14
 """NACKs without any progress before the gap is given up (about 0.6 s)."""
 NACK_RANGES_MAX = 64
-REPAIR_DATAGRAMS_MAX = 256
-"""Datagrams re-sent for one NACK; the receiver asks again for the rest."""
 REORDER_DATAGRAMS_MAX = 4096
 """Datagrams held behind a gap; at the bound the gap is given up."""
 RETIRED_SESSIONS_MAX = 64
-
-
-# ---- sender --------------------------------------------------------------------------------
-
-
-class SendRing:
-    """The last `size` sealed datagrams of this session, by seq, for repair."""
-
-    def __init__(self, size: int) -> None:
-        assert size > 0, size
-        self._size = size
-        self._slots: list[bytes] = []
-        self.high_water = 0
-        """The newest seq sent; 0 = nothing yet."""
-
-    @property
-    def low_water(self) -> int:
-        """The oldest seq that can still be repaired; high_water + 1 if there is none."""
-        return max(1, self.high_water - min(len(self._slots), self._size) + 1)
-
-    def push(self, seq: int, datagram: bytes) -> None:
-        assert seq == self.high_water + 1, (seq, self.high_water)
-        if len(self._slots) < self._size:
-            self._slots.append(datagram)
-        else:
-            self._slots[(seq - 1) % self._size] = datagram
-        self.high_water = seq
-
-    def get(self, seq: int) -> bytes | None:
-        if not self.low_water <= seq <= self.high_water:
-            return None
-        return self._slots[(seq - 1) % self._size]
-
-    def repairs(self, ranges: Iterable[tuple[int, int]]) -> tuple[list[bytes], int]:
-        """Answer to a NACK: datagrams to send again, and how many asked for are not in the ring
-        any more (the beacon's low-water mark tells the receiver so)."""
-        found: list[bytes] = []
-        missing = 0
-        for first, last in ranges:
-            start, end = max(first, 1), min(last, self.high_water)
-            if start < self.low_water and start <= end:
-                missing += min(end, self.low_water - 1) - start + 1
-                start = self.low_water
-            for seq in range(start, end + 1):
-                if len(found) >= REPAIR_DATAGRAMS_MAX:
-                    return found, missing
-                datagram = self.get(seq)
-                assert datagram is not None, seq
-                found.append(datagram)
-        return found, missing
-
-
-# ---- receiver ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,10 +152,15 @@ class _Proof:
 class StreamReceiver:
     """The receiving end of every peer's stream. Feed it authenticated datagrams only."""
 
-    def __init__(self, *, draw_nonce: Callable[[], bytes]) -> None:
+    def __init__(
+        self, *, draw_nonce: Callable[[], bytes], spread: Callable[[], float] = lambda: 0.0
+    ) -> None:
+        """`spread` draws from 0 to 1: this receiver's share of `NACK_SPREAD_S`."""
         self._draw_nonce = draw_nonce
+        self._spread = spread
         self._accepted: dict[int, _Session] = {}
         self._proofs: dict[int, _Proof] = {}
+        self._asked_at: dict[int, float] = {}
         self._answered: dict[int, bytes] = {}
         self._retired: dict[int, OrderedDict[int, None]] = {}
         self.counters: Counter[str] = Counter()
@@ -320,7 +273,8 @@ class StreamReceiver:
             self.counters["datagrams_retired_session"] += 1
             return []
         proof = self._proofs.get(sender_id)
-        if proof is not None and now < proof.next_at:
+        next_at = self._asked_at.get(sender_id, -1.0) + CHALLENGE_INTERVAL_S
+        if now < (next_at if proof is None else proof.next_at):
             return []
         attempt = 0 if proof is None else proof.attempt + 1
         nonce = self._draw_nonce()
@@ -328,6 +282,7 @@ class StreamReceiver:
         nonces[nonce] = now
         wait = min(CHALLENGE_INTERVAL_S * (1 << min(max(attempt - 4, 0), 5)), 1.0)
         self._proofs[sender_id] = _Proof(nonces, attempt, now + wait)
+        self._asked_at[sender_id] = now
         self.counters["challenges_sent"] += 1
         return [SendChallenge(sender_id, nonce)]
 
@@ -361,7 +316,7 @@ class StreamReceiver:
         elif s.gap_since is None:
             self.counters["gaps"] += 1
             s.gap_since = now
-            s.nack_at = now + NACK_FIRST_S
+            s.nack_at = now + NACK_FIRST_S + NACK_SPREAD_S * self._spread()
             s.attempt = 0
 
     def _missing(self, s: _Session) -> tuple[tuple[int, int], ...]:

@@ -54,12 +54,12 @@ from sync.ops import (
 from sync.publish import LookUp, PublishEffect, Publisher, publishable
 from sync.registry import Flag, Registry
 from sync.replica import Hole, ReplicaGroup, ReplicaTable, Superseded
+from sync.ring import Repairer, SendRing
 from sync.roles import BecomeStale, Follow, RoleEffect, Roles, StartHolding, StopHolding
 from sync.stream import (
     Deliver,
     SendChallenge,
     SendNack,
-    SendRing,
     SessionAccepted,
     StreamBroken,
     StreamEffect,
@@ -132,12 +132,15 @@ class Node:
         rng = self.world.rng
         self.session = rng.getrandbits(63)
         self.ring = SendRing(self.world.faults.ring)
+        self.repairer = Repairer(self.ring, peers=self.world.count - 1)
         self.registry = Registry(HASHES)
         self.group = ReplicaGroup()
         self.roles = Roles(self.number, [GROUP])
         self.table = self.world.cores.table(self.registry, {GROUP: self.group})
         self.publisher = self.world.cores.publisher(self.registry, rng)
-        self.stream = self.world.cores.stream(draw_nonce=lambda: rng.randbytes(16))
+        self.stream = self.world.cores.stream(
+            draw_nonce=lambda: rng.randbytes(16), spread=rng.random
+        )
         self.ready = False
         self.source: tuple[int, int, int] | None = None
         self.snapshot: Snapshot | None = None
@@ -311,10 +314,13 @@ class Node:
         def ask() -> None:
             if session != sender.session:
                 return
-            for first, last in ranges:
-                for seq in range(first, last + 1):
-                    for body in sender.ring.repairs([(seq, seq)])[0]:
-                        self.world.carry(sender.say(self, session, seq, body))
+            repair = sender.repairer.answer(self.number, ranges, now=self.world.now)
+            for seq in repair.seqs:
+                body = sender.ring.get(seq)
+                assert body is not None, seq
+                for peer in self.world.nodes if repair.to_all else [self]:
+                    if peer is not sender:
+                        self.world.carry(sender.say(peer, session, seq, body))
 
         return ask
 
@@ -418,6 +424,7 @@ class SimWorld:
         self.holder = 1
         self.epoch = make_epoch(1, 1, 1)
         self.contiguous = False
+        self.count = nodes
         self.nodes = [Node(self, number) for number in range(1, nodes + 1)]
         self.known_since: dict[int, float] = {}
 

@@ -46,7 +46,7 @@ def outbox(node_id: int, session: int) -> Outbox:
             draw=os.urandom,
         )
 
-    return Outbox(new_sealer, lambda datagram: None, ring_datagrams=64, boot=0)
+    return Outbox(new_sealer, lambda datagram: None, ring_datagrams=64, peers=1, boot=0)
 
 
 class Node:

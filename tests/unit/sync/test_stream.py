@@ -8,6 +8,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sync.ring import Repairer, SendRing
 from sync.stream import (
     CHALLENGE_INTERVAL_S,
     CHALLENGE_VALID_S,
@@ -15,11 +16,9 @@ from sync.stream import (
     NACK_BACKOFF_S_MAX,
     NACK_RANGES_MAX,
     REORDER_DATAGRAMS_MAX,
-    REPAIR_DATAGRAMS_MAX,
     Deliver,
     SendChallenge,
     SendNack,
-    SendRing,
     SessionAccepted,
     StreamBroken,
     StreamEffect,
@@ -191,24 +190,6 @@ class TestRepair:
         assert len(nack.ranges) == NACK_RANGES_MAX
 
 
-class TestSendRing:
-    def test_it_keeps_the_newest(self) -> None:
-        ring = SendRing(4)
-        assert (ring.low_water, ring.high_water) == (1, 0)
-        for seq in range(1, 11):
-            ring.push(seq, b"%d" % seq)
-        assert (ring.low_water, ring.high_water) == (7, 10)
-        assert ring.repairs([(5, 8), (10, 99)]) == ([b"7", b"8", b"10"], 2)
-        assert ring.repairs([(1, 3)]) == ([], 3)
-        assert ring.repairs([(11, 20), (0, 0)]) == ([], 0)
-
-    def test_one_nack_gets_a_bounded_answer(self) -> None:
-        ring = SendRing(1024)
-        for seq in range(1, 1000):
-            ring.push(seq, b"x")
-        assert len(ring.repairs([(1, 999)])[0]) == REPAIR_DATAGRAMS_MAX
-
-
 @settings(max_examples=200, deadline=None)
 @given(
     st.integers(1, 60), st.floats(0, 0.6), st.floats(0, 0.4), st.sampled_from((4, 16, 256)),
@@ -220,6 +201,7 @@ def test_everything_arrives_once_in_order_or_is_declared_broken(
     """A lossy, shuffling network with an honest sender behind a ring."""
     rng = Random(seed)
     stream, ring = accepted(), SendRing(ring_size)
+    repairer = Repairer(ring, peers=1)
     now, sent = 0.0, 0
     in_flight: list[tuple[int, bytes]] = []
     got: list[int] = []
@@ -238,8 +220,8 @@ def test_everything_arrives_once_in_order_or_is_declared_broken(
                 case StreamBroken(_, _, first, last):
                     broken.append(range(first, last + 1))
                 case SendNack(_, _, ranges):
-                    for datagram in ring.repairs(ranges)[0]:
-                        send(int(datagram), datagram)
+                    for wanted in repairer.answer(2, ranges, now=now).seqs:
+                        send(wanted, b"%d" % wanted)
                 case _:
                     raise AssertionError(effect)
 
