@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import random
 from typing import assert_never
@@ -95,6 +95,8 @@ class Inbox:
         self.beacon_at: dict[int, float] = {}
         """When a peer's last authentic beacon of an accepted session came."""
         self._applied: dict[int, tuple[int, int, float]] = {}
+        """Sender -> session, seq, since when; beside it what of that was confirmed."""
+        self._confirmed: dict[int, tuple[int, int, float]] = {}
 
     def on_datagram(self, datagram: bytes, *, now: float) -> list[Incoming]:
         try:
@@ -126,19 +128,25 @@ class Inbox:
     def deadline(self) -> float | None:
         return self.stream.deadline()
 
-    def note_applied(self, *, now: float) -> None:
-        """All that was delivered is in the kernel."""
+    def note_applied(self, whole: Callable[[int], bool], *, now: float) -> None:
+        """All that was delivered is in the kernel. `whole` tells whether all that a sender had
+        said before is there too: else nothing more is confirmed to it."""
         for sender_id in self._peers:
             view = self.stream.view(sender_id)
-            if view is not None:
-                known = self._applied.get(sender_id)
-                if known is None or known[:2] != (view.session, view.applied_seq):
-                    self._applied[sender_id] = view.session, view.applied_seq, now
+            if view is None:
+                continue
+            session, seq, _ = self._applied.get(sender_id, (0, 0, now))
+            if (session, seq) != (view.session, view.applied_seq):
+                self._applied[sender_id] = view.session, view.applied_seq, now
+            if session != view.session:
+                self._confirmed[sender_id] = view.session, 0, now
+            if whole(sender_id):
+                self._confirmed[sender_id] = self._applied[sender_id]
 
     def acks(self, *, now: float) -> dict[int, Ack]:
         """What to tell the peers of what we have of them."""
         acks: dict[int, Ack] = {}
-        for sender_id, (session, seq, since) in self._applied.items():
+        for sender_id, (session, seq, since) in self._confirmed.items():
             window = self._windows.get((sender_id, session, MessageType.BEACON))
             beacon = 0 if window is None else window.highest
             acks[sender_id] = Ack(session, seq, beacon, int((now - since) * 1e6))

@@ -48,6 +48,8 @@ __all__ = ["Syncd"]
 
 RECEIVE_SLICE_S = 0.004
 DATAGRAMS_PER_READ = 8
+BACKLOG_S_MAX = 0.02
+"""A NACK waits this long for the sockets to run empty."""
 EVENTS_PER_TURN = 128
 DRAIN_BEFORE_HOLDING_S = 0.1
 """Before this node speaks for a group, what its holder had sent is applied, at most so long."""
@@ -257,10 +259,13 @@ class Syncd:
             now = time.monotonic()
             if now >= until:
                 break
-        for item in self._inbox.tick(now=now):
-            self._follower.on_incoming(item, now=now)
+        # What seems to be missing may wait in a socket; a peer need not be asked for that.
+        due = self._inbox.deadline()
+        if due is not None and (not found or now > due + BACKLOG_S_MAX):
+            for item in self._inbox.tick(now=now):
+                self._follower.on_incoming(item, now=now)
         self._follower.flush(now=now)
-        self._inbox.note_applied(now=time.monotonic())
+        self._inbox.note_applied(self._follower.whole, now=time.monotonic())
         return found
 
     def _drain_peers(self) -> None:

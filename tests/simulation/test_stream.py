@@ -99,6 +99,7 @@ class TailIgnored(StreamReceiver):
     ) -> list[StreamEffect]:
         view = self.view(sender_id)
         known = 0 if view is None else view.high_water
+        low_water = min(low_water, known + 1)
         return super().on_beacon(sender_id, session, known, low_water, now=now)
 
 

@@ -8,10 +8,12 @@ from itertools import count
 from typing import cast
 
 from sync.control import Beacon, Challenge
+from sync.delta import Destroy, Version
 from sync.inbox import CHALLENGES_ANSWERED_PER_S, CHALLENGES_REMEMBERED_MAX, Inbox
 from sync.outbox import Outbox
 from sync.transport import Transport
 from sync.wire import Sealer
+from tests.unit.sync.sync_flows import tcp
 
 MASTER = bytes(range(32))
 
@@ -67,7 +69,7 @@ class Node:
             peer.inbox.on_datagram(challenge, now=now)
         for answer in peer.wire.take():
             self.inbox.on_datagram(answer, now=now)
-        self.inbox.note_applied(now=now)
+        self.inbox.note_applied(lambda _: True, now=now)
 
 
 def nonce(number: int) -> bytes:
@@ -156,3 +158,20 @@ def test_what_a_peer_has_applied_is_told_and_kept() -> None:
     gw1.inbox.on_datagram(gw2.beacon(), now=1.0)
     assert gw1.outbox.ledger.acked(2) == 0
     assert gw2.inbox.acks(now=3.0)[1].age_us == 3_000_000
+
+
+def test_what_came_before_a_hole_was_filled_is_not_confirmed() -> None:
+    gw1, gw2 = Node(1, 11, 2), Node(2, 22, 1)
+    gw2.meet(gw1)
+    for seq in (1, 2, 3):
+        gw1.outbox.put(Destroy(tcp().key, 1, Version(1 << 32, 0), 7))
+        gw1.outbox.flush()
+        datagram = gw1.outbox.ring.get(seq)
+        assert datagram is not None
+        gw2.inbox.on_datagram(datagram, now=float(seq))
+        wholes = {1: seq != 2}
+        gw2.inbox.note_applied(wholes.__getitem__, now=float(seq))
+        confirmed = gw2.inbox.acks(now=float(seq))[1]
+        assert confirmed.seq == (1, 1, 3)[seq - 1]
+    gw2.inbox.note_applied(lambda _: True, now=9.0)
+    assert gw2.inbox.acks(now=9.0)[1].age_us == 6_000_000, "since it came, not since it is told"
