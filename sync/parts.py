@@ -58,7 +58,6 @@ class Parts:
         node = config.nodes[node_name]
         self._lease_cpu = lease_cpu(config.cpus, usable_cpus())
         numbers = sorted(group.index for group in config.groups.values())
-        boot = _boot_id()
         self.bus = LocalBus(paths)
         self.waker = Waker()
         # The event socket first: what changes from now on is heard.
@@ -72,21 +71,8 @@ class Parts:
         self.problems = self._filter_events()
         """What went wrong at the start and is no reason not to run: alarms of the status."""
         self.transport = Transport(config, node_name)
-        self.publisher = publisher = Publisher(self.registry, SystemRandom())
-        self._sealing = config.cluster_id, node.id
-        self._key_id, self._master = 0, master
-        self.outbox = Outbox(
-            self._new_sealer,
-            self.transport.multicast,
-            ring_datagrams=config.sync.ring_datagrams,
-            peers=len(self.transport.peer_ids),
-            boot=boot,
-            first_said=lambda: publisher.counters["first"],
-        )
-        keys = {0: master}
-        self.inbox = Inbox(
-            keys, node.id, config.cluster_id, self.outbox, self.transport, boot=boot
-        )
+        self.publisher = Publisher(self.registry, SystemRandom())
+        self._open_stream(config, node.id, master)
         self.roles = Roles(node.id, numbers)
         self.groups = {number: ReplicaGroup() for number in numbers}
         self.timeouts_s: dict[str, int] = {}
@@ -116,6 +102,23 @@ class Parts:
                 self._start_dump,
                 lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
             ),
+        )
+
+    def _open_stream(self, config: ClusterConfig, node_id: int, master: bytes) -> None:
+        boot, publisher = _boot_id(), self.publisher
+        self._sealing = config.cluster_id, node_id
+        self._key_id, self._master = 0, master
+        self.outbox = Outbox(
+            self._new_sealer,
+            self.transport.multicast,
+            ring_datagrams=config.sync.ring_datagrams,
+            peers=len(self.transport.peer_ids),
+            boot=boot,
+            first_said=lambda: publisher.counters["first"],
+        )
+        keys = {0: master}
+        self.inbox = Inbox(
+            keys, node_id, config.cluster_id, self.outbox, self.transport, boot=boot
         )
 
     def _open_snapshots(self, config: ClusterConfig, node_name: str, master: bytes) -> None:
