@@ -31,7 +31,7 @@ install: debian $(VENV)/.installed $(VENV)/.codec ## Debian packages and the .ve
 
 # The native codec, in place for the editable install. Where it cannot be built, the reference runs.
 $(VENV)/.codec: $(VENV)/.installed setup.py sync/_codec.pyx $(wildcard sync/*.pxi)
-	$(BIN)/python setup.py --quiet build_ext --inplace
+	CYTHON_FORCE_REGEN=1 $(BIN)/python setup.py --quiet build_ext --inplace --force
 	@touch $@
 
 drill: install ## all drills once, default timers, IPv4 and IPv6

@@ -1,4 +1,4 @@
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from hafw.flow import FlowEntry, FlowKey
 
@@ -23,7 +23,10 @@ class FlowTable:
         tcp_state: int,
         user_mark: int,
         rich: bool,
+        add: int = 0,
+        clear: int = 0,
     ) -> bool: ...
+    def mark_rich(self, key: FlowKey | int) -> None: ...
     def remove(
         self, key: FlowKey | int
     ) -> tuple[int, int, int, int, int, int, int, int, int, bool] | None: ...
@@ -45,6 +48,44 @@ class FlowTable:
     def digest(self, group: int) -> tuple[tuple[int, int], ...]: ...
     @property
     def allocated_bytes(self) -> int: ...
+
+class Incarnations:
+    def __init__(self, seed: int) -> None: ...
+    def getrandbits(self, bits: int, /) -> int: ...
+
+class EventPump:
+    LIMIT: int
+    EMPTY: int
+    OVERRUN: int
+    RAW: int
+    ERROR: int
+    def __init__(
+        self,
+        table: FlowTable,
+        random: Incarnations,
+        *,
+        room: int,
+        slow_flags: int,
+        passed_by: int,
+        unpassed: int,
+        own_port: int,
+    ) -> None: ...
+    def hold(self, epochs: Mapping[int, int], passing: Collection[int]) -> None: ...
+    def drain(
+        self, fd: int, limit: int
+    ) -> tuple[
+        int,
+        int,
+        bytes | int | None,
+        list[tuple[int, bytes, int]],
+        tuple[int, int, int],
+        list[tuple[int, int]],
+    ]: ...
+    def feed(
+        self, datagram: bytes
+    ) -> tuple[
+        bool, list[tuple[int, bytes, int]], tuple[int, int, int], list[tuple[int, int]]
+    ]: ...
 
 def check_deltas(payload: bytes, header_epoch: int | None) -> str | None: ...
 def decode_deltas(

@@ -50,6 +50,9 @@ cdef class FlowTable:
     def __cinit__(self, bytes secret):
         self.secret = secret_from(secret)
         self.allocated = sizeof(self.segments) + sizeof(self.groups)
+        if self.epoch_index(0) < 0:
+            raise MemoryError
+        self.epochs[0].slots = 1  # Epoch 0 always has its number, whatever becomes of others.
 
     def __dealloc__(self):
         cdef int i
@@ -219,10 +222,13 @@ cdef class FlowTable:
         )
 
     def put(self, key, int group, uint32_t incarnation, uint64_t epoch, uint16_t count,
-            uint64_t contribution, uint32_t status, int tcp_state, uint16_t user_mark, bint rich):
-        """Remember a flow as of a version, by the rules of `put_value`. False if more epochs are in use than
+            uint64_t contribution, uint32_t status, int tcp_state, uint16_t user_mark, bint rich,
+            unsigned int add=0, unsigned int clear=0):
+        """Remember a flow as of a version, by the rules of `put_value`; flags that it had are
+        cleared if they are among `clear`, then those of `add` are set. False if more epochs are in use than
         have a number. Raises OverflowError where a count has more than 16 bits."""
         cdef Value value
+        cdef uint64_t h
         cdef int done
         assert 1 <= group < GROUPS, group
         assert -1 <= tcp_state < TCP_STATE_NONE, tcp_state
@@ -234,10 +240,21 @@ cdef class FlowTable:
         value.status = status_bits(status) | (SLOT_RICH if rich else 0)
         value.tcp_state = TCP_STATE_NONE if tcp_state < 0 else <uint8_t>tcp_state
         value.user_mark = user_mark
-        done = self.put_value(self.hash_of(key), &value)
+        h = self.hash_of(key)
+        done = self.put_value(h, &value)
         if done == PUT_NO_MEMORY:
             raise MemoryError
+        if done == 0 and (add or clear):
+            assert (add | clear) <= SLOT_FLAG_MASK, (add, clear)
+            self.flag_slot(self.find(h), clear & ~add, False)
+            self.flag_slot(self.find(h), add, True)
         return done == 0
+
+    def mark_rich(self, key):
+        """More is known of this flow than is here: leave it to the reference."""
+        cdef Slot* slot = self.find(self.hash_of(key))
+        if slot != NULL:
+            slot.status |= SLOT_RICH
 
     def remove(self, key):
         """What `get` gave, and the flow is forgotten."""

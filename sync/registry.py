@@ -35,6 +35,7 @@ from sync.expect_table import ExpectTable
 from sync.flowhash import BUCKETS, FlowHash, bucket_of
 
 __all__ = [
+    "PLAIN",
     "PUBLISHED_STATUS",
     "Digest",
     "Flag",
@@ -80,7 +81,8 @@ class Rich:
     seqadj: tuple[SeqAdj, SeqAdj] | None = None
 
 
-_PLAIN = Rich()
+PLAIN = Rich()
+"""Of every flow that is not rich: this one object."""
 
 
 @dataclass(slots=True)
@@ -102,7 +104,7 @@ class Record:
 
     @property
     def is_rich(self) -> bool:
-        return self.rich is not _PLAIN
+        return self.rich is not PLAIN
 
     @property
     def helper(self) -> str | None:
@@ -120,7 +122,7 @@ class Record:
 def rich_of(entry: FlowEntry) -> Rich:
     """One shared object if the flow has none of it."""
     if entry.helper is None and entry.master is None and entry.seqadj is None:
-        return _PLAIN
+        return PLAIN
     return Rich(entry.helper, entry.master, entry.seqadj)
 
 

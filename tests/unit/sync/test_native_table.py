@@ -44,14 +44,15 @@ class TableMachine(RuleBasedStateMachine):
         self.rows: dict[int, Row] = {}
         self.flags: dict[int, int] = {}
 
-    @rule(h=HASHES, row=ROWS)
-    def put(self, h: int, row: Row) -> None:
-        assert self.table.put(h, *row)
+    @rule(h=HASHES, row=ROWS, add=st.just(0) | FLAG_SETS, clear=st.just(0) | FLAG_SETS)
+    def put(self, h: int, row: Row, add: int = 0, clear: int = 0) -> None:
+        assert self.table.put(h, *row, add, clear)
         old = self.rows.get(h)
         if old is not None and row[6] < 0 and row[1] == old[1]:
             row = (*row[:6], old[6], *row[7:])  # The same life; its TCP state was not said.
         if old is None or old[0] != row[0]:
             self.flags[h] = 0
+        self.flags[h] = self.flags[h] & ~clear | add
         self.rows[h] = row
 
     @rule(first=HASHES, row=ROWS, count=st.integers(20, 60))
@@ -212,12 +213,14 @@ def test_epochs_out_of_use_make_room_for_new_ones() -> None:
 
 def test_epochs_in_use_are_bounded_and_what_does_not_fit_is_refused() -> None:
     table = FlowTable(SECRET)
-    for number in range(0xFFFF):
-        assert table.put(scattered(number), 1, 1, number, 0, 0, 0, 0, 0, False)
+    for number in range(0xFFFF - 1):
+        assert table.put(scattered(number), 1, 1, 1 + number, 0, 0, 0, 0, 0, False)
     before = table.get(scattered(0))
     assert not table.put(scattered(0), 1, 2, 1 << 40, 0, 0, 0, 0, 0, False)
     assert not table.put(scattered(1 << 20), 1, 2, 1 << 40, 0, 0, 0, 0, 0, False)
-    assert (table.get(scattered(0)), len(table)) == (before, 0xFFFF)
+    assert (table.get(scattered(0)), len(table)) == (before, 0xFFFF - 1)
+    # Epoch 0 always has its number.
+    assert table.put(scattered(1 << 20), 1, 2, 0, 0, 0, 0, 0, 0, False)
 
 
 @pytest.mark.long

@@ -1,0 +1,197 @@
+# The event socket -> deltas, many events a call, without the GIL.
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
+
+cdef extern from "sys/uio.h" nogil:
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+
+cdef extern from "sys/socket.h" nogil:
+    struct msghdr:
+        void* msg_name
+        unsigned int msg_namelen
+        iovec* msg_iov
+        size_t msg_iovlen
+        int msg_flags
+    struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    enum:
+        MSG_DONTWAIT
+        MSG_TRUNC
+    int recvmmsg(int fd, mmsghdr* messages, unsigned int count, int flags, void* timeout)
+
+cdef enum:
+    PUMP_LIMIT = 0
+    PUMP_EMPTY = 1
+    PUMP_OVERRUN = 2
+    PUMP_RAW = 3
+    PUMP_ERROR = 4
+    PUMP_NO_MEMORY = 5
+
+cdef enum:
+    PUMP_DATAGRAMS = 64
+    PUMP_BYTES = 4096  # The longest event has well under 2,000.
+
+
+cdef class EventPump:
+    """Drains conntrack events into the registry and into deltas. What it leaves to the reference
+    comes out raw and in order: handle it, then call again."""
+
+    LIMIT = PUMP_LIMIT
+    EMPTY = PUMP_EMPTY
+    OVERRUN = PUMP_OVERRUN
+    RAW = PUMP_RAW
+    ERROR = PUMP_ERROR
+
+    cdef FlowTable table
+    cdef Incarnations random
+    cdef Holding holding
+    cdef Said* said
+    cdef uint8_t* buffer
+    cdef mmsghdr headers[64]
+    cdef iovec vectors[64]
+    cdef unsigned int filled
+    cdef unsigned int next
+    cdef int error
+
+    def __cinit__(self, FlowTable table not None, Incarnations random not None, *, int room,
+                  int slow_flags, int passed_by, int unpassed, unsigned int own_port):
+        """`room`: bytes of deltas in one datagram. Flows with one of the `slow_flags` are left to
+        the reference."""
+        cdef int i
+        assert 256 <= room <= OUT_BYTES, room
+        self.table = table
+        self.random = random
+        self.said = <Said*>calloc(1, sizeof(Said))
+        self.buffer = <uint8_t*>malloc(PUMP_DATAGRAMS * PUMP_BYTES)
+        if self.said == NULL or self.buffer == NULL:
+            raise MemoryError
+        self.said.room = room
+        self.holding.slow_flags = slow_flags
+        self.holding.passed_by = passed_by
+        self.holding.unpassed = unpassed
+        self.holding.own_port = own_port
+        for i in range(PUMP_DATAGRAMS):
+            self.vectors[i].iov_base = self.buffer + i * PUMP_BYTES
+            self.vectors[i].iov_len = PUMP_BYTES
+            self.headers[i].msg_hdr.msg_iov = &self.vectors[i]
+            self.headers[i].msg_hdr.msg_iovlen = 1
+
+    def __dealloc__(self):
+        free(self.said)
+        free(self.buffer)
+
+    def hold(self, epochs, passing):
+        """Group -> epoch of what this node holds now; the groups of which a pass is under way."""
+        cdef int group
+        memset(self.holding.held, 0, sizeof(self.holding.held))
+        memset(self.holding.passing, 0, sizeof(self.holding.passing))
+        for group, epoch in epochs.items():
+            assert 1 <= group < GROUPS, group
+            self.holding.held[group] = 1
+            self.holding.epochs[group] = epoch
+        for group in passing:
+            assert 1 <= group < GROUPS, group
+            self.holding.passing[group] = 1
+
+    def drain(self, int fd, int limit):
+        """Up to `limit` events: (why it stopped, events, the raw message or errno, runs of deltas
+        as (epoch, bytes, count), (firsts, updates, destroys), deaths as (group, flow hash))."""
+        cdef int why
+        cdef int events = 0
+        with nogil:
+            why = self.run(fd, limit, &events)
+        raw = None
+        if why == PUMP_RAW:
+            raw = self.last()
+        elif why == PUMP_ERROR:
+            raw = self.error
+        elif why == PUMP_NO_MEMORY:
+            raise MemoryError
+        return why, events, raw, *self.take()
+
+    def feed(self, bytes datagram not None):
+        """As `drain`, of one datagram that came from elsewhere."""
+        cdef Message message
+        cdef int why
+        if self.next < self.filled or len(datagram) > PUMP_BYTES:
+            raise ValueError("events of the socket wait, or the datagram is too long")
+        memcpy(self.buffer, <const char*>datagram, len(datagram))
+        self.headers[0].msg_len = <unsigned int>len(datagram)
+        self.headers[0].msg_hdr.msg_flags = 0
+        self.filled, self.next = 1, 1
+        why = self.handle(0)
+        if why == PUMP_NO_MEMORY:
+            raise MemoryError
+        return why == SLOW, *self.take()
+
+    cdef bytes last(self):
+        cdef unsigned int i = self.next - 1
+        return PyBytes_FromStringAndSize(<char*>self.buffer + i * PUMP_BYTES,
+                                         min(self.headers[i].msg_len, <unsigned int>PUMP_BYTES))
+
+    cdef tuple take(self):
+        cdef Said* said = self.said
+        cdef uint32_t i
+        cdef list runs = []
+        cdef list deaths = []
+        for i in range(said.runs_used):
+            start = <char*>said.out + said.runs[i].start
+            runs.append((said.runs[i].epoch, PyBytes_FromStringAndSize(start, said.runs[i].size),
+                         said.runs[i].deltas))
+        for i in range(said.deaths_used):
+            deaths.append((said.deaths[i].group, said.deaths[i].flow))
+        counts = said.counts[SAID_FIRST], said.counts[SAID_UPDATE], said.counts[SAID_DESTROY]
+        said.used = said.runs_used = said.deaths_used = 0
+        memset(said.counts, 0, sizeof(said.counts))
+        return runs, counts, deaths
+
+    cdef int run(self, int fd, int limit, int* events) noexcept nogil:
+        cdef int done
+        while events[0] < limit and has_room(self.said):
+            if self.next == self.filled:
+                done = self.receive(fd, limit - events[0])
+                if done != DONE:
+                    return done
+            self.next += 1
+            events[0] += 1
+            done = self.handle(self.next - 1)
+            if done == SLOW:
+                return PUMP_RAW
+            if done != DONE:
+                return PUMP_NO_MEMORY
+        return PUMP_LIMIT
+
+    cdef int receive(self, int fd, int limit) noexcept nogil:
+        cdef int got
+        cdef int i
+        for i in range(PUMP_DATAGRAMS):
+            self.headers[i].msg_hdr.msg_flags = 0
+        while True:
+            got = recvmmsg(fd, self.headers, min(limit, PUMP_DATAGRAMS), MSG_DONTWAIT, NULL)
+            if got >= 0 or errno != EINTR:
+                break
+        self.next = 0
+        self.filled = max(got, 0)
+        if got > 0:
+            return DONE
+        if got == 0 or errno == EAGAIN:
+            return PUMP_EMPTY
+        if errno == ENOBUFS:
+            return PUMP_OVERRUN
+        self.error = errno
+        return PUMP_ERROR
+
+    cdef int handle(self, unsigned int i) noexcept nogil:
+        """One datagram; the kernel puts one event into each."""
+        cdef const uint8_t* at = self.buffer + i * PUMP_BYTES
+        cdef const uint8_t* end = at + self.headers[i].msg_len
+        cdef Message message
+        if self.headers[i].msg_hdr.msg_flags & MSG_TRUNC or self.headers[i].msg_len > PUMP_BYTES:
+            return SLOW  # The reference refuses what is cut.
+        if next_message(&at, end, &message) != 1 or at != end:
+            return SLOW
+        return publish_event(self.table, self.random, &self.holding, self.said, &message)
