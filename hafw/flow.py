@@ -30,6 +30,8 @@ __all__ = [
     "IPS_SEQ_ADJUST",
     "IPS_SRC_NAT",
     "MARK_MASK",
+    "NEVER_MARK",
+    "OWNER_MASK",
     "OWNER_SHIFT",
     "SCTP_STATES",
     "TCP_FLAG_BE_LIBERAL",
@@ -45,6 +47,7 @@ __all__ = [
     "SynProxy",
     "TcpState",
     "Tuple",
+    "delayed_mark",
     "hafw_mark",
     "inverse",
     "mark_group",
@@ -106,7 +109,10 @@ USER_MARK_MASK = 0x0000FFFF
 GROUP_SHIFT = 28
 GROUP_MASK = 0xF << GROUP_SHIFT
 OWNER_SHIFT = 22
+OWNER_MASK = 0x3F << OWNER_SHIFT
 CHOSEN_SHIFT = 16
+NEVER_MARK = 63 << CHOSEN_SHIFT
+"""Group 0, and no node has this id: a forwarded flow that is never replicated."""
 
 
 def hafw_mark(group: int, owner: int, chosen: int) -> int:
@@ -115,6 +121,13 @@ def hafw_mark(group: int, owner: int, chosen: int) -> int:
     assert 1 <= owner <= 62, owner
     assert 1 <= chosen <= 62, chosen
     return group << GROUP_SHIFT | owner << OWNER_SHIFT | chosen << CHOSEN_SHIFT
+
+
+def delayed_mark(group: int) -> int:
+    """Group 0, owner 0, and the group's index where the owner chosen has its place: a forwarded
+    flow that is too young to be replicated."""
+    assert 1 <= group <= 15, group
+    return group << CHOSEN_SHIFT
 
 
 def mark_group(mark: int) -> int:

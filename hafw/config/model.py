@@ -155,6 +155,9 @@ class SyncConfig(Model):
     refresh_s: int = Field(
         300, ge=10, le=43200, description="Every published flow is re-announced this often."
     )
+    delay_s: int = Field(
+        5, ge=1, le=3600, description="Age at which flows of `sync: delayed` rules are published."
+    )
     enabled: bool = Field(True, description="false only in drills that must fail.")
 
     @model_validator(mode="after")

@@ -33,10 +33,13 @@ __all__ = [
     "ct_not_confirmed",
     "ct_state",
     "ct_status_has",
+    "ct_status_lacks",
     "cut_bytes",
     "event_set",
     "family_is",
+    "goto",
     "iifname",
+    "in_set",
     "jump",
     "mark_set",
     "meta",
@@ -46,6 +49,7 @@ __all__ = [
     "payload_bits",
     "peer",
     "ports_in",
+    "set_add",
     "syn",
     "tcp_flags",
 ]
@@ -116,11 +120,26 @@ def ct_mark_is(mask: int, value: int, op: str = "==") -> Expression:
 
 def ct_not_confirmed() -> Expression:
     """The flow has no entry in the table yet: this is its first packet."""
-    return _match({"&": [{"ct": {"key": "status"}}, "confirmed"]}, 0)
+    return ct_status_lacks("confirmed")
 
 
 def ct_status_has(name: str) -> Expression:
     return ct("status", name, "in")
+
+
+def ct_status_lacks(name: str) -> Expression:
+    return _match({"&": [{"ct": {"key": "status"}}, name]}, 0)
+
+
+def in_set(key: Expression, name: str) -> Expression:
+    return _match(key, f"@{name}")
+
+
+def set_add(key: Expression, name: str, *, timeout_s: int) -> Expression:
+    """``add @name { key timeout 5s }``: nothing for a key that is there; ends the rule if the set
+    is full."""
+    elem = {"elem": {"val": key, "timeout": timeout_s}}
+    return {"set": {"op": "add", "elem": elem, "set": f"@{name}"}}
 
 
 def peer(family: int, way: str, of: str = "peers") -> Expression:
@@ -153,6 +172,10 @@ def event_set(*names: str) -> Expression:
     """``ct event set``: of the flow's events, only these become messages; none at all without
     names. (The text grammar of nft 1.0.6 refuses `mark` and `helper` here, JSON takes them.)"""
     return {"mangle": {"key": {"ct": {"key": "event"}}, "value": list(names) or 0}}
+
+
+def goto(chain: str) -> Expression:
+    return {"goto": {"target": chain}}
 
 
 def jump(chain: str) -> Expression:
@@ -215,11 +238,14 @@ class TableWriter:
         elements: Sequence[Any],
         *,
         flags: Sequence[str] = (),
+        size: int | None = None,
     ) -> None:
         """`of` is a type, or several for a concatenation."""
         made = self._at(name=name, type=of)
         if flags:
             made["flags"] = list(flags)
+        if size is not None:
+            made["size"] = size
         if elements:
             made["elem"] = list(elements)
         self._objects.append({"set": made})

@@ -7,6 +7,8 @@ input (0)               policy drop: what a gateway needs, then the rules to `se
 output (0)              policy accept: what a gateway needs, then the rules from `self`
 ====================== ========================================================================
 
+The chains of replication classes are in `hafw.policy.sync_classes`.
+
 First packets to the node itself that are `invalid` may still meet an accepting rule, unless they
 are for a VIP (hafw_cluster dropped those): else the first load would cut every ssh session that
 conntrack had not seen begin.
@@ -40,6 +42,7 @@ from hafw.policy.model import HELPER_PROTOCOLS, Dnat, Rule, Service
 from hafw.policy.own_protocols import accept_own, peer_sets
 from hafw.policy.services import BUILT_IN
 from hafw.policy.site import Site
+from hafw.policy.sync_classes import accept_as, class_chains
 
 __all__ = ["COUNTERS", "filter_part", "zone_set"]
 
@@ -86,6 +89,7 @@ def filter_part(table: TableWriter, site: Site) -> None:
     table.base_chain("input", "input", 0, policy="drop")
     table.base_chain("output", "output", 0)
     _helpers(table, site)
+    class_chains(table, site)
     _before_rules(table, site)
     for number, rule in enumerate(site.policy.rules):
         _rule(table, site, number, rule)
@@ -209,7 +213,8 @@ def _verdict(
 ) -> None:
     counter = count() if rule.counter else None
     if rule.action == "accept":
-        table.rule(chain, *matches, counter, ACCEPT, comment=comment)
+        verdict = accept_as(rule.sync) if chain == "forward" else ACCEPT
+        table.rule(chain, *matches, counter, verdict, comment=comment)
     elif rule.action == "drop":
         table.rule(chain, *matches, counter, DROP, comment=comment)
     else:
@@ -305,6 +310,6 @@ def _accept_translated(table: TableWriter, site: Site, number: int, dnat: Dnat) 
                 address_in("daddr", [target.address], family),
                 ports_in(protocol, "dport", ports),
                 count(),
-                ACCEPT,
+                accept_as(dnat.sync),
                 comment=comment,
             )

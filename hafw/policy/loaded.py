@@ -2,7 +2,7 @@
 the listing it is given.
 
 Handles, counters and the contents of hafw_state change by themselves; all else changes only by a
-load or by somebody else's hand: that is drift.
+load, by a flow that waits to be replicated, or by somebody else's hand: that is drift.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from hafw.kernel.nftables import Nftables, NftError
 from hafw.policy.compile import MARKER, TABLES
 from hafw.policy.state_table import TABLE as STATE_TABLE
+from hafw.policy.sync_classes import DELAYED_SETS
 
 __all__ = ["expected_counts", "kernel_counts", "kernel_hash", "list_tables", "loaded_marker"]
 
@@ -71,7 +72,8 @@ def kernel_hash(listing: Listing) -> str:
 
 def _stable(item: dict[str, Any]) -> Any:
     made = _strip(item)
-    if "set" in made and made["set"].get("table") == STATE_TABLE:
+    named = made.get("set", {})
+    if named.get("table") == STATE_TABLE or named.get("name") in DELAYED_SETS.values():
         made["set"].pop("elem", None)
     return made
 

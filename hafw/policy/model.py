@@ -38,6 +38,7 @@ HELPER_PROTOCOLS: dict[str, tuple[str, ...]] = {
 
 Comment = Annotated[str, Field(pattern=COMMENT_PATTERN)]
 HelperName = Literal["ftp", "sip", "tftp"]
+SyncClass = Literal["always", "delayed", "never"]
 Names = Annotated[list[Name], *OneOrMore]
 Segments = Annotated[list[SegmentName], *OneOrMore]
 Networks = Annotated[list[Network], *OneOrMore]
@@ -87,6 +88,11 @@ class Rule(Model):
         False, description="Log first packets to the kernel log, at most 10 a second."
     )
     counter: bool = Field(True, description="Count packets and bytes.")
+    sync: SyncClass = Field(
+        "always",
+        description="Of accepted flows: `always` replicated, `never`, or `delayed`: once they are "
+        "older than `sync.delay_s` of cluster.yaml.",
+    )
     comment: Comment | None = Field(None, description="Shown in `nft list` and in error messages.")
     nft: list[Snippet] = Field(
         default=[],
@@ -131,6 +137,7 @@ class Dnat(Model):
     to: Annotated[list[Target], *OneOrMore] = Field(
         description="One a family: address, or address:port."
     )
+    sync: SyncClass = Field("always", description="As of a rule.")
     comment: Comment | None = Field(None, description="Shown in `nft list`.")
 
 

@@ -24,6 +24,7 @@ RELATIONS = (
     "Zones and services that a rule names exist, declared or built in.",
     "The source, destination and services of a rule have an address family in common.",
     "The node's own packets are not translated.",
+    "Only a rule that accepts forwarded packets has a class of replication (`sync`).",
     "`snat` and `dnat` have at most one address a family; never a node's own address.",
     "With a port in `to`, a dnat has a single port.",
     "Segments exist in cluster.yaml. Where masquerade leads, a group has a VIP.",
@@ -84,11 +85,21 @@ def _rules(policy: Policy) -> Iterator[str]:
                     yield _unknown(f"{path}.{key}", "zone", name, zones)
         if "self" in rule.from_ and "self" in rule.to:
             yield f"{path}.to: from self to self never leaves the node"
+        yield from _sync(path, rule)
         unknown = [name for name in rule.services or [] if name not in known_services]
         for name in unknown:
             yield _unknown(f"{path}.services", "service", name, known_services)
         if not unknown and not _possible_families(policy, rule):
             yield f"{path}: source, destination and services have no address family in common"
+
+
+def _sync(path: str, rule: Rule) -> Iterator[str]:
+    if rule.sync == "always":
+        return
+    if rule.action != "accept":
+        yield f"{path}.sync: a rule that does not accept leaves nothing to replicate"
+    elif set(rule.from_) == {"self"} or set(rule.to) == {"self"}:
+        yield f"{path}.sync: flows of the node itself are never replicated"
 
 
 def _possible_families(policy: Policy, rule: Rule) -> set[int]:

@@ -59,6 +59,7 @@ class Site:
     def __init__(self, run_root: Path) -> None:
         self.client, self.gateway, self.server = (f"{_PREFIX}-{n}" for n in "cgs")
         self.run_root = run_root
+        self.cluster = LAB / "cluster.yaml"
         self._open: list[Any] = []
 
     def ip(self, space: str, text: str) -> None:
@@ -86,7 +87,7 @@ class Site:
             file.write_text(policy)
             policy = file
         with entered(self.gateway):
-            return apply_policy(LAB / "cluster.yaml", "gw1", policy, **options)
+            return apply_policy(self.cluster, "gw1", policy, **options)
 
     def listing(self) -> list[dict[str, Any]]:
         from hafw.policy.loaded import list_tables

@@ -62,6 +62,8 @@ rules:
 - {from: any, to: [self, any], services: [ping], action: accept, log: true, counter: false}
 - {from: wan, to: self, action: reject, comment: no}
 - {from: self, to: wan, services: smtp, action: drop}
+- {from: lan, to: wan, services: ntp, action: accept, sync: never}
+- {from: lan, to: [wan, self], services: [dns, ping], action: accept, sync: delayed}
 - {from: lan, action: accept, nft: [{match: {op: "==", left: {meta: {key: skuid}}, right: 0}}]}
 nat:
   snat:
@@ -71,6 +73,7 @@ nat:
   - {from: lan, to: any, comment: out and hairpin}
   dnat:
   - {on: wan, vip: 198.51.100.253, protocol: [tcp, sctp], ports: [80, 8000-8010], to: 192.0.2.20,
+     sync: delayed,
      source: [192.0.2.0/24, 198.51.100.128/25]}
 helpers: {ftp: [21, 2121], sip: 5060}
 """
@@ -309,6 +312,7 @@ some_rules = st.fixed_dictionaries(
                                          min_size=1, max_size=3),
         "action": st.sampled_from(["accept", "drop", "reject"]),
         "log": st.booleans(),
+        "sync": st.sampled_from(["always", "delayed", "never"]),
     }
 )  # fmt: skip
 
@@ -326,13 +330,13 @@ def test_whatever_is_valid_compiles_to_rules_with_one_verdict_at_the_end(
     try:
         policy = validate_policy(parse_document("p", text), LAB)
     except ConfigError:
-        return  # No family in common, or from self to self.
+        return  # No family in common, from self to self, or a class of what is not replicated.
     made = document(policy)
     assert document_rules(made) >= len(given_rules)
     for chain in ("forward", "input", "output"):
         for expr in rules(made, "hafw_policy", chain):
             said = list(statements(expr))
-            verdicts = [word for word in said if word in ("accept", "drop", "reject")]
+            verdicts = [w for w in said if w in ("accept", "drop", "reject", "goto", "jump")]
             assert verdicts == [said[-1]] or said[-1] in ("counter", "log")
             families = {
                 part["match"]["left"]["payload"]["protocol"]

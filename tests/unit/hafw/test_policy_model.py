@@ -81,6 +81,19 @@ def test_a_policy_survives_its_own_json() -> None:
             "p.yaml:2: rules.0.action: must be one of accept, drop, reject (got allow)",
         ),
         (
+            "rules: [{action: drop, sync: never}]",
+            "p.yaml:2: rules.0.sync: a rule that does not accept leaves nothing to replicate "
+            "(got never)",
+        ),
+        (
+            "rules: [{to: self, action: accept, sync: delayed}]",
+            "p.yaml:2: rules.0.sync: flows of the node itself are never replicated (got delayed)",
+        ),
+        (
+            "rules: [{action: accept, sync: later}]",
+            "p.yaml:2: rules.0.sync: must be one of always, delayed, never (got later)",
+        ),
+        (
             "rules: [{form: lan, action: drop}]",
             "p.yaml:2: rules.0.form: the key is not known; did you mean from?",
         ),
