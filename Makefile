@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 DEBIAN_PACKAGES := python3 python3-venv git nftables iproute2 iputils-ping conntrack procps util-linux \
-  gcc libc6-dev python3-dev
+  gcc libc6-dev python3-dev libnetfilter-cthelper0 libnetfilter-queue1
 
-.PHONY: help install debian drill test test-all check format requirements wheel bench-failover churn clean
+APT_DOWNLOAD := apt-get download -qq -o APT::Sandbox::User=root
+
+.PHONY: help install debian drill test test-all check format requirements wheel bench-failover bench-sync churn clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -27,11 +29,18 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
-install: debian $(VENV)/.installed $(VENV)/.codec ## Debian packages and the .venv
+install: debian $(VENV)/.installed $(VENV)/.codec $(VENV)/.conntrackd ## Debian packages and the .venv
 
 # The native codec, in place for the editable install. Where it cannot be built, the reference runs.
 $(VENV)/.codec: $(VENV)/.installed setup.py sync/_codec.pyx $(wildcard sync/*.pxi)
 	CYTHON_FORCE_REGEN=1 $(BIN)/python setup.py --quiet build_ext --inplace --force
+	@touch $@
+
+# To measure beside. Unpacked, not installed: the package would start a daemon on this machine.
+$(VENV)/.conntrackd: $(VENV)/.installed
+	rm -rf $(VENV)/conntrackd && mkdir $(VENV)/conntrackd
+	cd $(VENV)/conntrackd && { $(APT_DOWNLOAD) conntrackd || { apt-get update -qq && $(APT_DOWNLOAD) conntrackd; }; } \
+	  && dpkg -x conntrackd_*.deb . && rm conntrackd_*.deb
 	@touch $@
 
 drill: install ## all drills once, default timers, IPv4 and IPv6
@@ -56,6 +65,9 @@ format: install ## format and fix
 
 bench-failover: install ## 50 power cuts per timer profile
 	$(BIN)/hafwctl drill bench-failover --cuts 50
+
+bench-sync: install ## replication beside the kernel's floor and conntrackd, 300,000 to 1,000,000 flows
+	$(BIN)/hafwctl drill bench-sync --json bench-sync.json
 
 churn: install ## 1,000,000 flows of churn under loss, both tables compared (some 20 minutes)
 	$(BIN)/hafwctl drill churn

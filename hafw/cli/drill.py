@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hafw.cli.drill_sync import churn
+from hafw.cli.drill_sync import bench_sync, churn
 from hafw.cli.measuring import (
     JSON_OPTION,
     check_writable,
@@ -123,3 +123,4 @@ def bench_failover(cuts: int, profiles: str, json_file: Path | None) -> None:
 
 
 drill.add_command(churn)
+drill.add_command(bench_sync)

@@ -1,4 +1,4 @@
-"""hafwctl drill churn: replication under loss and restarts, judged by both tables."""
+"""hafwctl drill churn, bench-sync: what replication leaves behind, and what it costs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hafw.cli.measuring import (
     write_json,
 )
 
-__all__ = ["churn"]
+__all__ = ["bench_sync", "churn"]
 
 
 @click.command()
@@ -63,3 +63,43 @@ def churn(
     click.echo(render_churn(report), nl=False)
     if report.problems:
         sys.exit(1)
+
+
+@click.command("bench-sync")
+@click.option("--quick", is_flag=True, help="Every figure in seconds; they mean nothing.")
+@click.option(
+    "--parts",
+    default="",
+    help="Of cpu, rate, wire, delay, packets, snapshot, takeover, power-cut. [default: all]",
+)
+@click.option("--flows", type=click.IntRange(100), help="For CPU and memory. [default: 300000]")
+@click.option("--snapshot-flows", type=click.IntRange(100), help="[default: 1000000]")
+@click.option("--takeover-flows", type=click.IntRange(100), help="Beside 1,000. [default: 500000]")
+@click.option("--without-conntrackd", is_flag=True, help="Do not measure conntrackd beside it.")
+@JSON_OPTION
+def bench_sync(
+    quick: bool, parts: str, flows: int | None, snapshot_flows: int | None,
+    takeover_flows: int | None, without_conntrackd: bool, json_file: Path | None,
+) -> None:  # fmt: skip
+    """Measure replication beside the kernel's floor and beside conntrackd.
+
+    In namespaces of its own; only power-cut needs the lab. Nothing else should run meanwhile.
+    docs/internals/measurements.md says how to read the figures.
+    """
+    from dataclasses import replace
+
+    from hafw.lab import bench_sync as bench
+
+    sizes = bench.QUICK if quick else bench.Sizes()
+    sizes = replace(
+        sizes,
+        cpu_flows=flows or sizes.cpu_flows,
+        snapshot_flows=snapshot_flows or sizes.snapshot_flows,
+        takeover_flows=(1000, takeover_flows) if takeover_flows else sizes.takeover_flows,
+    )
+    names = bench.parse_parts(parts) or list(bench.QUICK_PARTS if quick else bench.PARTS)
+    check_writable(json_file)
+    with ended_by_sigterm(), progress() as say:
+        report = bench.run_sync_bench(sizes, names, say, with_conntrackd=not without_conntrackd)
+    write_json(json_file, bench.sync_bench_to_json(report))
+    click.echo(bench.render_sync_bench(report), nl=False)

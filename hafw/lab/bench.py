@@ -21,11 +21,13 @@ from hafw.lab.lab import Lab
 from hafw.lab.report import DrillResult, table
 
 __all__ = [
+    "PROBE_KINDS",
     "PROFILES",
     "BenchReport",
     "ProfileResult",
     "bench_profile",
     "bench_to_json",
+    "cut_and_heal",
     "parse_profiles",
     "render_bench",
     "run_bench",
@@ -97,7 +99,7 @@ def bench_profile(lab: Lab, profile: str, cuts: int, say: Say) -> ProfileResult:
             conductor.establish()
             for number in range(1, cuts + 1):
                 say(f"{profile}: cut {number} of {cuts}")
-                _cut_and_heal(conductor)
+                cut_and_heal(conductor)
         except HafwError as error:
             problem = f"stopped early: {error}"
         result = conductor.finish("bench-failover", profile, problem)
@@ -106,7 +108,7 @@ def bench_profile(lab: Lab, profile: str, cuts: int, say: Say) -> ProfileResult:
     )
 
 
-def _cut_and_heal(conductor: Conductor) -> None:
+def cut_and_heal(conductor: Conductor) -> None:
     cut: list[str] = []
 
     def act(active: str) -> int:

@@ -28,7 +28,8 @@ from hafw.lab import machine
 from hafw.lab.churn_maker import ChurnMaker
 from hafw.lab.churn_traffic import Traffic
 from hafw.lab.ct_compare import Comparison, compare
-from hafw.lab.sync_spaces import GROUP, SyncNode, SyncSpaces, sync_spaces, wait_for
+from hafw.lab.sync_network import GROUP
+from hafw.lab.sync_spaces import SyncNode, SyncSpaces, sync_spaces, wait_for
 from sync.ctsocket import RequestSocket
 
 __all__ = ["ChurnPlan", "ChurnReport", "churn_to_json", "render_churn", "run_churn"]

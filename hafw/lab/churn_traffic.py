@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from hafw.errors import StateError
 from hafw.flow import AF_INET, IPPROTO_TCP, TCP_FLAG_BE_LIBERAL, FlowKey, Tuple
 from hafw.kernel.netns import entered
-from hafw.lab.sync_spaces import CLIENT, SERVER
+from hafw.lab.sync_network import CLIENT, SERVER
 from sync.ctsocket import RequestSocket
 
 __all__ = ["Traffic"]

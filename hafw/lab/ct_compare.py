@@ -30,7 +30,15 @@ from hafw.errors import KernelError
 from hafw.flow import IPPROTO_TCP, IPS_ASSURED, mark_group
 from hafw.lab.inside import call_in
 
-__all__ = ["Comparison", "Seen", "compare", "compare_tables", "read_table", "timeout_problem"]
+__all__ = [
+    "Comparison",
+    "Seen",
+    "compare",
+    "compare_tables",
+    "raw_tuples",
+    "read_table",
+    "timeout_problem",
+]
 
 TCP_FLAGS_COMPARED = 0xFF & ~(0x08 | 0x20)
 TIMEOUT_SLACK_S = 3
@@ -80,6 +88,19 @@ _FIELDS = [name for name in Seen._fields if name != "timeout_s"]
 def read_table(space: str) -> dict[Key, Seen]:
     """Every entry of a namespace's table. Raises KernelError if the dump breaks off."""
     return call_in(space, lambda: dict(_decoded(message) for message in _dump()))
+
+
+def raw_tuples(space: str) -> set[bytes]:
+    """Both tuples of every entry as the kernel writes them: enough to count what is missing, and
+    a hundred times as fast as decoding. Zones and everything else are left out."""
+    return call_in(space, lambda: {_both_tuples(message) for message in _dump()})
+
+
+def _both_tuples(message: bytes) -> bytes:
+    # ctnetlink_fill_info: CTA_TUPLE_ORIG, then CTA_TUPLE_REPLY, then all else.
+    (first,) = struct.unpack_from("=H", message, 20)
+    (second,) = struct.unpack_from("=H", message, 20 + first)
+    return message[20 : 20 + first + second]
 
 
 def _dump() -> Iterator[bytes]:

@@ -28,10 +28,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hafw.errors import StateError
-from hafw.flow import hafw_mark
 from hafw.human import make_epoch
 from hafw.instance import write_atomically
 from hafw.lab.inside import kill_all_in
+from hafw.lab.sync_network import (
+    GROUP,
+    RUN_WAIT_S,
+    SERVER,
+    VIP,
+    build_network,
+    inside,
+    run,
+)
 from hafw.messages import (
     DATAGRAM_BYTES_MAX,
     NewEpochRequest,
@@ -45,13 +53,15 @@ from hafw.messages import (
 )
 from hafw.paths import NodePaths
 
-__all__ = ["CLIENT", "GROUP", "SERVER", "VIP", "SyncNode", "SyncSpaces", "sync_spaces", "wait_for"]
+__all__ = [
+    "SyncNode",
+    "SyncSpaces",
+    "sync_spaces",
+    "wait_for",
+]
 
-GROUP = 1
-CLIENT, SERVER, VIP = "192.0.2.10", "198.51.100.10", "198.51.100.254"
 ROLE_REPEAT_S = 0.1
 DAEMON_ANSWERS_S = 15.0
-RUN_WAIT_S = 30.0
 
 _numbers = itertools.count()
 
@@ -73,30 +83,6 @@ NODE = """  gw{n}:
       sync0: {{device: sync0, address: 203.0.113.{n}/25}}
       sync1: {{device: sync1, address: 203.0.113.{m}/25}}
 """
-# A nat chain keeps the translation hooks there, a label rule the room for labels; what the node
-# itself says to its peers is not tracked.
-RULES = """
-table inet gateway {{
-  chain translate {{ type nat hook postrouting priority srcnat;
-    ip saddr != 198.51.100.0/24 ip daddr 198.51.100.0/24 snat ip to 198.51.100.254; }}
-  chain mark_new {{ type filter hook forward priority mangle;
-    ct state new ct mark 0 ct mark set {mark:#x};
-    ct state invalid counter drop;
-    ct mark 0xffffffff ct label set 127; }}
-  chain from_peers {{ type filter hook prerouting priority raw; iifname "sync*" notrack; }}
-  chain to_peers {{ type filter hook output priority raw; notrack; }}
-}}
-"""
-SYSCTLS = (
-    "net.netfilter.nf_conntrack_tcp_loose=0",
-    "net.netfilter.nf_conntrack_tcp_be_liberal=0",
-    "net.netfilter.nf_conntrack_events=1",
-    "net.netfilter.nf_conntrack_timestamp=1",
-    "net.netfilter.nf_conntrack_acct=1",
-    "net.ipv4.ip_forward=1",
-    "net.ipv4.conf.all.rp_filter=0",
-    "net.ipv4.conf.default.rp_filter=0",
-)
 
 
 def wait_for(what: str | Callable[[], str], claim: Callable[[], bool], timeout_s: float) -> float:
@@ -110,20 +96,6 @@ def wait_for(what: str | Callable[[], str], claim: Callable[[], bool], timeout_s
     return time.monotonic() - begun
 
 
-def run(*argv: str, stdin: str | None = None) -> str:
-    """Raises StateError with what the command said."""
-    done = subprocess.run(
-        argv, input=stdin, capture_output=True, text=True, timeout=RUN_WAIT_S, check=False
-    )
-    if done.returncode != 0:
-        raise StateError(f"{' '.join(argv)}: {done.stderr.strip()}")
-    return done.stdout
-
-
-def inside(space: str, *argv: str, stdin: str | None = None) -> str:
-    return run("nsenter", f"--net=/run/netns/{space}", *argv, stdin=stdin)
-
-
 class SyncNode:
     """One gateway: its namespace, its syncd, and what leased would know."""
 
@@ -135,21 +107,32 @@ class SyncNode:
         self.paths = NodePaths(self.name)
         self.log = self.paths.run / "syncd.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.cpu: int | None = None
+        """Pin syncd to it."""
         self.role: RoleChange | None = None
         self.beacon: SyncBeacon | None = None
         self.leased = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.leased.bind(str(self.paths.leased_socket))
 
     def start(self) -> None:
+        """Until syncd answers. Raises StateError."""
+        self.launch()
+        self.wait_answers()
+
+    def wait_answers(self) -> None:
+        wait_for(
+            f"{self.name}'s syncd answers", lambda: self.ask(0.2) is not None, DAEMON_ANSWERS_S
+        )
+
+    def launch(self) -> None:
+        pin = [] if self.cpu is None else ["taskset", "-c", str(self.cpu)]
         argv = [
-            "nsenter", f"--net=/run/netns/{self.space}", sys.executable, "-m", "sync.daemon",
+            "nsenter", f"--net=/run/netns/{self.space}", *pin, sys.executable, "-m", "sync.daemon",
             "--node", self.name, "--config", str(self.folder / "cluster.yaml"),
         ]  # fmt: skip
         self.beacon = None
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(argv, stdout=log, stderr=log)
-        wait_for(f"{self.name}'s syncd answers", lambda: self.ask(0.2) is not None,
-                 DAEMON_ANSWERS_S)  # fmt: skip
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         if self.process is None:
@@ -237,7 +220,9 @@ class SyncSpaces:
 
     def start(self) -> None:
         for node in self.nodes:
-            node.start()
+            node.launch()
+        for node in self.nodes:
+            node.wait_answers()
         self.lead(1)
         for node in self.nodes:
             node.wait_synced()
@@ -327,7 +312,7 @@ def sync_spaces(*, hold_s: int = 900, refresh_s: int = 300) -> Iterator[SyncSpac
                 path.mkdir(mode=0o700, parents=True)
             write_atomically(paths.sync_key, key, mode=0o600)
         try:
-            _build(names)
+            build_network(names)
             spaces = SyncSpaces(prefix, folder)
             try:
                 yield spaces
@@ -353,40 +338,3 @@ def _roots(folder: Path) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _build(names: list[str]) -> None:
-    switch, client, server, *gateways = names
-    for name in names:
-        run("ip", "netns", "add", name)
-        run("ip", "-n", name, "link", "set", "lo", "up")
-    _batch(switch, *(
-        f"link {words}" for link in (0, 1) for words in
-        (f"add br{link} type bridge mcast_snooping 0", f"set br{link} up")
-    ))  # fmt: skip
-    _batch(client, f"address add {CLIENT}/32 dev lo")
-    _batch(server, f"address add {SERVER}/32 dev lo")
-    for number, gateway in enumerate(gateways, 1):
-        inside(gateway, "sysctl", "-qw", *SYSCTLS)
-        mark = hafw_mark(GROUP, number, number)
-        inside(gateway, "nft", "-f", "-", stdin=RULES.format(mark=mark))
-        for link in (0, 1):
-            port, device = f"l{link}p{number}", f"sync{link}"
-            _veth(switch, port, gateway, device)
-            _batch(switch, f"link set {port} master br{link} up")
-            address = f"203.0.113.{128 * link + number}/25"
-            _batch(gateway, f"address add {address} dev {device}", f"link set {device} up")
-        for side, (end, own) in enumerate(((client, CLIENT), (server, SERVER)), 1):
-            net, device = f"10.7{number}.{side}", f"side{side}"
-            _veth(end, f"gw{number}", gateway, device)
-            _batch(gateway, f"address add {net}.1/24 dev {device}", f"link set {device} up",
-                   f"route add {own} via {net}.2")  # fmt: skip
-            _batch(end, f"address add {net}.2/24 dev gw{number}", f"link set gw{number} up")
-
-
-def _veth(one: str, device: str, other: str, peer: str) -> None:
-    run("ip", "link", "add", device, "netns", one, "type", "veth", "peer", peer, "netns", other)
-
-
-def _batch(space: str, *commands: str) -> None:
-    run("ip", "-n", space, "-batch", "-", stdin="\n".join(commands) + "\n")

@@ -13,7 +13,8 @@ from hafw.flow import FlowEntry, FlowKey, SeqAdj, TcpState, Tuple, hafw_mark
 from hafw.kernel.netns import entered
 from hafw.lab.churn import ChurnPlan, render_churn, run_churn
 from hafw.lab.ct_compare import compare, timeout_problem
-from hafw.lab.sync_spaces import GROUP, sync_spaces
+from hafw.lab.sync_network import GROUP
+from hafw.lab.sync_spaces import sync_spaces
 from sync.ctnetlink import build_create
 from sync.ctsocket import RequestSocket
 

@@ -70,7 +70,12 @@ def test_the_wheel_holds_three_packages_and_their_data(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"hafw", "cluster", "sync"}
-    for data in ("hafw/py.typed", "hafw/lab/cluster.yaml", "hafw/lab/policy.yaml"):
+    for data in (
+        "hafw/py.typed",
+        "hafw/lab/cluster.yaml",
+        "hafw/lab/policy.yaml",
+        "hafw/lab/ctbench.c",
+    ):
         assert data in names
     modules = {name for name in tracked("hafw", "cluster", "sync") if name.endswith(".py")}
     assert "hafw/paths.py" in modules
