@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 DEBIAN_PACKAGES := python3 python3-venv git nftables iproute2 iputils-ping conntrack procps util-linux \
-  gcc libc6-dev python3-dev libnetfilter-cthelper0 libnetfilter-queue1
+  gcc libc6-dev python3-dev libnetfilter-cthelper0 libnetfilter-queue1 \
+  sip-tester dnsmasq-base curl
 
 APT_DOWNLOAD := apt-get download -qq -o APT::Sandbox::User=root
 

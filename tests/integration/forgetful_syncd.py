@@ -1,6 +1,7 @@
 """A syncd that says nothing of expectations or sequence adjustment: what the tests must notice.
 
-``HAFW_TEST_FORGETS`` names what is left out: ``expectations``, ``seqadj``.
+``HAFW_TEST_FORGETS`` names what is left out: ``expectations``, ``seqadj``, or ``activity`` (that
+an expectation has become active).
 ``HAFW_TEST_TAKE_PER_S`` is another pace of adoption.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+from hafw.flow import EXPECT_INACTIVE
 from sync import holder
 from sync.daemon import main
 from sync.delta import Delta, ExpectDestroy, ExpectUpsert, Upsert
@@ -21,6 +23,9 @@ _put = Outbox.put
 def _forgetful_put(outbox: Outbox, delta: Delta) -> None:
     if isinstance(delta, ExpectUpsert | ExpectDestroy) and "expectations" in FORGOTTEN:
         return
+    if isinstance(delta, ExpectUpsert) and "activity" in FORGOTTEN:
+        inactive = delta.expectation.flags | EXPECT_INACTIVE
+        delta = replace(delta, expectation=replace(delta.expectation, flags=inactive))
     if isinstance(delta, Upsert) and "seqadj" in FORGOTTEN:
         delta = replace(delta, entry=replace(delta.entry, seqadj=None))
     _put(outbox, delta)

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -134,13 +135,18 @@ def open_sessions(stack: ExitStack, world: HelperWorld) -> list[Session]:
 
 
 def failures(sessions: list[Session], when: str) -> dict[str, str]:
-    failed = {}
-    for session in sessions:
+    """All at once: those that fail take their time."""
+
+    def tried(session: Session) -> str:
         try:
             session.transfer(f"{session.name}-{when}")
         except (OSError, EOFError, AssertionError, ftplib.Error) as error:
-            failed[session.name] = repr(error)
-    return failed
+            return repr(error)
+        return ""
+
+    with ThreadPoolExecutor(len(sessions)) as pool:
+        found = zip(sessions, pool.map(tried, sessions), strict=True)
+        return {session.name: error for session, error in found if error}
 
 
 def test_ftp_transfers_begin_after_a_power_cut(tmp_path: Path) -> None:
@@ -273,13 +279,16 @@ ALL_FTP = list(product((4, 6), ("snat", "dnat"), (False, True)))
 
 
 def unfinished(conversations: list[Pending]) -> set[str]:
-    failed = set()
-    for conversation in conversations:
+    def finished(conversation: Pending) -> bool:
         try:
             conversation.finish()
         except (OSError, AssertionError):
-            failed.add(conversation.name)
-    return failed
+            return False
+        return True
+
+    with ThreadPoolExecutor(len(conversations)) as pool:
+        found = zip(conversations, pool.map(finished, conversations), strict=True)
+        return {conversation.name for conversation, done in found if not done}
 
 
 def test_ftp_data_that_is_expected_at_the_cut_comes_after_it() -> None:
