@@ -23,7 +23,8 @@ import errno
 import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import assert_never
+from dataclasses import replace
+from typing import TYPE_CHECKING, assert_never
 
 from hafw.errors import KernelError
 from hafw.flow import IPPROTO_TCP, IPS_EXPECTED, MARK_MASK, Expectation, FlowEntry, FlowKey
@@ -36,6 +37,7 @@ from sync.ctnetlink import (
     clear_liberal,
 )
 from sync.ctsocket import RequestSocket
+from sync.delta import Destroy, Upsert, decode_deltas
 from sync.ops import (
     Adopt,
     Create,
@@ -50,6 +52,9 @@ from sync.ops import (
     Update,
     op_key,
 )
+
+if TYPE_CHECKING:
+    from sync._codec import Batch
 
 __all__ = ["OPS_BATCH_MAX", "Applier"]
 
@@ -100,6 +105,21 @@ class Applier:
         for start in range(0, len(ops), OPS_BATCH_MAX):
             self._batch(ops[start : start + OPS_BATCH_MAX])
 
+    def apply_native(self, batch: Batch) -> None:
+        """As `apply`, what the native codec has collected; empties it."""
+        if batch.messages:
+            try:
+                failed = self._socket.execute_batch(batch)
+            except KernelError as error:
+                ops = [_requested(batch, index)[0] for index in range(batch.messages)]
+                self._unanswered(ops, error)
+            else:
+                self.counters["kernel_writes"] += batch.messages
+                for index, code in failed:
+                    op, deletes = _requested(batch, index)
+                    self._failed(op, code, deletes=deletes)
+        batch.clear()
+
     def _batch(self, ops: Sequence[KernelOp]) -> None:
         messages: list[bytes] = []
         owners: list[tuple[KernelOp, int]] = []
@@ -116,8 +136,7 @@ class Applier:
         try:
             results = self._socket.execute(messages)
         except KernelError as error:
-            self.counters[f"apply_socket_{errno.errorcode.get(error.errno, error.errno)}"] += 1
-            self.refused.update((op_key(op), error.errno) for op in ops)
+            self._unanswered(ops, error)
             return
         self.counters["kernel_writes"] += len(messages)
         for index, code in enumerate(results):
@@ -130,6 +149,10 @@ class Applier:
                     self._count("expectation_timeout", code)
                 else:
                     self._failed(op, code, deletes=replaces and part == 0)
+
+    def _unanswered(self, ops: Sequence[KernelOp], error: KernelError) -> None:
+        self.counters[f"apply_socket_{errno.errorcode.get(error.errno, error.errno)}"] += 1
+        self.refused.update((op_key(op), error.errno) for op in ops)
 
     def _messages(self, op: KernelOp) -> list[bytes]:
         match op:
@@ -280,3 +303,23 @@ def _expect(expectation: Expectation) -> list[bytes]:
 
 def _create(entry: FlowEntry, hold_s: int | None, *, with_master: bool = True) -> bytes:
     return build_create(entry, hold_s=hold_s, with_master=with_master)
+
+
+def _requested(batch: Batch, index: int) -> tuple[KernelOp, bool]:
+    """The operation that a message of the native codec is part of, and whether it is the deletion
+    with which a Replace begins."""
+    kind, is_second, data, header_epoch = batch.request(index)
+    (delta,) = decode_deltas(data, header_epoch=header_epoch)
+    if isinstance(delta, Destroy):
+        return Remove(delta.key), False
+    assert isinstance(delta, Upsert), delta
+    match kind:
+        case "create":
+            return Create(delta.entry), False
+        case "replace":
+            return Replace(delta.entry), not is_second
+        case "update":
+            return Update(delta.entry), False
+        case _:
+            assert kind == "update_without_tcp", kind
+            return Update(replace(delta.entry, tcp=None)), False

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from hafw.errors import KernelError
 from hafw.flow import Expectation, FlowEntry, FlowKey
@@ -35,6 +35,9 @@ from sync.ctnetlink import (
     parse_mixed_events,
 )
 from sync.event_filter import INSTRUCTION_BYTES, event_filter
+
+if TYPE_CHECKING:
+    from sync._codec import Batch
 
 __all__ = [
     "BATCH_MESSAGES_MAX",
@@ -244,6 +247,15 @@ class RequestSocket(_Socket):
         for start in range(0, len(messages), BATCH_MESSAGES_MAX):
             results += self._batch(messages[start : start + BATCH_MESSAGES_MAX])
         return results
+
+    def execute_batch(self, batch: Batch) -> list[tuple[int, int]]:
+        """As `execute`, what the native codec has collected: (index, errno) of each refusal."""
+        try:
+            return batch.send(self._sock.fileno(), self._next(batch.messages))
+        except OSError as error:
+            raise KernelError(
+                error.errno or 0, "a batch of requests", "the conntrack socket"
+            ) from error
 
     def get(self, key: FlowKey) -> FlowEntry | None:
         """The entry of `key` as it is now. Raises KernelError for any refusal but ENOENT."""

@@ -36,6 +36,9 @@ class ExpectedFlows:
         """Something is parked."""
         return bool(self._parked)
 
+    def parked_masters(self) -> list[FlowKey]:
+        return [delta.expectation.master for delta in self._parked.values()]
+
     def park(self, delta: ExpectUpsert | ExpectDestroy) -> None:
         """Its master is not known here."""
         key = delta.expectation.key if isinstance(delta, ExpectUpsert) else delta.key

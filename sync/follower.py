@@ -17,15 +17,17 @@ import errno
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hafw.errors import KernelError
 from hafw.flow import mark_group
 from sync.applier import Applier
 from sync.ctnetlink import CtEvent, EventKind
-from sync.delta import Delta, DeltaError, ExpectUpsert, Upsert, decode_deltas
+from sync.delta import Delta, DeltaError
 from sync.dumper import Dumper
 from sync.fetch import Fetch, Phase, Source
 from sync.inbox import Arrived, Incoming
+from sync.intake import Intake
 from sync.ledger import DelayWindow
 from sync.ops import KernelOp, Remove
 from sync.registry import Flag, FlowRegistry
@@ -40,6 +42,9 @@ from sync.snapshot import (
 )
 from sync.snapshot_client import SnapshotClient
 from sync.stream import SessionAccepted, StreamBroken, StreamReceiver
+
+if TYPE_CHECKING:
+    from sync._codec import Receiver
 
 __all__ = ["Follower", "FollowerPorts"]
 
@@ -76,6 +81,7 @@ class Follower:
         stream: StreamReceiver,
         client: SnapshotClient,
         ports: FollowerPorts,
+        receiver: Receiver | None = None,
     ) -> None:
         self._registry = registry
         self._groups = groups
@@ -85,6 +91,7 @@ class Follower:
         self._client = client
         self._ports = ports
         self.table = ReplicaTable(registry, groups)
+        self._intake = Intake(self.table, applier, receiver)
         self.sources: dict[int, Source] = {}
         """Group -> its last finished snapshot, as long as nothing spoilt it."""
         self.delays: dict[int, DelayWindow] = {}
@@ -101,7 +108,6 @@ class Follower:
         self._dropped: set[int] = set()
         """Groups of which replicas went without our doing since the last request."""
         self._dropped_retry_at: dict[int, float] = {}
-        self._ops: list[KernelOp] = []
         self._stamps: list[tuple[int, int]] = []
         self.counters: Counter[str] = Counter()
 
@@ -111,9 +117,10 @@ class Follower:
         """Collects kernel operations; `flush` carries them out."""
         match item:
             case Arrived():
-                for delta in item.deltas:
-                    self._on_delta(delta, item)
-                self.counters["deltas_received"] += len(item.deltas)
+                self.counters["deltas_received"] += self._intake.live(
+                    item.payload, item.deltas, item.epoch, item.sender_id,
+                    lambda delta: self._on_delta(delta, item),
+                )  # fmt: skip
                 if item.delay_from_ns:
                     self._stamps.append((item.sender_id, item.delay_from_ns))
             case SessionAccepted(sender_id):
@@ -124,9 +131,7 @@ class Follower:
 
     def flush(self, *, now: float) -> None:
         """Apply what was collected; then the stream's position is the applied position."""
-        if self._ops:
-            self._applier.apply(self._ops)
-            self._ops.clear()
+        if self._intake.flush():
             for key, code in self._applier.take_refused().items():
                 record = self._registry.get(key)
                 if record is not None and not self._groups[record.group].active:
@@ -159,7 +164,7 @@ class Follower:
                 case Superseded():
                     raise AssertionError("the roles did not learn the epoch")
                 case _:
-                    self._ops.append(effect)
+                    self._intake.ask(effect)
 
     def _spoil(self, sender_id: int, now: float) -> None:
         """What we have of this sender is not whole any more."""
@@ -328,17 +333,14 @@ class Follower:
             self._abort("chunk_out_of_turn", now)
             return
         try:
-            deltas = decode_deltas(chunk.deltas, header_epoch=fetch.head.epoch)
+            deltas = self._intake.read(chunk.deltas, fetch.head.epoch)
         except DeltaError as error:
             self.counters[f"quarantined_{error.reason}"] += 1
             self._abort("chunk_undecodable", now)
             return
-        for delta in deltas:
-            if isinstance(delta, Upsert):
-                self._ops += self.table.on_snapshot_entry(delta, fetch.group)
-            elif isinstance(delta, ExpectUpsert):
-                self._ops += self.table.on_snapshot_expectation(delta, fetch.group)
-        self.counters["snapshot_entries"] += len(deltas)
+        self.counters["snapshot_entries"] += self._intake.snapshot(
+            chunk.deltas, deltas, fetch.head.epoch, fetch.group
+        )
         self.flush(now=now)
         fetch.chunks += 1
         self._client.credit(fetch.chunks)

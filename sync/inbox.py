@@ -24,7 +24,8 @@ from sync.control import (
     Nack,
     decode_control,
 )
-from sync.delta import Delta, DeltaError, decode_deltas
+from sync.delta import Delta, DeltaError
+from sync.intake import BY_REFERENCE, Read
 from sync.outbox import STAMP, Outbox
 from sync.stream import (
     Deliver,
@@ -54,7 +55,9 @@ class Arrived:
 
     sender_id: int
     seq: int
-    deltas: list[Delta]
+    payload: bytes
+    deltas: list[Delta] | None
+    """None: the native codec will read `payload`, which it has found right."""
     epoch: int
     delay_from_ns: int
 
@@ -74,6 +77,7 @@ class Inbox:
         transport: Transport,
         *,
         boot: int,
+        read: Read = BY_REFERENCE,
     ) -> None:
         self._node_id = node_id
         self._cluster_id = cluster_id
@@ -82,6 +86,7 @@ class Inbox:
         self._outbox = outbox
         self._transport = transport
         self._boot = boot
+        self._read = read
         self.stream = StreamReceiver(
             draw_nonce=lambda: secrets.token_bytes(CHALLENGE_BYTES),
             spread=random if len(self._peers) > 1 else lambda: 0.0,
@@ -284,7 +289,8 @@ class Inbox:
         try:
             (epoch,) = STAMP.unpack_from(body)
             (sent_ns,) = STAMP.unpack_from(body, STAMP.size)
-            deltas = decode_deltas(body[2 * STAMP.size :], header_epoch=epoch)
+            payload = body[2 * STAMP.size :]
+            deltas = self._read(payload, epoch)
         except (DeltaError, struct.error) as error:
             # A hole in what we know of this sender: its snapshot fills it.
             reason = error.reason if isinstance(error, DeltaError) else "truncated"
@@ -294,4 +300,5 @@ class Inbox:
                 effect.sender_id, effect.session, seq, seq, f"undecodable: {reason}"
             )
         same_clock = self._boot != 0 and self._boots.get(effect.sender_id) == self._boot
-        return Arrived(effect.sender_id, effect.seq, deltas, epoch, sent_ns if same_clock else 0)
+        stamp_ns = sent_ns if same_clock else 0
+        return Arrived(effect.sender_id, effect.seq, payload, deltas, epoch, stamp_ns)

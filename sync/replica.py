@@ -162,6 +162,10 @@ class ReplicaTable:
         else:
             group.dead_unknown = True
 
+    def masters(self) -> list[FlowKey]:
+        """The flows of which something is expected, here or as soon as they come."""
+        return [*self._registry.expectations.masters(), *self._expected.parked_masters()]
+
     # -- snapshots
 
     def await_snapshot(self, number: int) -> None:
@@ -174,6 +178,16 @@ class ReplicaTable:
         """The holder has begun to send it."""
         self._registry.set_all(number, Flag.UNSEEN, unless=Flag.TOUCHED)
         self._expected.begin_snapshot(self._of_group(number))
+
+    def on_snapshot_delta(self, delta: Delta, number: int) -> list[KernelOp]:
+        """What the holder's snapshot says of a flow, or of what it expects."""
+        match delta:
+            case Upsert():
+                return self.on_snapshot_entry(delta, number)
+            case ExpectUpsert():
+                return self.on_snapshot_expectation(delta, number)
+            case _:
+                return []
 
     def on_snapshot_entry(self, delta: Upsert, number: int) -> list[KernelOp]:
         """One flow of the holder's snapshot. The holder has answered for its session; versions

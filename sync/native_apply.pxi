@@ -1,0 +1,274 @@
+# The receiving path: deltas that were delivered -> registry -> a batch of ctnetlink requests.
+#
+# It does what sync.replica.ReplicaTable and sync.applier.Applier do where nothing is special: the
+# group is known and not held here, the sender is the node of the group's newest epoch and speaks
+# under it, no version goes back, the flow is not rich, and nothing is expected of it. At anything
+# else it stops, having changed nothing; the caller sends the batch and gives this one delta to the
+# reference.
+
+cdef enum:
+    WATCHED_BYTES = 8192
+
+cdef enum:
+    # sync.registry.Flag
+    FLAG_STALE = 1 << 0
+    FLAG_UNSEEN = 1 << 1
+    FLAG_TOUCHED = 1 << 2
+
+cdef struct ReplicaView:
+    # sync.replica.ReplicaGroup, read at the beginning of each call.
+    uint64_t epoch
+    bint known
+    bint active
+    bint suspect
+    bint snapshot
+
+
+cdef class Receiver:
+    """Deltas in, a batch of requests out. Of one thread, with its FlowTable and its Batch."""
+
+    cdef FlowTable table
+    cdef dict groups
+    cdef uint32_t hold_s
+    cdef int tombstones_max
+    cdef ReplicaView views[16]
+    cdef uint8_t watched[8192]
+    cdef readonly int watched_count
+    cdef readonly Batch batch
+    cdef readonly uint64_t taken
+    cdef uint64_t destroy_unknown
+    cdef uint64_t regressions
+
+    def __cinit__(self, FlowTable table not None, dict groups not None, uint32_t hold_s, int tombstones_max):
+        self.table = table
+        self.groups = groups
+        self.hold_s = hold_s
+        self.tombstones_max = tombstones_max
+        self.batch = Batch()
+
+    # -- what goes the other way
+
+    def watch(self, key):
+        """Something is expected of this flow, or parked until it comes: from now on the reference
+        handles it (and, harmlessly, the few whose hash begins alike)."""
+        cdef uint32_t bit = <uint32_t>(self.table.hash_of(key) >> 48)
+        if not self.watched[bit >> 3] >> (bit & 7) & 1:
+            self.watched[bit >> 3] |= 1 << (bit & 7)
+            self.watched_count += 1
+
+    def unwatch_all(self):
+        memset(self.watched, 0, sizeof(self.watched))
+        self.watched_count = 0
+
+    cdef inline bint is_watched(self, uint64_t h) noexcept nogil:
+        cdef uint32_t bit = <uint32_t>(h >> 48)
+        return self.watched_count != 0 and self.watched[bit >> 3] >> (bit & 7) & 1
+
+    # -- deltas
+
+    cdef int look(self) except -1:
+        cdef ReplicaView* view
+        memset(self.views, 0, sizeof(self.views))
+        for number, group in self.groups.items():
+            assert 0 <= number < 16, number
+            view = &self.views[<int>number]
+            view.known = True
+            view.epoch = group.epoch
+            view.active = group.active
+            view.suspect = group.suspect
+            view.snapshot = group.snapshot
+        return 0
+
+    def check(self, bytes payload not None, header_epoch):
+        """`check_deltas`."""
+        return check_deltas(payload, header_epoch)
+
+    def take(self, bytes payload not None, uint32_t at, uint64_t header_epoch, int sender_id):
+        """Handle live deltas from offset `at` on: where it stopped. That is the end; or the batch
+        is full; or the delta there is one for the reference."""
+        return self.walk(payload, at, header_epoch, sender_id, 0)
+
+    def take_snapshot(self, bytes payload not None, uint32_t at, uint64_t header_epoch, int group):
+        """As `take`, the entries of a snapshot of `group` that its holder has answered for."""
+        assert 1 <= group < 16, group
+        return self.walk(payload, at, header_epoch, 0, group)
+
+    cdef uint32_t walk(
+        self, bytes payload, uint32_t at, uint64_t header_epoch, int sender_id, int snapshot
+    ) except? 0xFFFFFFFF:
+        cdef const uint8_t* base = <const uint8_t*><const char*>payload
+        cdef uint32_t total = <uint32_t>len(payload)
+        cdef NativeDelta d
+        cdef bint done
+        assert len(payload) <= 0x7FFFFFFF
+        self.look()
+        self.batch.begin(payload, header_epoch)
+        if snapshot:
+            assert self.views[snapshot].snapshot, "no snapshot is under way"
+        while at < total and not self.batch.is_full():
+            if read_delta(base, total, at, &header_epoch, &d):
+                break
+            if d.destroy:
+                done = not snapshot and self.on_destroy(&d, sender_id)
+            elif snapshot:
+                done = self.on_snapshot_entry(&d, snapshot)
+            else:
+                done = self.on_upsert(&d, sender_id)
+            if not done:
+                break
+            self.taken += 1
+            at = d.end
+        return at
+
+    cdef inline bint authorized(self, const ReplicaView* group, const Slot* slot, const NativeDelta* d, int sender_id) noexcept nogil:
+        """Its word counts and is not special. Else the reference says what comes of it."""
+        if not group.known or group.active or d.epoch != group.epoch or d.count > 0xFFFF:
+            return False
+        if <int>(d.epoch & 0xFF) != sender_id:
+            return False
+        return slot == NULL or not self.is_older(d, slot)
+
+    cdef inline bint is_older(self, const NativeDelta* d, const Slot* slot) noexcept nogil:
+        cdef uint64_t known = self.table.epoch_of(slot)
+        return d.epoch < known or (d.epoch == known and d.count < slot.count)
+
+    cdef inline bint is_plain(self, const Slot* slot, unsigned int number) noexcept nogil:
+        """Unknown, or known in this group and not rich."""
+        return slot == NULL or (
+            <unsigned int>(slot.group_tcp >> 4) == number and not slot.status & SLOT_RICH
+        )
+
+    cdef bint on_upsert(self, NativeDelta* d, int sender_id) except -1:
+        cdef unsigned int number = d.flow.mark >> 28
+        cdef ReplicaView* group = &self.views[number]
+        cdef uint64_t h
+        cdef Slot* slot
+        if d.flow.rich or not group.known:
+            return False
+        h = flow_hash(&self.table.secret, &d.flow)
+        slot = self.table.find(h)
+        if not self.authorized(group, slot, d, sender_id):
+            return False
+        if not self.is_plain(slot, number) or self.is_watched(h):
+            return False
+        if not self.put(d, group, h, slot):
+            return False
+        if group.snapshot:
+            slot = self.table.find(h)
+            self.table.flag_slot(slot, FLAG_TOUCHED, True)
+            self.table.flag_slot(slot, FLAG_UNSEEN, False)
+        return True
+
+    cdef bint on_snapshot_entry(self, NativeDelta* d, int number) except -1:
+        cdef uint64_t h
+        cdef Slot* slot
+        if d.flow.rich or <int>(d.flow.mark >> 28) != number or d.count > 0xFFFF:
+            return False
+        h = flow_hash(&self.table.secret, &d.flow)
+        slot = self.table.find(h)
+        if slot != NULL and slot.hashed & FLAG_TOUCHED:
+            return True  # The stream knows better.
+        if slot == NULL and h in self.groups[number].dead:
+            return True
+        if not self.is_plain(slot, number) or self.is_watched(h):
+            return False
+        if slot != NULL and self.is_older(d, slot):
+            return False
+        if not self.put(d, &self.views[number], h, slot):
+            return False
+        self.table.flag_slot(self.table.find(h), FLAG_UNSEEN, False)
+        return True
+
+    cdef bint on_destroy(self, NativeDelta* d, int sender_id) except -1:
+        cdef uint64_t h = flow_hash(&self.table.secret, &d.flow)
+        cdef Slot* slot = self.table.find(h)
+        cdef unsigned int number
+        cdef int other
+        if self.is_watched(h):
+            return False
+        if slot == NULL:
+            if <int>(d.epoch & 0xFF) == sender_id:
+                for other in range(16):
+                    if self.views[other].snapshot and not self.bury(other, h):
+                        return False
+            self.destroy_unknown += 1
+            return True
+        number = slot.group_tcp >> 4
+        if not self.is_plain(slot, number) or not self.authorized(&self.views[number], slot, d, sender_id):
+            return False
+        if slot.incarnation != d.incarnation or slot.contribution != d.contribution:
+            return False
+        if self.views[number].snapshot and not self.bury(number, h):
+            return False
+        self.table.remove_slot(h, slot)
+        self.ask(d, APPLY_REMOVE)
+        return True
+
+    cdef bint bury(self, int number, uint64_t h) except -1:
+        """Remember that the stream destroyed it, for the snapshot under way."""
+        cdef set dead = self.groups[number].dead
+        if len(dead) >= self.tombstones_max:
+            return False
+        dead.add(h)
+        return True
+
+    cdef bint put(self, NativeDelta* d, const ReplicaView* group, uint64_t h, Slot* slot) noexcept:
+        """ReplicaTable._flow_op. False, with nothing changed, if the table has no room."""
+        cdef Value value
+        cdef uint8_t op = APPLY_UPDATE
+        cdef uint8_t known = TCP_STATE_NONE
+        cdef bint stale = False
+        cdef bint same = False
+        value.contribution = flow_contribution(&self.table.secret, &d.flow, d.incarnation, d.flow.helper, 0)
+        value.epoch = d.epoch
+        value.incarnation = d.incarnation
+        value.count = <uint16_t>d.count
+        value.user_mark = <uint16_t>(d.flow.mark & 0xFFFF)
+        value.group = <uint8_t>(d.flow.mark >> 28)
+        value.tcp_state = d.flow.tcp_state if d.flow.has_tcp else TCP_STATE_NONE
+        value.status = status_bits(d.flow.status)
+        if slot != NULL:
+            stale = slot.hashed & FLAG_STALE != 0
+            same = slot.incarnation == d.incarnation and slot.contribution == value.contribution
+            known = slot.group_tcp & 15
+            if not d.flow.has_tcp:
+                if slot.incarnation == d.incarnation:
+                    value.tcp_state = known
+            elif (
+                same and not stale and known != TCP_STATE_NONE and d.flow.tcp_state < known
+                and self.table.epoch_of(slot) == d.epoch and slot.count == d.count
+            ):
+                # Never back within one version: a snapshot can run ahead of the stream.
+                op = APPLY_UPDATE_WITHOUT_TCP
+                value.tcp_state = known
+        if stale or (not same and (slot != NULL or group.suspect)):
+            op = APPLY_REPLACE
+        elif not same:
+            op = APPLY_CREATE
+        if self.table.put_value(h, &value) < 0:
+            return False
+        self.regressions += op == APPLY_UPDATE_WITHOUT_TCP
+        if stale:
+            self.table.flag_slot(self.table.find(h), FLAG_STALE, False)
+        self.ask(d, op)
+        return True
+
+    cdef void ask(self, const NativeDelta* d, uint8_t op) noexcept:
+        cdef Batch batch = self.batch
+        cdef uint8_t* out = batch.next()
+        if op == APPLY_CREATE:
+            batch.add(d, op, write_create(out, &d.flow, self.hold_s, True))
+        elif op == APPLY_REMOVE:
+            batch.add(d, op, write_delete(out, &d.flow))
+        elif op == APPLY_REPLACE:
+            batch.add(d, op, write_delete(out, &d.flow))
+            batch.add(d, APPLY_REPLACE_PART_2, write_create(batch.next(), &d.flow, self.hold_s, True))
+        else:
+            batch.add(d, op, write_update(out, &d.flow, self.hold_s, op == APPLY_UPDATE))
+        batch.ops += 1
+
+    def take_counters(self):
+        """What ReplicaTable would have counted, since the last call."""
+        found = {"destroy_unknown": self.destroy_unknown, "tcp_regressions_refused": self.regressions}
+        self.destroy_unknown = self.regressions = 0
+        return {name: count for name, count in found.items() if count}
