@@ -2,7 +2,8 @@
 
 ``HAFW_TEST_FORGETS`` names what is left out: ``expectations``, ``seqadj``, or ``activity`` (that
 an expectation has become active).
-``HAFW_TEST_TAKE_PER_S`` is another pace of adoption.
+``HAFW_TEST_TAKE_PER_S`` is another pace of adoption. ``HAFW_TEST_STRICT``: replicas of TCP are
+made strict (with the reference codec).
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from hafw.flow import EXPECT_INACTIVE
-from sync import holder
+from hafw.flow import EXPECT_INACTIVE, TcpState
+from sync import ctnetlink_build, holder
 from sync.daemon import main
 from sync.delta import Delta, ExpectDestroy, ExpectUpsert, Upsert
 from sync.outbox import Outbox
@@ -31,7 +32,13 @@ def _forgetful_put(outbox: Outbox, delta: Delta) -> None:
     _put(outbox, delta)
 
 
+def _left_as_it_is(tcp: TcpState) -> TcpState:
+    return tcp
+
+
 if __name__ == "__main__":
+    if os.environ.get("HAFW_TEST_STRICT"):
+        ctnetlink_build._pristine = _left_as_it_is
     holder.TAKE_ENTRIES_PER_S = int(
         os.environ.get("HAFW_TEST_TAKE_PER_S", holder.TAKE_ENTRIES_PER_S)
     )

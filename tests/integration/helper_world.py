@@ -4,7 +4,8 @@ gateways carries the packets; a move is two routes, and the words of leased.
     inside 192.0.2.10 -- gw1, gw2 (VIP 198.51.100.254) -- outside 198.51.100.10
     inside 2001:db8:1::1234:10      2001:db8:2::fe        outside 2001:db8:2::10
 
-From the inside all is translated to the VIP; ports 21, 69 and 5060 of the VIP lead inside. The
+From the inside all is translated to the VIP; ports 21, 69, 5060 (helpers), 8080 (TCP) and 9000
+(UDP) of the VIP lead inside. The
 addresses of both families differ in length, so that every rewritten payload moves the sequence.
 """
 
@@ -22,6 +23,7 @@ from tempfile import TemporaryDirectory
 from hafw.flow import hafw_mark
 from hafw.kernel.netns import entered
 from sync.expecting import AGAIN_S
+from sync.native import CODEC_VARIABLE
 from tests.integration.ct_spaces import inside, run, spaces
 from tests.integration.syncd_world import World, syncd_world, wait_for
 
@@ -47,8 +49,8 @@ table inet helpers {
   }
   chain pre {
     type nat hook prerouting priority dstnat;
-    ip daddr 198.51.100.254 th dport { 21, 69, 5060 } dnat ip to 192.0.2.10
-    ip6 daddr 2001:db8:2::fe th dport { 21, 69, 5060 } dnat ip6 to 2001:db8:1::1234:10
+    ip daddr 198.51.100.254 th dport { 21, 69, 5060, 8080, 9000 } dnat ip to 192.0.2.10
+    ip6 daddr 2001:db8:2::fe th dport { 21, 69, 5060, 8080, 9000 } dnat ip6 to 2001:db8:1::1234:10
   }
   chain post {
     type nat hook postrouting priority srcnat;
@@ -60,8 +62,10 @@ table inet helpers {
     ct state invalid counter drop
     ct state { established, related } accept
     iifname "sync*" drop
-    ct state new tcp dport 21 accept
-    ct state new udp dport { 69, 5060 } accept
+    ct state new tcp dport { 21, 8080 } accept
+    ct state new udp dport { 69, 5060, 9000 } accept
+    ct state new icmp type echo-request accept
+    ct state new icmpv6 type echo-request accept
   }
 }
 """
@@ -95,6 +99,11 @@ class HelperWorld:
         self.cluster.lead(number, counter)
         for gateway in self.cluster.gateways:
             gateway.wait_synced()
+
+    def refuse_new(self, number: int) -> None:
+        """From now on this gateway forwards what it has an entry for, and nothing else."""
+        rule = "insert rule inet helpers forward ct status & confirmed == 0 counter drop"
+        inside(self.cluster[number].space, "nft", rule)
 
     def replicated(self, holder_number: int = 1) -> None:
         """All that was published has been applied."""
@@ -137,8 +146,9 @@ def dial(space: str, version: int, address: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def helper_world(*, forgets: str = "") -> Iterator[HelperWorld]:
-    """Both syncds run, gw1 holds and carries. `forgets`: what its syncd does not say."""
+def helper_world(*, forgets: str = "", strict_replicas: bool = False) -> Iterator[HelperWorld]:
+    """Both syncds run, gw1 holds and carries. `forgets`: what its syncd does not say;
+    `strict_replicas`: the other's does not make its replicas liberal."""
     with (
         # Names of sockets are short: pytest's own folders are not.
         TemporaryDirectory(prefix="hafw-t-") as folder,
@@ -161,6 +171,9 @@ def helper_world(*, forgets: str = "") -> Iterator[HelperWorld]:
         if forgets:
             cluster[1].program = "tests.integration.forgetful_syncd"
             cluster[1].environment["HAFW_TEST_FORGETS"] = forgets
+        if strict_replicas:
+            cluster[2].program = "tests.integration.forgetful_syncd"
+            cluster[2].environment |= {"HAFW_TEST_STRICT": "1", CODEC_VARIABLE: "reference"}
         cluster.start()
         cluster.lead(1, 1)
         for gateway in cluster.gateways:
