@@ -108,7 +108,8 @@ def bench_profile(lab: Lab, profile: str, cuts: int, say: Say) -> ProfileResult:
     )
 
 
-def cut_and_heal(conductor: Conductor) -> None:
+def cut_and_heal(conductor: Conductor, healed: Callable[[], None] = lambda: None) -> None:
+    """One power cut; returns when the cluster is whole again. `healed` may wait for more first."""
     cut: list[str] = []
 
     def act(active: str) -> int:
@@ -117,6 +118,7 @@ def cut_and_heal(conductor: Conductor) -> None:
 
     conductor.fault("power cut", act, takeover="must")
     conductor.faults.heal(cut[0])
+    healed()
     conductor.returned()
 
 

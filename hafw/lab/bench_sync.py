@@ -139,13 +139,16 @@ def run_sync_bench(
             "delay": lambda: measure_delay(bench, sizes.delay_rate, sizes.delay_s),
             "packets": lambda: measure_packets(bench, sizes.packets, sizes.paced_rate),
             "snapshot": lambda: measure_snapshot(bench, sizes.snapshot_flows),
-            "power-cut": lambda: measure_power_cut(sizes.takeover_flows, sizes.cuts, say),
             "takeover": lambda: measure_takeover(bench, sizes.takeover_flows, sizes.takeover_s),
         }
-        for part in parts:
-            say(f"{part} ...")
-            report.figures += work[part]()
+        for part in work:
+            if part in parts:
+                say(f"{part} ...")
+                report.figures += work[part]()
         report.codec = bench.codec
+    if "power-cut" in parts:  # The lab has the nodes' usual folders.
+        with machine.room_for(most + 100_000):
+            report.figures += measure_power_cut(sizes.takeover_flows, sizes.cuts, say)
     return report
 
 

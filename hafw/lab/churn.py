@@ -28,7 +28,7 @@ from hafw.lab import machine
 from hafw.lab.churn_maker import ChurnMaker
 from hafw.lab.churn_traffic import Traffic
 from hafw.lab.ct_compare import Comparison, compare
-from hafw.lab.sync_network import GROUP
+from hafw.lab.sync_network import CLIENT, GROUP
 from hafw.lab.sync_spaces import SyncNode, SyncSpaces, sync_spaces, wait_for
 from sync.ctsocket import RequestSocket
 
@@ -36,8 +36,11 @@ __all__ = ["ChurnPlan", "ChurnReport", "churn_to_json", "render_churn", "run_chu
 
 Say = Callable[[str], None]
 LIBERAL_AFTER_S = 5.0
+STEADY_S = 0.4
 DOWN_SHARE = 0.05
 """Of all flows: as many are made while the receiver is down."""
+LIVE_FROM = 0.75
+"""Of all flows: the others wait until the receiver is synced again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class ChurnReport(msgspec.Struct):
     refused: dict[str, int] = {}
     frames_lost: int = 0
     down_s: float = 0.0
+    back_s: float = 0.0
     settled_s: float = 0.0
     swept_s: float = 0.0
     compared: int = 0
@@ -110,10 +114,11 @@ def _run(plan: ChurnPlan, spaces: SyncSpaces, report: ChurnReport, say: Say) -> 
             say("waiting until both count alike")
             _settle(plan, spaces, report)
             say(f"waiting for the sweep ({plan.sweep})")
+            swept_from = time.monotonic()
             report.swept_s = _sweep(plan, spaces)
             _settle(plan, spaces, report)
             report.frames_lost = spaces.lost_frames()
-            _compare(plan, spaces, report, say)
+            _compare(plan, spaces, report, time.monotonic() - swept_from, say)
             report.owner_counters = spaces[1].status().counters
             report.replica_counters = spaces[2].status().counters
             say("gw2 takes over")
@@ -153,12 +158,18 @@ def _churn(
         elif down_at and not report.down_s and made >= plan.flows * (0.5 + DOWN_SHARE):
             report.down_s = time.monotonic() - down_at
             starting.start()
+        elif report.down_s and not report.back_s and made >= plan.flows * LIVE_FROM:
+            # The rest comes live, or all would come by the snapshot alone.
+            starting.join()
+            wait_for(
+                lambda: f"gw2 synced again ({node.reason})", lambda: node.synced, plan.bound_s
+            )
+            report.back_s = time.monotonic() - down_at
         if made % 10_000 == 0:
             say(f"{made:,} of {plan.flows:,} flows made")
 
     spaces.lose(plan.loss_percent)
     report.churn_s = maker.run(plan.rate, between)
-    starting.join()
     report.requests, report.refused = dict(maker.done), dict(maker.refused)
     report.problems += [
         f"the generator was refused: {name} {count}"
@@ -168,14 +179,18 @@ def _churn(
 
 
 def _settle(plan: ChurnPlan, spaces: SyncSpaces, report: ChurnReport) -> None:
-    facts = ""
+    """Both registries count alike, and go on doing so: events that wait are not counted."""
+    facts, last, since = "", (-1, -1), 0.0
 
     def alike() -> bool:
-        nonlocal facts
+        nonlocal facts, last, since
         one, other = spaces[1].status(), spaces[2].status()
         owned, replicas = one.groups[0].owned, other.groups[0].replicas
         facts = f"owned {owned}, replicas {replicas}; {other.groups[0].reason}"
-        return owned == replicas and other.groups[0].synced and one.groups[0].synced
+        if owned != replicas or (owned, replicas) != last:
+            last, since = (owned, replicas), time.monotonic()
+        steady = owned == replicas and time.monotonic() - since >= STEADY_S
+        return steady and other.groups[0].synced and one.groups[0].synced
 
     report.settled_s += wait_for(lambda: f"equal counts ({facts})", alike, plan.bound_s)
 
@@ -196,8 +211,18 @@ def _sweep(plan: ChurnPlan, spaces: SyncSpaces) -> float:
     return wait_for(f"a pass over all flows ({name})", done, plan.bound_s)
 
 
-def _compare(plan: ChurnPlan, spaces: SyncSpaces, report: ChurnReport, say: Say) -> None:
-    found: Comparison = compare(spaces[1].space, spaces[2].space, hold_s=plan.hold_s, say=say)
+def _compare(
+    plan: ChurnPlan, spaces: SyncSpaces, report: ChurnReport, refreshed_s: float, say: Say
+) -> None:
+    """`refreshed_s`: since a sweep began to say all flows."""
+    found: Comparison = compare(
+        spaces[1].space,
+        spaces[2].space,
+        hold_s=plan.hold_s,
+        sender=CLIENT,
+        refreshed_s=refreshed_s,
+        say=say,
+    )
     report.compared, report.not_worth = found.owner, found.not_worth
     report.on_replica = found.replica
     report.differences, report.examples = dict(found.differences), found.examples
@@ -238,7 +263,8 @@ def render_churn(report: ChurnReport) -> str:
     lines = [
         f"churn of {report.flows} flows in {report.churn_s:.1f} s (seed {report.seed}, codec "
         f"{report.codec}): {requests}",
-        f"{report.frames_lost} frames lost on the sync links; receiver down {report.down_s:.1f} s",
+        f"{report.frames_lost} frames lost on the sync links; receiver down "
+        f"{report.down_s:.1f} s, synced again after {report.back_s:.1f} s",
         f"settled in {report.settled_s:.1f} s, swept in {report.swept_s:.1f} s",
         f"compared: {report.compared} flows with {report.on_replica} entries of the replica; "
         f"{report.not_worth} not worth a replica",

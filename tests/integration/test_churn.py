@@ -119,6 +119,8 @@ def test_the_hold_bound() -> None:
     assert timeout_problem(100, 90, 900, 2) == "timeout below the owner's"
     assert timeout_problem(100, 910, 900, 2) == "timeout above owner and hold"
     assert timeout_problem(1000, 1020, 900, 2) == "timeout above owner and hold"
+    assert timeout_problem(432_000, 431_950, 900, 1, refreshed_s=60) == ""
+    assert timeout_problem(432_000, 431_950, 900, 1, refreshed_s=30) == "timeout below the owner's"
 
 
 def test_tables_are_equal_after_churn_under_loss_and_a_restart() -> None:
