@@ -17,11 +17,13 @@ __all__ = [
     "EXPECT_INACTIVE",
     "GROUP_MASK",
     "GROUP_SHIFT",
+    "IPPROTO_GRE",
     "IPPROTO_ICMP",
     "IPPROTO_ICMPV6",
     "IPPROTO_SCTP",
     "IPPROTO_TCP",
     "IPPROTO_UDP",
+    "IPPROTO_UDPLITE",
     "IPS_ASSURED",
     "IPS_CONFIRMED",
     "IPS_DST_NAT",
@@ -59,8 +61,10 @@ AF_INET6 = 10
 IPPROTO_ICMP = 1
 IPPROTO_TCP = 6
 IPPROTO_UDP = 17
+IPPROTO_GRE = 47
 IPPROTO_ICMPV6 = 58
 IPPROTO_SCTP = 132
+IPPROTO_UDPLITE = 136
 
 # linux/netfilter/nf_conntrack_common.h, enum ip_conntrack_status.
 IPS_EXPECTED = 1 << 0

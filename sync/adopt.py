@@ -21,12 +21,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from hafw.flow import (
+    IPPROTO_GRE,
     IPPROTO_ICMP,
     IPPROTO_ICMPV6,
+    IPPROTO_SCTP,
     IPPROTO_TCP,
     IPPROTO_UDP,
+    IPPROTO_UDPLITE,
     IPS_ASSURED,
     MARK_MASK,
+    SCTP_STATES,
     TCP_FLAG_BE_LIBERAL,
     TCP_STATES,
     USER_MARK_MASK,
@@ -65,12 +69,20 @@ TIMEOUT_SYSCTLS = {
     "udp_stream": "nf_conntrack_udp_timeout_stream",
     "icmp": "nf_conntrack_icmp_timeout",
     "icmpv6": "nf_conntrack_icmpv6_timeout",
+    **{
+        f"sctp_{state.lower()}": f"nf_conntrack_sctp_timeout_{state.lower()}"
+        for state in SCTP_STATES
+        if state != "NONE"
+    },
+    "gre": "nf_conntrack_gre_timeout",
+    "gre_stream": "nf_conntrack_gre_timeout_stream",
     "generic": "nf_conntrack_generic_timeout",
 }
 """Kind of timeout -> file in /proc/sys/net/netfilter."""
 SIP_TIMEOUT = "/sys/module/nf_conntrack_sip/parameters/sip_timeout"
 """The kind ``sip``: what its helper gives a UDP flow with each of its packets."""
 _FALLBACK_S = 600
+_SCTP_ESTABLISHED = SCTP_STATES.index("ESTABLISHED")
 
 
 def normal_timeout_s(
@@ -84,12 +96,17 @@ def normal_timeout_s(
             kind = f"tcp_{TCP_STATES[max(state, 0)].lower()}"
         case proto if proto == IPPROTO_UDP and entry.helper == "sip":
             kind = "sip"
-        case proto if proto == IPPROTO_UDP:
+        case proto if proto in (IPPROTO_UDP, IPPROTO_UDPLITE):
             kind = "udp_stream" if entry.status & IPS_ASSURED else "udp"
         case proto if proto == IPPROTO_ICMP:
             kind = "icmp"
         case proto if proto == IPPROTO_ICMPV6:
             kind = "icmpv6"
+        case proto if proto == IPPROTO_GRE:
+            kind = "gre_stream" if entry.status & IPS_ASSURED else "gre"
+        case proto if proto == IPPROTO_SCTP:
+            state = _SCTP_ESTABLISHED if entry.sctp is None else entry.sctp.state
+            kind = f"sctp_{SCTP_STATES[state].lower()}"
         case _:
             kind = "generic"
     return timeouts_s.get(kind, timeouts_s.get("generic", _FALLBACK_S))

@@ -12,6 +12,8 @@ Replace     EEXIST     as Create: its own old entry was deleted just before
 create,     ENOENT     its master is not here: once more as a flow of its own
 of a child
 expectation ENOENT     the kernel has no such master: counted; the next refresh says both again
+Update      ENOSPC     with labels: no rule of this node sets any, entries have no room for them;
+                       all else was done
 any         ENOMEM     the table is full: counted, reported, the flow has no replica here
 any other   any        counted by name; ENOENT of a deletion or adoption is nothing (it is gone)
 =========== ========== =========================================================================
@@ -38,6 +40,7 @@ from sync.ctnetlink import (
 )
 from sync.ctsocket import RequestSocket
 from sync.delta import Destroy, Upsert, decode_deltas
+from sync.labels import probe_labels
 from sync.ops import (
     Adopt,
     Create,
@@ -94,6 +97,13 @@ class Applier:
 
     def get_expectation(self, key: FlowKey) -> Expectation | None:
         return self._socket.get_expectation(key)
+
+    def probe_labels(self) -> bool | None:
+        """None if it cannot be told now."""
+        try:
+            return probe_labels(self._socket)
+        except KernelError:
+            return None
 
     def take_refused(self) -> dict[FlowKey, int]:
         refused, self.refused = self.refused, {}
@@ -197,6 +207,7 @@ class Applier:
             seqadj=entry.seqadj,
             sctp=entry.sctp,
             synproxy=entry.synproxy,
+            labels=entry.labels,
             expected=bool(entry.status & IPS_EXPECTED) if expected is None else expected,
         )
 
@@ -218,6 +229,8 @@ class Applier:
                 done = self._make([], entry, self._hold_s)
             case Update(entry) if code == errno.EBUSY:
                 done = self._update_as_it_is(entry)
+            case Update(entry) if code == errno.ENOSPC and entry.labels is not None:
+                done = True  # ctnetlink_change_conntrack takes labels last.
             case Create() | Replace() | Update() | Pristine():
                 done = False
             case Remove() | Adopt() | SetTimeout() | MakeStrict():

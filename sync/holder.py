@@ -27,6 +27,7 @@ from sync.applier import Applier
 from sync.ctnetlink import CtEvent, EventKind, ExpectEvent
 from sync.expecting import Expecting
 from sync.held import Held, HolderPorts
+from sync.labels import LabelWatch
 from sync.liberal import LiberalFlows
 from sync.ops import SetTimeout
 from sync.outbox import Outbox
@@ -81,6 +82,7 @@ class Holder:
         self._held: dict[int, Held] = {}
         self._drained = True
         self._drains = 0
+        self._labels = LabelWatch(applier.probe_labels)
         self.expecting = Expecting(registry, applier, publisher, self._publish)
         self.counters: Counter[str] = Counter()
 
@@ -228,6 +230,8 @@ class Holder:
 
     def work(self, *, now: float) -> None:
         """One slice for each held group."""
+        if self._held:
+            self._publisher.labelled = self._labels.node_sets_any(now=now)
         for group, held in list(self._held.items()):
             if held.scan is not None:
                 if now >= held.retry_at:

@@ -143,7 +143,7 @@ cdef class Receiver:
         cdef ReplicaView* group = &self.views[number]
         cdef uint64_t h
         cdef Slot* slot
-        if d.flow.rich or not group.known:
+        if d.flow.rich or d.flow.labels_len or not group.known:
             return False
         h = flow_hash(&self.table.secret, &d.flow)
         slot = self.table.find(h)
@@ -162,7 +162,7 @@ cdef class Receiver:
     cdef bint on_snapshot_entry(self, NativeDelta* d, int number) except -1:
         cdef uint64_t h
         cdef Slot* slot
-        if d.flow.rich or <int>(d.flow.mark >> 28) != number or d.count > 0xFFFF:
+        if d.flow.rich or d.flow.labels_len or <int>(d.flow.mark >> 28) != number or d.count > 0xFFFF:
             return False
         h = flow_hash(&self.table.secret, &d.flow)
         slot = self.table.find(h)

@@ -29,6 +29,7 @@ cdef struct Holding:
     uint64_t epochs[16]
     uint8_t held[16]
     uint8_t passing[16]
+    uint8_t labelled  # Each first word is looked up: the event may leave labels out.
     uint32_t slow_flags
     uint32_t passed_by
     uint32_t unpassed
@@ -103,7 +104,7 @@ cdef inline bint has_room(const Said* said) noexcept nogil:
 
 
 cdef inline bint is_publishable(const Flow* flow) noexcept nogil:
-    return flow.proto != PROTO_TCP or flow.status & STATUS_ASSURED
+    return flow.status & STATUS_ASSURED or flow.proto not in (PROTO_TCP, PROTO_SCTP)
 
 
 cdef void say_destroy(FlowTable table, Said* said, uint64_t h, Slot* slot, const Flow* flow,
@@ -170,7 +171,7 @@ cdef int publish_event(FlowTable table, Incarnations random, const Holding* hold
     if not holding.held[group]:
         # What is no flow of ours matters if a replica goes.
         return SLOW if kind == EVENT_DESTROY and slot != NULL else DONE
-    if flow.rich or (slot != NULL and (
+    if flow.rich or flow.labels_len or flow.proto == PROTO_SCTP or (slot != NULL and (
         slot.status & SLOT_RICH or slot.hashed & holding.slow_flags
         or slot.group_tcp >> 4 != group
     )):
@@ -203,13 +204,19 @@ cdef int publish_flow(FlowTable table, Incarnations random, const Holding* holdi
         return DONE
     if kind == EVENT_NEW or slot == NULL:
         # The kernel makes an entry anew: whatever had this tuple before is gone.
-        if publishable and (stateless or flow.status & STATUS_SEQ_ADJUST):
+        if publishable and (
+            stateless or holding.labelled or flow.status & STATUS_SEQ_ADJUST
+        ):
             return SLOW  # To be looked up.
         if slot != NULL:
             say_destroy(table, said, h, slot, flow, epoch)
         return say_first(table, random, said, h, flow, epoch) if publishable else DONE
     if flow_contribution(&table.secret, flow, slot.incarnation, NULL, 0) != slot.contribution:
         return SLOW  # Another life, unheard of.
+    if flow.has_tcp and flow.tcp_state <= TCP_ESTABLISHED and (slot.group_tcp & 15) in (
+        TCP_TIME_WAIT, TCP_CLOSE
+    ):
+        return SLOW  # Likewise.
     if flow.status & STATUS_SEQ_ADJUST:
         return SLOW
     current = table.epoch_of(slot) == epoch

@@ -97,6 +97,10 @@ cdef class EventPump:
             assert 1 <= group < GROUPS, group
             self.holding.passing[group] = 1
 
+    def look_up_first(self, bint labelled):
+        """Whether the first word of each flow is left to the reference (`Publisher.labelled`)."""
+        self.holding.labelled = labelled
+
     def drain(self, int fd, int limit):
         """Up to `limit` events: (why it stopped, events, the raw message or errno, runs of deltas
         as (epoch, bytes, count), (firsts, updates, destroys), deaths as (group, flow hash))."""

@@ -2,16 +2,17 @@
 
 An event is published if its entry belongs to a group that this node holds, whatever the owner bits
 of its mark say (after a takeover they still name the node before, until adoption rewrites them),
-and was not made by ourselves. TCP is published from ASSURED on: a replica in SYN_SENT would drop
-the client's packets for ever, and a SYN flood replicates nothing. Other protocols are published at
-once. A DESTROY goes out only for what was published.
+and was not made by ourselves. TCP and SCTP are published from ASSURED on: a replica in SYN_SENT
+would drop the client's packets for ever, and a SYN flood replicates nothing. Other protocols are
+published at once. A DESTROY goes out only for what was published.
 
 Identity: the first publication draws the flow's incarnation. Its version is (epoch, 0), `epoch`
 being the group's when the event was read; a flow that was published under an older epoch moves up
 with its next delta, which is what adoption is to the peers.
 
-What an event leaves out (the TCP state, the master of an expected flow, sequence adjustment) and
-the peers need is looked up first. Expectations are said under their master's identity.
+What an event leaves out (the state of TCP or SCTP, the master of an expected flow, sequence
+adjustment, labels on a node that sets any) and the peers need is looked up first. Expectations are
+said under their master's identity.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from hafw.flow import (
+    IPPROTO_SCTP,
     IPPROTO_TCP,
     IPS_ASSURED,
     IPS_EXPECTED,
     IPS_SEQ_ADJUST,
+    TCP_STATES,
     USER_MARK_MASK,
     Expectation,
     FlowEntry,
@@ -41,7 +44,7 @@ from sync.delta import (
     Upsert,
     Version,
 )
-from sync.registry import PUBLISHED_STATUS, FlowRegistry, Record
+from sync.registry import PUBLISHED_STATUS, FlowRegistry, Record, Rich, rich_of
 
 __all__ = ["LookUp", "PublishEffect", "Publisher", "RandomBits", "publishable"]
 
@@ -61,15 +64,34 @@ class LookUp:
 
 
 PublishEffect = Delta | LookUp
+_FROM_ASSURED_ON = frozenset({IPPROTO_TCP, IPPROTO_SCTP})
+_OVER = (TCP_STATES.index("TIME_WAIT"), TCP_STATES.index("CLOSE"))
+_OPEN = TCP_STATES.index("ESTABLISHED")
 
 
 def publishable(entry: FlowEntry) -> bool:
     """Is this flow worth a replica yet?"""
-    return entry.key.orig.proto != IPPROTO_TCP or bool(entry.status & IPS_ASSURED)
+    return bool(entry.status & IPS_ASSURED) or entry.key.orig.proto not in _FROM_ASSURED_ON
 
 
 def _stateless(entry: FlowEntry) -> bool:
-    return entry.tcp is None and entry.key.orig.proto == IPPROTO_TCP
+    proto = entry.key.orig.proto
+    return (proto == IPPROTO_TCP and entry.tcp is None) or (
+        proto == IPPROTO_SCTP and entry.sctp is None
+    )
+
+
+def _with_known(entry: FlowEntry, known: Rich) -> FlowEntry:
+    """An event carries these only when they changed, master and sequence adjustment never."""
+    return replace(
+        entry,
+        helper=entry.helper if entry.helper is not None else known.helper,
+        seqadj=entry.seqadj if entry.seqadj is not None else known.seqadj,
+        master=entry.master if entry.master is not None else known.master,
+        labels=entry.labels if entry.labels is not None else known.labels,
+        sctp=entry.sctp if entry.sctp is not None else known.sctp,
+        synproxy=entry.synproxy if entry.synproxy is not None else known.synproxy,
+    )
 
 
 def _lacks_seqadj(entry: FlowEntry) -> bool:
@@ -82,8 +104,15 @@ def _is_as_said(entry: FlowEntry, record: Record) -> bool:
         entry.status & PUBLISHED_STATUS == record.status
         and (entry.tcp is None or entry.tcp.state == record.tcp_state)
         and entry.mark & USER_MARK_MASK == record.user_mark
-        and entry.seqadj == record.seqadj
+        and rich_of(entry) == record.rich
     )
+
+
+def _is_reborn(entry: FlowEntry, record: Record) -> bool:
+    """A TCP flow that was over and is open: nf_conntrack_proto_tcp.c takes none back; a SYN makes
+    another flow of the same tuples. Its NEW is not heard (`sync.event_filter`), and the DESTROY
+    of the old one may have been lost."""
+    return entry.tcp is not None and entry.tcp.state <= _OPEN and record.tcp_state in _OVER
 
 
 class Publisher:
@@ -92,6 +121,9 @@ class Publisher:
     def __init__(self, registry: FlowRegistry, rng: RandomBits) -> None:
         self._registry = registry
         self._rng = rng
+        self.labelled = False
+        """This node sets labels. No event but that of the change carries them, so that each flow
+        is looked up before its first word."""
         self.counters: Counter[str] = Counter()
 
     def on_event(self, event: CtEvent, held: Mapping[int, int]) -> list[PublishEffect]:
@@ -121,22 +153,19 @@ class Publisher:
     ) -> list[PublishEffect]:
         """The delta, if any, that brings the peers' view of `entry` up to date. `refresh`: say it
         even if nothing changed. `looked_up`: the entry is whole, as a GET or a dump shows it."""
+        if entry.labels is not None and not any(entry.labels):
+            entry = replace(entry, labels=None)  # Each flow has these on a node that sets any.
         record = self._registry.get(entry.key)
         if record is None:
             return self._first(entry, epoch, looked_up=looked_up)
         said = entry
         if record.is_rich:
-            # An event carries these only when they changed, the last two never.
-            entry = replace(
-                entry,
-                helper=entry.helper if entry.helper is not None else record.helper,
-                seqadj=entry.seqadj if entry.seqadj is not None else record.seqadj,
-                master=entry.master if entry.master is not None else record.master,
-            )
-        if self._registry.hashes.contribution(entry, record.incarnation) != record.contribution:
+            entry = _with_known(entry, record.rich)
+        stored = self._registry.hashes.contribution(entry, record.incarnation)
+        if stored != record.contribution or _is_reborn(entry, record):
             # The tuple was re-used while we were not listening (overrun): a new life.
             self.counters["reused_unheard"] += 1
-            entry = replace(entry, seqadj=said.seqadj, master=said.master)
+            entry = replace(said, helper=entry.helper)
             gone = self.destroyed(entry.key, epoch)
             return [*gone, *self._first(entry, epoch, looked_up=looked_up)]
         current = record.version.epoch == epoch
@@ -190,7 +219,7 @@ class Publisher:
             return []
         stateless = _stateless(entry)
         orphan = bool(entry.status & IPS_EXPECTED) and entry.master is None
-        if not looked_up and (stateless or orphan or _lacks_seqadj(entry)):
+        if not looked_up and (stateless or orphan or self.labelled or _lacks_seqadj(entry)):
             self.counters["lookups"] += 1
             return [LookUp(entry.key, epoch)]
         if stateless:

@@ -8,8 +8,7 @@ do is kept as *flags* on the records: set for all of a group, cleared one by one
 records that still have one dropped at the end.
 
 `FlowRegistry` is the interface; `Registry` is the reference for it, one Python object a flow. What
-few flows have (helper, master, sequence adjustment: *rich* flows) and expectations are Python
-objects in any implementation. Pure.
+few flows have (`Rich`) and expectations are Python objects in any implementation. Pure.
 """
 
 from __future__ import annotations
@@ -26,7 +25,9 @@ from hafw.flow import (
     USER_MARK_MASK,
     FlowEntry,
     FlowKey,
+    SctpState,
     SeqAdj,
+    SynProxy,
     Tuple,
     mark_group,
 )
@@ -79,6 +80,10 @@ class Rich:
     helper: str | None = None
     master: Tuple | None = None
     seqadj: tuple[SeqAdj, SeqAdj] | None = None
+    labels: bytes | None = None
+    """None also for the zeros that each flow has on a node with a `ct label` rule."""
+    sctp: SctpState | None = None
+    synproxy: SynProxy | None = None
 
 
 PLAIN = Rich()
@@ -121,9 +126,17 @@ class Record:
 
 def rich_of(entry: FlowEntry) -> Rich:
     """One shared object if the flow has none of it."""
-    if entry.helper is None and entry.master is None and entry.seqadj is None:
+    labels = entry.labels if entry.labels is not None and any(entry.labels) else None
+    if (
+        entry.helper is None
+        and entry.master is None
+        and entry.seqadj is None
+        and labels is None
+        and entry.sctp is None
+        and entry.synproxy is None
+    ):
         return PLAIN
-    return Rich(entry.helper, entry.master, entry.seqadj)
+    return Rich(entry.helper, entry.master, entry.seqadj, labels, entry.sctp, entry.synproxy)
 
 
 class FlowRegistry(Protocol):

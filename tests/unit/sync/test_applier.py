@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 from hafw.errors import KernelError
@@ -55,3 +56,12 @@ def test_a_full_table_and_a_bad_entry_are_told_apart() -> None:
     one.apply([Create(udp(1)), Create(udp(2)), Create(udp(3))])
     assert one.take_refused() == {udp(1).key: errno.ENOMEM, udp(2).key: errno.EINVAL}
     assert one.take_refused() == {}
+
+
+def test_labels_that_this_node_has_no_room_for_are_no_missing_replica() -> None:
+    """ENOSPC for an update without them would be another matter."""
+    labelled = replace(udp(1), labels=bytes([1]) + bytes(15))
+    one = applier(Kernel([errno.ENOSPC, errno.ENOSPC]))
+    one.apply([Update(labelled), Update(udp(2))])
+    assert one.counters["update_ENOSPC"] == 2
+    assert one.take_refused() == {udp(2).key: errno.ENOSPC}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hafw.flow import FlowEntry, SynProxy, TcpState
+from hafw.flow import IPPROTO_SCTP, FlowEntry, FlowKey, SctpState, SynProxy, TcpState
 from sync._codec import EventPump, Incarnations
 from sync.ctnetlink import EventKind, parse_events
 from sync.delta import Version, decode_deltas, encode_delta
@@ -32,7 +32,14 @@ KINDS = {
     EventKind.DESTROY: (0x102, 0),
 }
 FLOWS = [tcp(port) for port in range(3)] + [udp(port) for port in range(2)]
+FLOWS.append(replace(
+    udp(9),
+    key=FlowKey(0, replace(udp(9).key.orig, proto=IPPROTO_SCTP)),
+    reply=replace(udp(9).reply, proto=IPPROTO_SCTP),
+))  # fmt: skip
 STATES = [None, None, TcpState(1, 3, 0, 7, 0), TcpState(3, 3, 3, 7, 7), TcpState(4, 3, 3, 7, 7)]
+STATES += [TcpState(7, 3, 3, 7, 7), TcpState(8, 3, 3, 7, 7)]
+SCTP_STATES = [None, SctpState(3, 1, 2), SctpState(4, 1, 2), SctpState(5, 1, 2)]
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,13 @@ class FlagAll:
     flags: int
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Whether the node sets labels."""
+
+    labelled: bool
+
+
 @st.composite
 def events(draw: st.DrawFn) -> Event:
     entry = draw(st.sampled_from(FLOWS))
@@ -71,6 +85,7 @@ def events(draw: st.DrawFn) -> Event:
         mark=draw(st.sampled_from((1, 1, 1, 2, 0))) << 28 | draw(st.integers(0, 1)),
         status=draw(st.sampled_from(usual if plain else (*usual, 0x4E, 0x0F))),
         tcp=draw(st.sampled_from(STATES)) if is_tcp else None,
+        sctp=draw(st.sampled_from(SCTP_STATES)) if entry.key.orig.proto == IPPROTO_SCTP else None,
         reply=replace(entry.reply, dport=draw(st.sampled_from((100, 100, 100, 101)))),
         kernel_id=5,
     )
@@ -95,8 +110,10 @@ HOLDS = st.builds(
     st.dictionaries(st.sampled_from((1, 2)), st.integers(5, 7)),
     st.frozensets(st.sampled_from((1, 2))),
 )
+LABELLED = st.builds(Labelled, st.booleans())
 FLAGGINGS = st.builds(FlagAll, st.sampled_from((1, 2)), st.sampled_from(list(Flag)))
-STEPS = st.lists(events() | events() | events() | events() | HOLDS | FLAGGINGS, max_size=60)
+STEPS = st.lists(events() | events() | events() | events() | HOLDS | FLAGGINGS | LABELLED,
+                 max_size=60)  # fmt: skip
 
 
 class Slow:
@@ -178,7 +195,7 @@ class Fast(Slow):
 
 @settings(max_examples=300, deadline=None)
 @given(STEPS)
-def test_the_same_is_said_and_known(steps: list[Event | Hold | FlagAll]) -> None:
+def test_the_same_is_said_and_known(steps: list[Event | Hold | FlagAll | Labelled]) -> None:
     slow, fast = Slow(Registry(FlowHash(SECRET))), Fast()
     for step in [Hold({1: 5, 2: 6}, frozenset()), *steps]:
         match step:
@@ -188,6 +205,9 @@ def test_the_same_is_said_and_known(steps: list[Event | Hold | FlagAll]) -> None
             case FlagAll(group, flags):
                 slow.registry.set_all(group, flags)
                 fast.registry.set_all(group, flags)
+            case Labelled(labelled):
+                slow.publisher.labelled = fast.publisher.labelled = labelled
+                fast.pump.look_up_first(labelled)
             case Event():
                 slow.on_message(step.message())
                 fast.on_message(step.message())

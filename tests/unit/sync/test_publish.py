@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from hafw.flow import FlowEntry
+from hafw.flow import IPPROTO_SCTP, FlowEntry, SctpState, SynProxy, TcpState
 from sync.ctnetlink import CtEvent, EventKind
 from sync.delta import Destroy, Upsert, Version
 from sync.publish import LookUp, Publisher
@@ -146,3 +146,77 @@ def test_refresh_says_it_although_nothing_changed(publisher: Publisher) -> None:
     (again,) = publisher.publish(udp(), E1, refresh=True)
     assert isinstance(again, Upsert)
     assert again.refresh
+
+
+def sctp(state: SctpState | None, status: int = ASSURED) -> FlowEntry:
+    entry = udp(status=status)
+    orig, reply = (replace(t, proto=IPPROTO_SCTP) for t in (entry.key.orig, entry.reply))
+    return replace(entry, key=replace(entry.key, orig=orig), reply=reply, sctp=state)
+
+
+UP, ENDING = SctpState(4, 11, 22), SctpState(5, 11, 22)
+
+
+def test_sctp_is_said_from_assured_on_with_its_tags(publisher: Publisher) -> None:
+    assert say(publisher, NEW, sctp(SctpState(1, 0, 22), CONFIRMED)) == []
+    (first,) = say(publisher, UPDATE, sctp(UP))
+    assert isinstance(first, Upsert)
+    assert first.entry.sctp == UP
+    assert say(publisher, UPDATE, sctp(UP)) == []
+    (marked,) = say(publisher, UPDATE, replace(sctp(None), mark=udp().mark | 5))
+    assert isinstance(marked, Upsert)
+    assert marked.entry.sctp == UP, "known: a replica that is missing is made with it"
+    (ending,) = say(publisher, UPDATE, sctp(ENDING))
+    assert isinstance(ending, Upsert)
+    assert ending.entry.sctp == ENDING
+
+
+def test_a_first_word_of_sctp_without_its_tags_is_looked_up(publisher: Publisher) -> None:
+    effects = publisher.on_event(CtEvent(UPDATE, sctp(None), 0), HELD)
+    assert effects == [LookUp(sctp(None).key, E1)]
+
+
+LABELS = bytes([8]) + bytes(15)
+
+
+def test_on_a_node_that_sets_labels_each_flow_is_looked_up_first(publisher: Publisher) -> None:
+    publisher.labelled = True
+    assert publisher.on_event(CtEvent(NEW, udp(), 0), HELD) == [LookUp(udp().key, E1)]
+    (first,) = publisher.publish(replace(udp(), labels=LABELS), E1, looked_up=True)
+    assert isinstance(first, Upsert)
+    assert first.entry.labels == LABELS
+    assert say(publisher, UPDATE, udp()) == [], "an event leaves out what has not changed"
+    more = bytes([9]) + bytes(15)
+    (changed,) = say(publisher, UPDATE, replace(udp(), labels=more))
+    assert isinstance(changed, Upsert)
+    assert changed.entry.labels == more
+    (marked,) = say(publisher, UPDATE, replace(udp(), mark=udp().mark | 5))
+    assert isinstance(marked, Upsert)
+    assert marked.entry.labels == more
+
+
+def test_labels_of_zeros_are_none(publisher: Publisher) -> None:
+    (first,) = publisher.publish(replace(udp(), labels=bytes(16)), E1, looked_up=True)
+    assert isinstance(first, Upsert)
+    assert first.entry.labels is None
+
+
+def test_synproxy_state_is_said_and_remembered(publisher: Publisher) -> None:
+    state = SynProxy(1, 2, 3)
+    (first,) = say(publisher, UPDATE, replace(tcp(), synproxy=state))
+    (second,) = say(publisher, UPDATE, tcp(state=CLOSING))
+    assert isinstance(first, Upsert)
+    assert isinstance(second, Upsert)
+    assert first.entry.synproxy == second.entry.synproxy == state
+
+
+@pytest.mark.parametrize("over", [7, 8])
+def test_tcp_that_was_over_and_is_open_is_another_life(publisher: Publisher, over: int) -> None:
+    """Its NEW is not heard, and the DESTROY of the old one may have been lost."""
+    (first,) = say(publisher, UPDATE, tcp())
+    say(publisher, UPDATE, tcp(state=TcpState(over, 3, 3, 7, 7)))
+    gone, again = say(publisher, UPDATE, tcp())
+    assert isinstance(gone, Destroy)
+    assert gone.incarnation == first.incarnation
+    assert isinstance(again, Upsert)
+    assert again.incarnation != first.incarnation
