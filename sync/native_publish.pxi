@@ -4,6 +4,7 @@
 cdef enum:
     DONE = 0
     SLOW = 1
+    HEARD = 2
 
 cdef enum:
     SAID_FIRST = 0
@@ -149,25 +150,44 @@ cdef void value_of(const Flow* flow, const Stamp* stamp, Value* value) noexcept 
     value.status = status_bits(flow.status)
 
 
-cdef int publish_event(FlowTable table, Incarnations random, const Holding* holding, Said* said,
-                       const Message* message) noexcept nogil:
-    """DONE, SLOW, or PUT_NO_MEMORY. The caller has made sure that `has_room`."""
-    cdef Flow flow
+cdef struct Heard:
+    # One event, read ahead of its turn.
+    Flow flow
+    uint64_t hashed
+    uint8_t verdict
+    uint8_t kind
+
+
+cdef void hear_event(FlowTable table, const Holding* holding, const Message* message,
+                     Heard* heard) noexcept nogil:
+    """What can be known of an event before those before it are done; its slot is on its way into
+    the cache."""
     cdef Extras extras
-    cdef int kind = event_kind(message)
+    heard.kind = <uint8_t>event_kind(message)
+    heard.verdict = SLOW
+    if heard.kind == 0:
+        return
+    if message.pid == holding.own_port and message.pid:
+        heard.verdict = DONE  # Our own doing.
+    elif parse_entry(message, &heard.flow, &extras) == 0:  # Else the reference refuses it.
+        heard.verdict = HEARD
+        heard.hashed = flow_hash(&table.secret, &heard.flow)
+        table.fetch(heard.hashed)
+
+
+cdef int publish_event(FlowTable table, Incarnations random, const Holding* holding, Said* said,
+                       const Heard* heard) noexcept nogil:
+    """DONE, SLOW, or PUT_NO_MEMORY. The caller has made sure that `has_room`."""
+    cdef const Flow* flow = &heard.flow
+    cdef int kind = heard.kind
+    cdef uint64_t h = heard.hashed
     cdef int group
     cdef int done
-    cdef uint64_t h
     cdef Slot* slot
-    if kind == 0:
-        return SLOW
-    if message.pid == holding.own_port and message.pid:
-        return DONE  # Our own doing.
-    if parse_entry(message, &flow, &extras) < 0:
-        return SLOW  # The reference refuses it.
-    h = flow_hash(&table.secret, &flow)
-    slot = table.find(h)
+    if heard.verdict != HEARD:
+        return heard.verdict
     group = flow.mark >> 28
+    slot = table.find(h)
     if not holding.held[group]:
         # What is no flow of ours matters if a replica goes.
         return SLOW if kind == EVENT_DESTROY and slot != NULL else DONE
@@ -176,13 +196,13 @@ cdef int publish_event(FlowTable table, Incarnations random, const Holding* hold
         or slot.group_tcp >> 4 != group
     )):
         return SLOW
-    done = publish_flow(table, random, holding, said, h, slot, &flow, kind)
+    done = publish_flow(table, random, holding, said, h, slot, flow, kind)
     if done == DONE and holding.passing[group]:
         slot = table.find(h)
         if slot != NULL:
             table.flag_slot(slot, holding.passed_by, True)
             table.flag_slot(slot, holding.unpassed, False)
-        if kind == EVENT_DESTROY and is_publishable(&flow):
+        if kind == EVENT_DESTROY and is_publishable(flow):
             said.deaths[said.deaths_used].flow = h
             said.deaths[said.deaths_used].group = group
             said.deaths_used += 1

@@ -177,7 +177,7 @@ def test_an_insertion_moves_one_segment_at_most() -> None:
     table = FlowTable(SECRET)
     fill(table, 0, 100_000)
     # Allocated memory changes with each resize: by one segment's step, never by more.
-    step = 28 * max(4, 2 * 100_000 // 1024 // 16)
+    step = 28 * 16  # A tenth of some hundred slots, in buckets of eight.
     before = table.allocated_bytes
     for number in range(100_000, 110_000):
         fill(table, number, number + 1)
