@@ -64,7 +64,8 @@ from hafw.config.load import load_cluster
 from hafw.config.model import ClusterConfig
 from hafw.cpus import lease_cpu, usable_cpus
 from hafw.errors import ConfigError, ConfigProblem, HafwError, StateError
-from hafw.instance import claim_instance, read_key
+from hafw.instance import claim_instance
+from hafw.keyring import read_key
 from hafw.logs import configure_logs
 from hafw.messages import (
     LeasedStatus,

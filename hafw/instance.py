@@ -1,4 +1,4 @@
-"""One instance of a daemon per node, by an exclusive flock; and the keys a daemon reads.
+"""One instance of a daemon per node, by an exclusive flock.
 
 The lock is the truth: the kernel drops it when the process dies, however it dies. The pid file
 beside it only names the holder, and is believed only if the kernel says that this process holds
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,18 +22,15 @@ from hafw.errors import StateError
 from hafw.paths import NodePaths
 
 __all__ = [
-    "KEY_BYTES",
     "Instance",
     "claim_instance",
     "daemon_kept_out",
     "ensure_run_folder",
     "process_state",
-    "read_key",
     "running_pid",
     "write_atomically",
 ]
 
-KEY_BYTES = 32
 _CLAIM_S_MAX = 0.2
 """A probe (`running_pid`) may hold the lock for microseconds: a claim tries again this long."""
 
@@ -152,41 +148,6 @@ def ensure_run_folder(paths: NodePaths) -> None:
         raise StateError(
             f"cannot create {paths.run}: {error.strerror}; hafw's daemons run as root"
         ) from None
-
-
-def read_key(path: Path) -> bytes:
-    """The 32 bytes of a key file. Raises StateError if it is missing, has another length, or
-    could be read or replaced by others; the text says how to mend it."""
-    make = f"make one with: hafwctl key init --node {path.parent.name}"
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise StateError(f"key {path} does not exist; {make}") from None
-    except OSError as error:
-        raise StateError(f"cannot read key {path}: {error.strerror}") from None
-    info = os.fstat(fd)
-    if not stat.S_ISREG(info.st_mode):
-        os.close(fd)
-        raise StateError(f"key {path} is not a regular file; {make}")
-    with os.fdopen(fd, "rb") as file:
-        if info.st_uid != os.geteuid():
-            raise StateError(
-                f"key {path} belongs to uid {info.st_uid}, not to uid {os.geteuid()}; "
-                f"after making sure who wrote it: chown {os.geteuid()} {path}"
-            )
-        if info.st_mode & 0o077:
-            raise StateError(
-                f"key {path} has mode {stat.S_IMODE(info.st_mode):04o}, others may read it; "
-                f"chmod 0600 {path}"
-            )
-        key = file.read(KEY_BYTES + 1)
-    if len(key) != KEY_BYTES:
-        size = f"{info.st_size} bytes"
-        raise StateError(
-            f"key {path} has {size}, a key is {KEY_BYTES} random bytes; copy it from another "
-            "node, or replace the keys of all nodes with: hafwctl key init --force"
-        )
-    return key
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int) -> None:

@@ -252,6 +252,17 @@ class SyncPeerStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     beacon_age_ms: float | None
     delay_p50_ms: float | None
     delay_p99_ms: float | None
+    flows_at_risk: int | None = None
+    """Flows first published here that this peer has not confirmed; None if it is not heard."""
+    confirm_p50_ms: float | None = None
+    confirm_p99_ms: float | None = None
+    """Sealed here until applied there, by this node's clock, the peer's answer included."""
+    seals_key: int | None = None
+    seals_key_s: float = 0.0
+    """The key under which its last beacon came, and for how long all of them did."""
+    opens_keys: dict[int, int] = {}
+    """The keys it opens with, by id: fingerprints."""
+    name: str = ""
 
 
 class SyncdStatus(Message, frozen=True):
@@ -267,6 +278,9 @@ class SyncdStatus(Message, frozen=True):
     peers: list[SyncPeerStatus]
     counters: dict[str, int]
     alarms: list[str]
+    seals_key: int = 0
+    opens_keys: dict[int, int] = {}
+    """This node's own keys, as in `SyncPeerStatus`."""
 
 
 LeasedMessage = (

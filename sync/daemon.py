@@ -14,7 +14,8 @@ from pathlib import Path
 from hafw.config.load import load_cluster
 from hafw.config.model import ClusterConfig
 from hafw.errors import ConfigError, ConfigProblem, HafwError, StateError
-from hafw.instance import claim_instance, read_key
+from hafw.instance import claim_instance
+from hafw.keyring import read_keyring
 from hafw.logs import configure_logs
 from hafw.paths import NodePaths
 from sync.loop import Syncd
@@ -44,7 +45,8 @@ def _raise_descriptor_limit() -> None:
 
 
 def main() -> None:
-    """``hafw-syncd --node NAME --config FILE``: in the node's network namespace, as root."""
+    """``hafw-syncd --node NAME --config FILE``: in the node's network namespace, as root.
+    SIGHUP: read the sync keys again."""
     parser = argparse.ArgumentParser(
         prog="hafw-syncd", description="Replicates conntrack entries. Started by hafwd."
     )
@@ -54,13 +56,14 @@ def main() -> None:
     try:
         config = _load(arguments.config, arguments.node)
         paths = NodePaths(arguments.node)
-        master = read_key(paths.sync_key)
+        ring = read_keyring(paths.sync_key)
         log = configure_logs("syncd", arguments.node)
         _raise_descriptor_limit()
         with claim_instance(paths, "syncd"):
-            syncd = Syncd(config, arguments.node, master, paths, log)
+            syncd = Syncd(config, arguments.node, ring, paths, log)
             signal.signal(signal.SIGTERM, syncd.stop)
             signal.signal(signal.SIGINT, syncd.stop)
+            signal.signal(signal.SIGHUP, syncd.reload)
             try:
                 syncd.run()
             finally:

@@ -22,9 +22,8 @@ import struct
 
 from hafw.flow import AF_INET, FlowEntry, FlowKey, Tuple
 
-__all__ = ["BUCKETS", "FLOW_HASH_LABEL", "SECRET_BYTES", "FlowHash", "bucket_of"]
+__all__ = ["BUCKETS", "SECRET_BYTES", "FlowHash", "bucket_of"]
 
-FLOW_HASH_LABEL = b"hafw flow hash 1"
 """The HKDF label by which the secret derives from the sync key."""
 SECRET_BYTES = 32
 BUCKETS = 256

@@ -27,6 +27,7 @@ from sync.control import (
 from sync.delta import Delta, DeltaError
 from sync.intake import BY_REFERENCE, Read
 from sync.outbox import STAMP, Outbox
+from sync.peer_keys import PeerKeys
 from sync.stream import (
     Deliver,
     SendChallenge,
@@ -37,7 +38,15 @@ from sync.stream import (
     StreamReceiver,
 )
 from sync.transport import Transport
-from sync.wire import Header, MessageType, Opener, ReplayWindow, WireError, parse_header
+from sync.wire import (
+    Header,
+    MessageType,
+    Opener,
+    ReplayWindow,
+    UnknownKeyError,
+    WireError,
+    parse_header,
+)
 
 __all__ = ["Arrived", "Inbox", "Incoming"]
 
@@ -97,6 +106,7 @@ class Inbox:
         self._challenges_left: dict[int, int] = {}
         self._answered: dict[int, OrderedDict[bytes, None]] = {}
         self.counters: Counter[str] = Counter()
+        self.peer_keys = PeerKeys()
         self.beacon_at: dict[int, float] = {}
         """When a peer's last authentic beacon of an accepted session came."""
         self._applied: dict[int, tuple[int, int, float]] = {}
@@ -112,6 +122,8 @@ class Inbox:
             payload = self.opener.open_payload(header, datagram)
         except WireError as error:
             self.counters[f"refused_{error.reason}"] += 1
+            if isinstance(error, UnknownKeyError):
+                self.peer_keys.on_unknown(error.sender_id, error.key_id, now)
             return []
         if header.type is MessageType.DELTAS:
             # The epoch is authentic but may differ by datagram; the core hands the body back
@@ -177,6 +189,7 @@ class Inbox:
                         return []
                     self.beacon_at[sender_id] = now
                     self._boots[sender_id] = control.boot
+                    self.peer_keys.on_beacon(sender_id, header.key_id, control.keys, now)
                     self._on_ack(sender_id, control.acks.get(self._node_id), now)
                 effects = self.stream.on_beacon(
                     sender_id, session, control.high_water, control.low_water, now=now

@@ -26,6 +26,7 @@ import zmq
 
 from hafw.config.model import ClusterConfig
 from hafw.human import format_epoch
+from hafw.keyring import Keyring
 from hafw.messages import (
     Position,
     PositionReply,
@@ -68,7 +69,7 @@ class Syncd:
         self,
         config: ClusterConfig,
         node_name: str,
-        master: bytes,
+        ring: Keyring,
         paths: NodePaths,
         log: structlog.stdlib.BoundLogger,
     ) -> None:
@@ -76,7 +77,7 @@ class Syncd:
         self._log = log
         self._node_id = config.nodes[node_name].id
         self._names = {group.index: name for name, group in config.groups.items()}
-        parts = Parts(config, node_name, master, paths, superseded=self._on_superseded)
+        parts = Parts(config, node_name, ring, paths, superseded=self._on_superseded)
         self._parts = parts
         self._bus = parts.bus
         self._events = parts.events
@@ -89,7 +90,8 @@ class Syncd:
         self._follower = parts.follower
         self._server = parts.server
         self._reporter = Reporter(config, self._node_id, parts)
-        self._stopping = False
+        self._stopping = self._reloading = False
+        self._key_problem = ""
         self._counters: Counter[str] = Counter()
         self._server_problems: list[str] = []
         self._poller = zmq.Poller()
@@ -107,6 +109,11 @@ class Syncd:
     def stop(self, *_: object) -> None:
         """Signal handler: end after this turn."""
         self._stopping = True
+
+    def reload(self, *_: object) -> None:
+        """Signal handler: read the keys again, in the next turn."""
+        self._reloading = True
+        self._parts.waker.wake()
 
     def run(self) -> None:
         self._log.info("syncd_started", session=f"{self._outbox.session:016x}")
@@ -128,6 +135,8 @@ class Syncd:
         self._watch_sockets()
         self._poller.poll(self._wait_ms(now))
         self._parts.waker.clear()
+        if self._reloading:
+            self._reload_keys()
         self._beacons()
         for message, sender in self._bus.receive():
             self._on_local(message, sender)
@@ -172,6 +181,15 @@ class Syncd:
         times += [t for t in (self._inbox.deadline(), self._holder.next_at()) if t is not None]
         # Rounded up: a millisecond late is harmless, a busy loop is not.
         return max(0, math.ceil((min(times) - now) * 1e3))
+
+    def _reload_keys(self) -> None:
+        self._reloading = False
+        self._key_problem = self._parts.reload_keys()
+        if self._key_problem:
+            self._log.error("keys_refused", reason=self._key_problem)
+        else:
+            ring = self._parts.ring
+            self._log.info("keys_loaded", seals=ring.seals, opens=sorted(ring.by_id))
 
     # -- leased and hafwd
 
@@ -318,7 +336,7 @@ class Syncd:
             self._beacon_at = max(self._beacon_at + self._beacon_s, now + self._beacon_s / 2)
             self._outbox.flush()
             epochs = {n: s.epoch for n, s in self._roles.states.items() if s.epoch}
-            self._outbox.beacon(epochs, self._inbox.acks(now=now), {})
+            self._outbox.beacon(epochs, self._inbox.acks(now=now), self._parts.ring.fingerprints)
             self._on_roles(self._roles.tick(now=now))
         news = self._reporter.beacon(now=now)
         told = self._told
@@ -362,6 +380,7 @@ class Syncd:
         for part in self._parts.counters():
             counters.update(part)
         alarms = [
+            *([self._key_problem] if self._key_problem else []),
             *self._parts.problems,
             *self._transport.problems(),
             *self._server_problems,
@@ -371,5 +390,6 @@ class Syncd:
             seq=self._outbox.position,
             counters=dict(sorted(counters.items())),
             alarms=alarms,
+            ring=self._parts.ring,
             now=time.monotonic(),
         )

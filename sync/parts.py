@@ -11,19 +11,18 @@ from pathlib import Path
 from random import SystemRandom
 
 import zmq
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from hafw.config.model import ClusterConfig
 from hafw.cpus import lease_cpu, usable_cpus
-from hafw.errors import KernelError
+from hafw.errors import KernelError, StateError
 from hafw.flow import GROUP_SHIFT
+from hafw.keyring import Keyring, read_keyring
 from hafw.paths import NodePaths
 from sync.applier import Applier
 from sync.clean_epochs import CleanEpochs
 from sync.ctsocket import CONNTRACK_GROUPS, EXPECTATION_GROUPS, EventSocket
 from sync.dumper import Dumper, Waker
-from sync.flowhash import FLOW_HASH_LABEL, SECRET_BYTES, FlowHash
+from sync.flowhash import FlowHash
 from sync.follower import Follower, FollowerPorts
 from sync.holder import GROUP_MASK, Holder, HolderPorts
 from sync.inbox import Inbox
@@ -50,12 +49,13 @@ class Parts:
         self,
         config: ClusterConfig,
         node_name: str,
-        master: bytes,
+        ring: Keyring,
         paths: NodePaths,
         *,
         superseded: Callable[[Superseded], None],
     ) -> None:
         node = config.nodes[node_name]
+        self._key_file = paths.sync_key
         self._lease_cpu = lease_cpu(config.cpus, usable_cpus())
         numbers = sorted(group.index for group in config.groups.values())
         self.bus = LocalBus(paths)
@@ -64,7 +64,7 @@ class Parts:
         self.events = EventSocket(
             rcvbuf_bytes=EVENTS_RCVBUF_BYTES, groups=CONNTRACK_GROUPS + EXPECTATION_GROUPS
         )
-        self.registry = Registry(FlowHash(flow_hash_secret(master)))
+        self.registry = Registry(FlowHash(ring.flow_secret))
         self.applier = Applier(
             hold_s=config.sync.hold_s, expectations_of=self.registry.expectations.of
         )
@@ -72,7 +72,7 @@ class Parts:
         """What went wrong at the start and is no reason not to run: alarms of the status."""
         self.transport = Transport(config, node_name)
         self.publisher = Publisher(self.registry, SystemRandom())
-        self._open_stream(config, node.id, master)
+        self._open_stream(config, node.id, ring)
         self.roles = Roles(node.id, numbers)
         self.groups = {number: ReplicaGroup() for number in numbers}
         self.timeouts_s: dict[str, int] = {}
@@ -89,7 +89,7 @@ class Parts:
             ports=HolderPorts(self._start_dump, self.bus.to_leased, self.clean_epochs.note),
         )
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._open_snapshots(config, node_name, master)
+        self._open_snapshots(config, node_name, ring)
         self.follower = Follower(
             registry=self.registry,
             groups=self.groups,
@@ -104,10 +104,10 @@ class Parts:
             ),
         )
 
-    def _open_stream(self, config: ClusterConfig, node_id: int, master: bytes) -> None:
+    def _open_stream(self, config: ClusterConfig, node_id: int, ring: Keyring) -> None:
         boot, publisher = _boot_id(), self.publisher
         self._sealing = config.cluster_id, node_id
-        self._key_id, self._master = 0, master
+        self.ring = ring
         self.outbox = Outbox(
             self._new_sealer,
             self.transport.multicast,
@@ -116,12 +116,11 @@ class Parts:
             boot=boot,
             first_said=lambda: publisher.counters["first"],
         )
-        keys = {0: master}
         self.inbox = Inbox(
-            keys, node_id, config.cluster_id, self.outbox, self.transport, boot=boot
+            ring.by_id, node_id, config.cluster_id, self.outbox, self.transport, boot=boot
         )
 
-    def _open_snapshots(self, config: ClusterConfig, node_name: str, master: bytes) -> None:
+    def _open_snapshots(self, config: ClusterConfig, node_name: str, ring: Keyring) -> None:
         addresses = {
             name: [str(link.address.ip) for _, link in sorted(node.links.items())]
             for name, node in config.nodes.items()
@@ -130,10 +129,17 @@ class Parts:
         peers = {config.nodes[n].id: a for n, a in addresses.items() if n != node_name}
         port = config.sync.snapshot_port
         node_id = config.nodes[node_name].id
-        self.client = SnapshotClient(self.context, master, node_id=node_id, peers=peers, port=port)
+        self.client = SnapshotClient(
+            self.context,
+            ring,
+            node_id=node_id,
+            peers=peers,
+            port=port,
+            seals=self.inbox.peer_keys.seals,
+        )
         self.server = SnapshotServer(
             self.context,
-            master,
+            ring,
             node_id=node_id,
             addresses=addresses[node_name],
             port=port,
@@ -144,8 +150,8 @@ class Parts:
     def _new_sealer(self) -> Sealer:
         cluster_id, node_id = self._sealing
         return Sealer(
-            self._master,
-            key_id=self._key_id,
+            self.ring.sealing.key,
+            key_id=self.ring.seals,
             cluster_id=cluster_id,
             sender_id=node_id,
             session=secrets.randbits(63) | 1,
@@ -158,6 +164,24 @@ class Parts:
         except KernelError as error:
             return [f"{error}: the echo of every replica is read"]
         return []
+
+    def reload_keys(self) -> str:
+        """Open and seal with the keys of the file from now on; nothing else changes. All or
+        nothing: if the file is wrong, the keys in use stay and the answer says what it is."""
+        try:
+            ring = read_keyring(self._key_file)
+        except StateError as error:
+            return str(error)
+        if ring.flow_secret != self.ring.flow_secret:
+            return f"key {self._key_file} is of another cluster, or new: restart hafw-syncd"
+        self.ring = ring
+        self.inbox.opener.accept_keys(ring.by_id)
+        if ring.seals != self.outbox.sealer.key_id:
+            self.outbox.flush()
+            self.outbox.sealer.use_key(ring.seals, ring.sealing.key)
+        self.server.use_keys(ring)
+        self.client.use_keys(ring)
+        return ""
 
     def counters(self) -> list[Counter[str]]:
         return [
@@ -192,11 +216,6 @@ class Parts:
 
     def _start_dump(self, number: int) -> Dumper:
         return Dumper(number << GROUP_SHIFT, GROUP_MASK, self.waker, avoid_cpu=self._lease_cpu)
-
-
-def flow_hash_secret(master: bytes) -> bytes:
-    """The same on every node of the cluster."""
-    return HKDF(SHA256(), SECRET_BYTES, salt=None, info=FLOW_HASH_LABEL).derive(master)
 
 
 def _boot_id() -> int:

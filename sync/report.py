@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 
 from hafw.config.model import ClusterConfig
+from hafw.keyring import Keyring
 from hafw.messages import (
     Position,
     SyncBeacon,
@@ -35,6 +36,7 @@ class Reporter:
         self._holder = parts.holder
         self._follower = parts.follower
         self._inbox = parts.inbox
+        self._outbox = parts.outbox
         self._peer_ids = sorted(
             node.id
             for node in config.nodes.values()
@@ -62,6 +64,7 @@ class Reporter:
         seq: int,
         counters: dict[str, int],
         alarms: list[str],
+        ring: Keyring,
         now: float,
     ) -> SyncdStatus:
         groups = [self._group(number, now) for number in sorted(self._roles)]
@@ -81,8 +84,20 @@ class Reporter:
             groups=groups,
             peers=peers,
             counters=counters,
-            alarms=alarms,
+            alarms=[*alarms, *self._key_alarms(now)],
+            seals_key=self._outbox.sealer.key_id,
+            opens_keys=ring.fingerprints,
         )
+
+    def _key_alarms(self, now: float) -> list[str]:
+        own = self._config.node_name(self._node_id)
+        strangers = self._inbox.peer_keys.strangers(now=now)
+        return [
+            f"what {self._config.node_name(peer_id)} sends is refused: it is sealed with key "
+            f"{key_id}, which {own} does not have; one of the two missed a rotation: compare "
+            "hafwctl key show on both, then on the one behind: hafwctl key rotate accept"
+            for peer_id, key_id in strangers.items()
+        ]
 
     def _group(self, number: int, now: float) -> SyncGroupStatus:
         state = self._roles[number]
@@ -110,6 +125,10 @@ class Reporter:
         heard_at = self._inbox.beacon_at.get(sender_id)
         delays = self._follower.delays.get(sender_id)
         p50, p99 = (None, None) if delays is None else delays.percentiles(now)
+        ledger = self._outbox.ledger
+        confirmed = ledger.delays.get(sender_id)
+        c50, c99 = (None, None) if confirmed is None else confirmed.percentiles(now)
+        keys = self._inbox.peer_keys.view(sender_id)
         return SyncPeerStatus(
             node_id=sender_id,
             session=0 if view is None else view.session,
@@ -120,6 +139,13 @@ class Reporter:
             beacon_age_ms=None if heard_at is None else (now - heard_at) * 1e3,
             delay_p50_ms=p50,
             delay_p99_ms=p99,
+            flows_at_risk=None if heard_at is None else ledger.at_risk(sender_id),
+            confirm_p50_ms=c50,
+            confirm_p99_ms=c99,
+            name=self._config.node_name(sender_id),
+            seals_key=None if keys is None else keys.seals,
+            seals_key_s=0.0 if keys is None else now - keys.since,
+            opens_keys={} if keys is None else dict(keys.opens),
         )
 
     def _reason(self, number: int, now: float) -> str:

@@ -16,8 +16,8 @@ Expected flows come after all others, so that their masters are there, and then 
 children beyond `CHILDREN_LATE_MAX` come as the dump shows them, and may stay without a master.
 It serves a group only while it holds it and has said all of its flows under its own epoch.
 
-Both CURVE secrets derive from the cluster's sync key, one label each; the ZAP handler lets only
-the derived client in. So whoever has the sync key, and nobody else, may read the flows.
+Both CURVE secrets derive from the cluster's sync keys (`sync.curve`); the ZAP handler lets only
+the derived clients in. So whoever has a sync key, and nobody else, may read the flows.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 import zmq
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from zmq.utils import z85
 
 from hafw.flow import Expectation, FlowEntry
+from hafw.keyring import Keyring
+from sync.curve import client_keys, curve_keys
 from sync.delta import Delta, ExpectUpsert, Upsert, encode_delta
 from sync.dumper import Dumper
 from sync.registry import FlowRegistry
@@ -41,7 +40,6 @@ from sync.registry import FlowRegistry
 __all__ = [
     "CHUNKS_IN_FLIGHT",
     "HANDSHAKE_MS",
-    "CurveKeys",
     "Serving",
     "SnapshotChunk",
     "SnapshotCredit",
@@ -51,7 +49,6 @@ __all__ = [
     "SnapshotReply",
     "SnapshotRequest",
     "SnapshotServer",
-    "curve_keys",
     "decode_reply",
     "encode_snapshot",
 ]
@@ -125,21 +122,6 @@ def decode_reply(payload: bytes) -> SnapshotReply:
 
 
 @dataclass(frozen=True, slots=True)
-class CurveKeys:
-    """Z85 keys of one end."""
-
-    public: bytes
-    secret: bytes
-
-
-def curve_keys(master: bytes, end: str) -> CurveKeys:
-    """The key pair of `end` ("server" or "client"), the same on every node of the cluster."""
-    info = b"hafw snapshot 1 " + end.encode()
-    secret = z85.encode(HKDF(SHA256(), 32, salt=None, info=info).derive(master))
-    return CurveKeys(zmq.curve_public(secret), secret)
-
-
-@dataclass(frozen=True, slots=True)
 class Serving:
     """What the server asks the rest of syncd. `start` flushes the stream and returns (session,
     seq, epoch), or why the group is not served now."""
@@ -169,7 +151,7 @@ class SnapshotServer:
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
-        master: bytes,
+        ring: Keyring,
         *,
         node_id: int,
         addresses: list[str],
@@ -180,7 +162,6 @@ class SnapshotServer:
         self._node_id = node_id
         self._registry = registry
         self._serving = serving
-        self._client_key = z85.decode(curve_keys(master, "client").public)
         self._jobs: dict[bytes, _Job] = {}
         self._endpoints = {f"tcp://{address}:{port}": False for address in addresses}
         self.counters: Counter[str] = Counter()
@@ -188,7 +169,6 @@ class SnapshotServer:
         self._zap.linger = 0
         self._zap.bind("inproc://zeromq.zap.01")
         self._router = context.socket(zmq.ROUTER)
-        keys = curve_keys(master, "server")
         self._router.linger = 0
         self._router.sndhwm = CHUNKS_IN_FLIGHT * JOBS_MAX + 64
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -197,9 +177,10 @@ class SnapshotServer:
         self._router.setsockopt(zmq.HEARTBEAT_IVL, 1000)
         self._router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
         self._router.curve_server = True
-        self._router.curve_secretkey = keys.secret
         self._router.setsockopt(zmq.ZAP_DOMAIN, b"hafw")
         self._router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        self._sealing: bytes | None = None
+        self.use_keys(ring)
 
     @property
     def sockets(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
@@ -222,6 +203,20 @@ class SnapshotServer:
             except zmq.ZMQError as error:
                 problems.append(f"snapshot server {endpoint}: {error.strerror}")
         return problems
+
+    def use_keys(self, ring: Keyring) -> None:
+        """Let in who has one of these keys. A connection that is open stays open; a new one is
+        answered with the key that this node seals with (libzmq takes it at bind)."""
+        self._client_keys = client_keys(ring.by_id)
+        if self._sealing == ring.sealing.key:
+            return
+        self._sealing = ring.sealing.key
+        self._router.curve_secretkey = curve_keys(self._sealing, "server").secret
+        for endpoint, bound in self._endpoints.items():
+            if bound:
+                self._router.unbind(endpoint)
+                self._endpoints[endpoint] = False
+        self.bind()
 
     def close(self) -> None:
         for identity in list(self._jobs):
@@ -361,7 +356,7 @@ class SnapshotServer:
         if len(frames) < 8:
             return
         identity, request, mechanism = frames[0], frames[3], frames[7]
-        allowed = mechanism == b"CURVE" and frames[8:] == [self._client_key]
+        allowed = mechanism == b"CURVE" and len(frames) == 9 and frames[8] in self._client_keys
         status = [b"200", b"OK", b"hafw"] if allowed else [b"400", b"not a member", b""]
         self.counters["snapshot_clients_let_in" if allowed else "snapshot_clients_refused"] += 1
         with contextlib.suppress(zmq.ZMQError):

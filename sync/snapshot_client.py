@@ -8,16 +8,18 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections import Counter
+from collections.abc import Callable
 
 import msgspec
 import zmq
 
+from hafw.keyring import Keyring
+from sync.curve import curve_keys
 from sync.snapshot import (
     HANDSHAKE_MS,
     SnapshotCredit,
     SnapshotReply,
     SnapshotRequest,
-    curve_keys,
     decode_reply,
     encode_snapshot,
 )
@@ -35,21 +37,23 @@ class SnapshotClient:
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
-        master: bytes,
+        ring: Keyring,
         *,
         node_id: int,
         peers: dict[int, list[str]],
         port: int,
+        seals: Callable[[int], int | None],
     ) -> None:
-        """`peers`: the link addresses of each peer, in the order of the links."""
+        """`peers`: the link addresses of each peer, in the order of the links. `seals` tells
+        which key a peer seals with, None if that is not known."""
         self._context = context
-        self._server = curve_keys(master, "server").public
-        self._own = curve_keys(master, "client")
+        self._ring = ring
+        self._seals = seals
         self._node_id = node_id
         self._peers = peers
         self._port = port
         self._socket: zmq.Socket[bytes] | None = None
-        self._address = ""
+        self._address, self._key = "", b""
         self._request = 0
         self.counters: Counter[str] = Counter()
 
@@ -68,10 +72,12 @@ class SnapshotClient:
         self._request += 1
         addresses = self._peers[holder_id]
         address = addresses[attempt % len(addresses)]
-        if self._socket is None or self._address != address:
+        key_id = self._seals(holder_id)
+        known = (None if key_id is None else self._ring.get(key_id)) or self._ring.sealing
+        if self._socket is None or (self._address, self._key) != (address, known.key):
             self.close()
             try:
-                self._connect(address)
+                self._connect(address, known.key)
             except zmq.ZMQError as error:
                 name = errno.errorcode.get(error.errno or 0, error.errno)
                 self.counters[f"snapshot_connect_{name}"] += 1
@@ -81,17 +87,22 @@ class SnapshotClient:
         self._send(SnapshotRequest(self._request, self._node_id, group))
         return True
 
-    def _connect(self, address: str) -> None:
+    def _connect(self, address: str, key: bytes) -> None:
         sock = self._context.socket(zmq.DEALER)
-        self._socket, self._address = sock, address
+        self._socket, self._address, self._key = sock, address, key
+        own = curve_keys(key, "client")
         sock.linger = 0
         sock.rcvhwm = 256
         sock.setsockopt(zmq.MAXMSGSIZE, REPLY_BYTES_MAX)
         sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        sock.curve_serverkey = self._server
-        sock.curve_publickey = self._own.public
-        sock.curve_secretkey = self._own.secret
+        sock.curve_serverkey = curve_keys(key, "server").public
+        sock.curve_publickey = own.public
+        sock.curve_secretkey = own.secret
         sock.connect(f"tcp://{address}:{self._port}")
+
+    def use_keys(self, ring: Keyring) -> None:
+        """For connections to come."""
+        self._ring = ring
 
     def credit(self, applied: int) -> None:
         self._send(SnapshotCredit(self._request, applied))

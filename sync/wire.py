@@ -66,6 +66,7 @@ __all__ = [
     "Opener",
     "ReplayWindow",
     "Sealer",
+    "UnknownKeyError",
     "WireError",
     "derive_key",
     "fresh_bytes",
@@ -111,6 +112,14 @@ class WireError(PeerError):
     def __init__(self, reason: str, detail: str) -> None:
         self.reason = reason
         super().__init__(f"datagram refused ({reason}): {detail}")
+
+
+class UnknownKeyError(WireError):
+    """``unknown_key``: sealed, so it says, by a peer with a key that this node has not."""
+
+    def __init__(self, sender_id: int, key_id: int) -> None:
+        self.sender_id, self.key_id = sender_id, key_id
+        super().__init__("unknown_key", f"node {sender_id} seals with key {key_id}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,11 +280,7 @@ class Opener:
         if aead is None:
             master = self._masters.get(header.key_id)
             if master is None:
-                have = ", ".join(map(str, sorted(self._masters)))
-                raise WireError(
-                    "unknown_key",
-                    f"node {header.sender_id} seals with key {header.key_id}; we have {have}",
-                )
+                raise UnknownKeyError(header.sender_id, header.key_id)
             aead = AESGCM(
                 derive_key(
                     master,

@@ -22,7 +22,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "group": ("hafw.cli.group:group", "Groups (virtual gateways): move one to another node."),
     "policy": ("hafw.cli.policy:policy", "Load a policy file, show the one in force."),
     "check": ("hafw.cli.check:check", "Check a cluster.yaml (and its policy) without loading."),
-    "key": ("hafw.cli.key:key", "Make or copy the keys of a node."),
+    "key": ("hafw.cli.key:key", "The keys of a node: make, copy, show, rotate."),
     "lab": ("hafw.cli.lab:lab", "A whole cluster in network namespaces of this machine."),
     "drill": ("hafw.cli.drill:drill", "Faults on purpose in the lab, measured."),
 }

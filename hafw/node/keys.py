@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 from hafw.errors import RefusedError, StateError
-from hafw.instance import KEY_BYTES, read_key
+from hafw.keyring import KEY_BYTES, read_key, read_key_file
 from hafw.paths import NodePaths
 
-__all__ = ["KEY_NAMES", "init_keys"]
+__all__ = ["KEY_NAMES", "init_keys", "write_key"]
 
 KEY_NAMES: dict[str, tuple[str, ...]] = {
     "gateway": ("lease.key", "sync.key"),
@@ -46,12 +46,12 @@ def init_keys(
             f"{' and '.join(there)} exist{'s' if len(there) == 1 else ''}; nothing was changed. "
             "Replacing a key cuts this node off until all nodes have the new one: use --force"
         )
-    keys = [os.urandom(KEY_BYTES) if source is None else read_key(source / name) for name in names]
+    keys = [_new_or_copied(name, source) for name in names]
     try:
         paths.etc.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         paths.etc.mkdir(mode=0o700, exist_ok=True)
         for target, key in zip(targets, keys, strict=True):
-            _write_key(target, key, force=force)
+            write_key(target, key, force=force)
         if role == "witness" and force:
             (paths.etc / "sync.key").unlink(missing_ok=True)
     except FileExistsError as error:
@@ -61,7 +61,16 @@ def init_keys(
     return targets
 
 
-def _write_key(target: Path, key: bytes, *, force: bool) -> None:
+def _new_or_copied(name: str, source: Path | None) -> bytes:
+    if source is None:
+        return os.urandom(KEY_BYTES)
+    if name != "sync.key":
+        return read_key(source / name)
+    return read_key_file(source / name)
+
+
+def write_key(target: Path, key: bytes, *, force: bool) -> None:
+    """The file is the old one or the new one at any moment, on the disk too. Raises OSError."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hafw.errors import RefusedError
-from hafw.instance import read_key
+from hafw.keyring import read_key
 from hafw.lab.inside import namespace_inode
 from hafw.lab.lab import Lab
 from hafw.paths import NodePaths

@@ -16,7 +16,8 @@ from hafw.flow import IPPROTO_UDP
 from hafw.kernel.netns import entered
 from sync.ctnetlink import build_create
 from sync.ctsocket import EventSocket
-from sync.snapshot import SnapshotRequest, curve_keys, decode_reply, encode_snapshot
+from sync.curve import curve_keys
+from sync.snapshot import SnapshotRequest, decode_reply, encode_snapshot
 from tests.integration.syncd_world import World, flow, mixed, syncd_world, wait_for
 
 pytestmark = pytest.mark.integration

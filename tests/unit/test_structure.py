@@ -16,6 +16,7 @@ FOUNDATIONS = {
     "hafw.flow",
     "hafw.human",
     "hafw.instance",
+    "hafw.keyring",
     "hafw.logs",
     "hafw.messages",
     "hafw.paths",

@@ -13,13 +13,8 @@ from pathlib import Path
 import pytest
 
 from hafw.errors import StateError
-from hafw.instance import (
-    KEY_BYTES,
-    claim_instance,
-    read_key,
-    running_pid,
-    write_atomically,
-)
+from hafw.instance import claim_instance, running_pid, write_atomically
+from hafw.keyring import KEY_BYTES, read_key
 from hafw.paths import NodePaths
 
 

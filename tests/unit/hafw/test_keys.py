@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hafw.errors import RefusedError, StateError
-from hafw.instance import read_key
+from hafw.keyring import read_key
 from hafw.node.keys import init_keys
 from hafw.paths import NodePaths
 

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from zmq.utils import z85
 
+from sync.curve import curve_keys
 from sync.snapshot import (
     SnapshotChunk,
     SnapshotEnd,
@@ -13,7 +14,6 @@ from sync.snapshot import (
     SnapshotRefused,
     SnapshotReply,
     SnapshotRequest,
-    curve_keys,
     decode_reply,
     encode_snapshot,
 )
