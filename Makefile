@@ -70,7 +70,7 @@ bench-failover: install ## 50 power cuts per timer profile
 bench-sync: install ## replication beside the kernel's floor and conntrackd, 300,000 to 1,000,000 flows
 	$(BIN)/hafwctl drill bench-sync --json bench-sync.json
 
-churn: install ## 1,000,000 flows of churn under loss, both tables compared (some 20 minutes)
+churn: install ## 1,000,000 flows of churn under loss, both tables compared (some 10 minutes)
 	$(BIN)/hafwctl drill churn
 
 requirements: ## export the pinned requirements again (needs uv)

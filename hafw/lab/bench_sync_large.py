@@ -20,6 +20,7 @@ from hafw.lab.sync_spaces import wait_for
 __all__ = ["measure_snapshot", "measure_takeover"]
 
 BOUND_S = 1800.0
+SNAPSHOT_PATIENCE_S = 30.0
 LOAD_RATE = 50_000.0
 PROBE_PORT = 7070
 PROBE_MS = 1
@@ -44,7 +45,7 @@ def measure_snapshot(bench: Bench, flows: int) -> list[Figure]:
             raise StateError(f"gw2 was to be empty and has {left} entries")
         other.start()
         begun = time.monotonic()
-        came, last = wait_count(bench.replica, flows, BOUND_S)
+        came, last = wait_count(bench.replica, flows, BOUND_S, patience_s=SNAPSHOT_PATIENCE_S)
         wait_for(lambda: f"gw2 synced ({other.reason})", lambda: other.synced, BOUND_S)
         synced_s = time.monotonic() - begun
         note = "" if came else f"{flows - count_in(bench.replica)} missing"

@@ -17,6 +17,7 @@ from hafw.lab.bench_figures import Figure, beside
 from hafw.lab.bench_systems import Hafw, System
 from hafw.lab.bench_tools import (
     Loops,
+    Outcome,
     count_in,
     cpu_ns,
     flush,
@@ -43,6 +44,7 @@ __all__ = [
 FULL_BATCH = 64
 DONE_BOUND_S = 600.0
 QUIET_S = 0.3
+SLOW_SHARE = 0.05
 TAIL_SHARE, TAIL_S = 0.1, 0.2
 """A rate is kept up with if the last flow arrives this much after the last was made."""
 ETHERNET_IP_UDP = 14 + 20 + 8
@@ -62,9 +64,7 @@ class Bench:
     codec: str = ""
 
     def flows(self, count: int, *, replica: bool = False) -> Path:
-        return write_flows(
-            self.spaces.folder / f"flows-{count}-{int(replica)}", count, replica=replica
-        )
+        return write_flows(self.spaces.folder / f"flows-{int(replica)}", count, replica=replica)
 
     @property
     def owner(self) -> str:
@@ -86,10 +86,10 @@ class Bench:
         finally:
             system.stop()
 
-    def make(self, file: Path, rate: float) -> None:
+    def make(self, file: Path, rate: float) -> Outcome:
         """Flows in the owner's kernel, at a rate or (0) as fast as it goes."""
         batch = FULL_BATCH if not rate else max(1, min(FULL_BATCH, int(rate / 1000)))
-        self.loops.insert(self.owner, file, rate=rate, batch=batch)
+        return self.loops.insert(self.owner, file, rate=rate, batch=batch)
 
 
 class CpuRun(NamedTuple):
@@ -225,8 +225,7 @@ def measure_rate(
         good, bad, why = 0.0, 0.0, ""
         for rate in rates:
             bench.say(f"rate: {system.name}, {rate:,.0f}/s")
-            why = try_rate(bench, system, rate, seconds)
-            if why:
+            if why := try_rate(bench, system, rate, seconds):
                 bad = rate
                 break
             good = rate
@@ -254,7 +253,7 @@ def try_rate(bench: Bench, system: System, rate: float, seconds: float) -> str:
     flows = int(rate * seconds)
     file = bench.flows(flows)
     with bench.running(system):
-        bench.make(file, rate)
+        made = bench.make(file, rate)
         ended = time.monotonic()
         came, at = wait_count(bench.replica, flows, DONE_BOUND_S)
         if not came:
@@ -264,8 +263,9 @@ def try_rate(bench: Bench, system: System, rate: float, seconds: float) -> str:
             return trouble
         if differ := tables_differ(bench.owner, bench.replica):
             return f"{differ} entries differ"
-    file.unlink()
     tail = at - ended
+    if made.wall_ns / 1e9 > seconds * (1 + SLOW_SHARE):
+        return f"the generator made only {flows / made.wall_ns * 1e9:,.0f}/s"
     return f"{tail:.1f} s behind" if tail > seconds * TAIL_SHARE + TAIL_S else ""
 
 

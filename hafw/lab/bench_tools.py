@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,7 @@ __all__ = [
     "compile_loops",
     "count_in",
     "cpu_ns",
+    "flow_requests",
     "flush",
     "pss_bytes",
     "read_stamps",
@@ -145,10 +147,10 @@ def _outcome(text: str) -> Outcome:
 
 def bench_flow(number: int, *, group: int = GROUP, owner: int = 1) -> FlowEntry:
     """IPv4 TCP, established and ASSURED, SNAT to the VIP: what most flows of a firewall are."""
-    high, low = divmod(number, _PORTS)
-    client = bytes((10, high >> 8 & 0xFF, high & 0xFF, 10 + number % 200))
-    orig = Tuple(AF_INET, IPPROTO_TCP, client, _SERVER, 10_000 + low, 1000 + high)
-    reply = Tuple(AF_INET, IPPROTO_TCP, _SERVER, _VIP, 1000 + high, 10_000 + low)
+    client, port, service = _values_of(number)
+    sport, dport = int.from_bytes(port, "big"), int.from_bytes(service, "big")
+    orig = Tuple(AF_INET, IPPROTO_TCP, client, _SERVER, sport, dport)
+    reply = Tuple(AF_INET, IPPROTO_TCP, _SERVER, _VIP, dport, sport)
     tcp = TcpState(3, 0x23, 0x23, 7, 7)
     return FlowEntry(
         FlowKey(0, orig), reply, 0x0E, FLOW_TIMEOUT_S, hafw_mark(group, owner, owner), tcp
@@ -159,9 +161,49 @@ def write_flows(path: Path, count: int, *, owner: int = 1, replica: bool = False
     """Requests that create `count` flows, as packets would have made them, or as a replica is
     made."""
     with path.open("wb") as file:
-        for number in range(count):
-            file.write(build_create(bench_flow(number, owner=owner), pristine=replica))
+        file.writelines(flow_requests(count, owner=owner, replica=replica))
     return path
+
+
+def flow_requests(count: int, *, owner: int = 1, replica: bool = False) -> Iterator[bytes]:
+    """The creations of `bench_flow` 0 to `count`: all alike but for the client, its port (which
+    is the VIP's too) and the server's port, so one message is built and those are put in."""
+    first = build_create(bench_flow(0, owner=owner), pristine=replica)
+    marked = build_create(_marked(bench_flow(0, owner=owner)), pristine=replica)
+    places = [_places(marked, value) for value in _MARKS]
+    assert all(places), "a mark is missing"
+    message = bytearray(first)
+    for number in range(count):
+        for where, value in zip(places, _values_of(number), strict=True):
+            for start in where:
+                message[start : start + len(value)] = value
+        yield bytes(message)
+
+
+_MARKS = (b"\xfa\xfb\xfc\xfd", b"\xf5\xf6", b"\xf7\xf8")
+
+
+def _values_of(number: int) -> tuple[bytes, bytes, bytes]:
+    """Client, its port, the server's port."""
+    high, low = divmod(number, _PORTS)
+    client = bytes((10, high >> 8 & 0xFF, high & 0xFF, 10 + number % 200))
+    return client, (10_000 + low).to_bytes(2, "big"), (1000 + high).to_bytes(2, "big")
+
+
+def _marked(entry: FlowEntry) -> FlowEntry:
+    client, port, service = _MARKS
+    sport, dport = int.from_bytes(port, "big"), int.from_bytes(service, "big")
+    orig = replace(entry.key.orig, src=client, sport=sport, dport=dport)
+    reply = replace(entry.reply, sport=dport, dport=sport)
+    return replace(entry, key=FlowKey(0, orig), reply=reply)
+
+
+def _places(message: bytes, value: bytes) -> list[int]:
+    found, at = [], message.find(value)
+    while at >= 0:
+        found.append(at)
+        at = message.find(value, at + 1)
+    return found
 
 
 def cpu_ns(pid: int) -> int:
@@ -192,9 +234,11 @@ def flush(*spaces: str) -> None:
         run("nsenter", f"--net=/run/netns/{space}", "conntrack", "-F")
 
 
-def wait_count(space: str, wanted: int, bound_s: float) -> tuple[bool, float]:
+def wait_count(
+    space: str, wanted: int, bound_s: float, *, patience_s: float = STABLE_S
+) -> tuple[bool, float]:
     """Whether the table came to hold `wanted` entries, and when (monotonic) it last grew. Gives
-    up when it has not grown for a while."""
+    up when it has not grown for `patience_s`."""
     deadline = time.monotonic() + bound_s
     last, grown_at = -1, time.monotonic()
     while (now := time.monotonic()) < deadline:
@@ -203,7 +247,7 @@ def wait_count(space: str, wanted: int, bound_s: float) -> tuple[bool, float]:
             last, grown_at = count, now
         if count >= wanted:
             return True, grown_at
-        if now - grown_at > STABLE_S:
+        if now - grown_at > patience_s:
             break
         time.sleep(COUNT_POLL_S)
     return False, grown_at

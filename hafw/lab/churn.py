@@ -53,7 +53,6 @@ class ChurnPlan:
     loss_percent: int = 1
     connections: int = 200
     seed: int = 1
-    change_labels: bool = True
     sweep: Literal["refresh", "take"] = "refresh"
     hold_s: int = 900
     refresh_s: int = 60
@@ -146,7 +145,6 @@ def _churn(
         standing=plan.standing,
         seed=plan.seed,
         group=GROUP,
-        change_labels=plan.change_labels,
     )
     node, down_at, starting = spaces[2], 0.0, threading.Thread(target=spaces[2].start)
 

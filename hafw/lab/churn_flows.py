@@ -8,7 +8,7 @@ translation.
 =============== =====================================================================
 share of all    kind
 =============== =====================================================================
-60 %            TCP: SNAT, DNAT or none; 1 in 8 not ASSURED yet
+60 %            TCP: SNAT, DNAT or none; 1 in 8 not ASSURED yet; 3 % through SYNPROXY
 3 %             TCP with the helper ftp, half of them with sequence adjustment
 25 %            UDP: SNAT or DNAT; of it 4 % with the helpers tftp and sip
 12 %            ICMP echo, GRE, SCTP, UDP-Lite, ESP
@@ -38,12 +38,13 @@ from hafw.flow import (
     USER_MARK_MASK,
     FlowEntry,
     FlowKey,
+    SctpState,
     SeqAdj,
+    SynProxy,
     TcpState,
     Tuple,
     inverse,
 )
-from sync import ctnetlink_layout as nl
 from sync.ctnetlink import build_create, build_update
 
 __all__ = [
@@ -71,6 +72,7 @@ _GRE, _ESP, _SCTP, _UDPLITE = 47, 50, 132, 136
 _V4_VIP, _V6_VIP = ip_address("198.51.100.254").packed, ip_address("2001:db8:2::fe").packed
 _PORTS = 60_000
 _ESTABLISHED, _CLOSING = 3, (4, 5, 6, 7)
+_SCTP_ESTABLISHED, _SCTP_SHUTDOWN = 4, (5, 6, 7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +94,15 @@ def flow_of(seed: int, number: int, orig_slot: int, reply_slot: int, *, mark: in
     if dnat:
         key = FlowKey(key.zone, _dnat_orig(orig_slot, proto))
     reply = _reply(key.orig, reply_slot, dnat=dnat, nat=rng.random() < 0.9)
-    tcp, status = None, ASSURED if rng.random() < 0.6 else SEEN
+    tcp, sctp, synproxy = None, None, None
+    status = ASSURED if rng.random() < 0.6 else SEEN
+    if proto == _SCTP and status == ASSURED:
+        sctp = SctpState(_SCTP_ESTABLISHED, rng.getrandbits(32), rng.getrandbits(32))
     if proto == IPPROTO_TCP:
         scales = rng.randrange(15), rng.randrange(15)
         tcp, status = TcpState(_ESTABLISHED, 0x23, 0x23, *scales), ASSURED
+        if rng.random() < 0.03:
+            synproxy = SynProxy(rng.getrandbits(32), rng.getrandbits(32), rng.getrandbits(32))
         if rng.random() < 1 / 8 and helper is None:
             tcp, status = TcpState(1, 0x03, 0, scales[0], 0), IPS_CONFIRMED
     seqadj = None
@@ -112,6 +119,8 @@ def flow_of(seed: int, number: int, orig_slot: int, reply_slot: int, *, mark: in
         _labels(rng) if rng.random() < 0.2 else None,
         None,
         seqadj,
+        sctp=sctp,
+        synproxy=synproxy,
     )
 
 
@@ -127,7 +136,7 @@ def create_message(entry: FlowEntry) -> bytes:
     return build_create(entry, pristine=False)
 
 
-def change_of(entry: FlowEntry, rng: Random, *, labels_too: bool = True) -> Change:
+def change_of(entry: FlowEntry, rng: Random) -> Change:
     """One change of what may change in a flow's life."""
     match rng.randrange(4):
         case 0:
@@ -135,10 +144,10 @@ def change_of(entry: FlowEntry, rng: Random, *, labels_too: bool = True) -> Chan
             after = replace(entry, mark=mark)
             value = mark & USER_MARK_MASK
             return Change(build_update(entry.key, mark=(value, USER_MARK_MASK)), after)
-        case 1 if labels_too:
+        case 1:
             labels = _labels(rng)
             after = replace(entry, labels=labels)
-            return Change(_with_labels(build_update(entry.key), labels), after)
+            return Change(build_update(entry.key, labels=labels), after)
         case 2 if entry.seqadj is not None:
             first = entry.seqadj[0]
             moved = replace(first, position=(first.position + 1000) & 0xFFFFFFFF,
@@ -157,9 +166,15 @@ def _forward(entry: FlowEntry, rng: Random) -> Change:
     elif tcp is not None:
         state = min((s for s in _CLOSING if s > tcp.state), default=tcp.state)
         tcp = replace(tcp, state=state)
-    after = replace(entry, tcp=tcp, status=status, timeout_s=LONG_S)
+    sctp = entry.sctp
+    if sctp is not None:
+        state = min((s for s in _SCTP_SHUTDOWN if s > sctp.state), default=sctp.state)
+        sctp = replace(sctp, state=state)
+    elif entry.key.orig.proto == _SCTP:
+        sctp = SctpState(_SCTP_ESTABLISHED, rng.getrandbits(32), rng.getrandbits(32))
+    after = replace(entry, tcp=tcp, sctp=sctp, status=status, timeout_s=LONG_S)
     message = build_update(
-        entry.key, status=status, timeout_s=LONG_S, tcp=tcp, tcp_flags_mask=0xFF
+        entry.key, status=status, timeout_s=LONG_S, tcp=tcp, tcp_flags_mask=0xFF, sctp=sctp
     )
     return Change(message, after)
 
@@ -239,12 +254,6 @@ def _reply(orig: Tuple, slot: int, *, dnat: bool, nat: bool) -> Tuple:
 
 def _labels(rng: Random) -> bytes:
     return (rng.getrandbits(126) | 1).to_bytes(16, "little")
-
-
-def _with_labels(message: bytes, labels: bytes) -> bytes:
-    """An update of all label bits (CTA_LABELS without CTA_LABELS_MASK)."""
-    body = message + nl.attribute(nl.CTA_LABELS, len(labels)) + labels
-    return struct.pack("=I", len(body)) + body[4:]
 
 
 def reborn(entry: FlowEntry, reply_slot: int) -> FlowEntry:

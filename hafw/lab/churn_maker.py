@@ -14,7 +14,7 @@ from collections.abc import Callable
 from random import Random
 
 from hafw.errors import StateError
-from hafw.flow import IPS_ASSURED, FlowEntry, hafw_mark, mark_group
+from hafw.flow import FlowEntry, hafw_mark
 from hafw.lab.churn_flows import (
     LONG_S,
     SLOTS_MAX,
@@ -42,14 +42,13 @@ class ChurnMaker:
 
     def __init__(
         self, owner: RequestSocket, replica: RequestSocket, *, flows: int, standing: int,
-        seed: int, group: int, change_labels: bool = True,
+        seed: int, group: int,
     ) -> None:  # fmt: skip
         if flows * 2 > SLOTS_MAX:
             raise StateError(f"{flows} flows; there are addresses for {SLOTS_MAX // 2}")
         self._owner, self._replica = owner, replica
         self._flows, self._standing = flows, standing
         self._seed, self._rng = seed, Random(seed)
-        self._change_labels = change_labels
         self._mark = hafw_mark(group, 1, 1)
         self._slot = 0
         self._live: list[FlowEntry] = []
@@ -95,7 +94,7 @@ class ChurnMaker:
         self.made += 1
         if self._rng.random() < CHANGES_PER_FLOW:
             index = self._rng.randrange(len(self._live))
-            change = change_of(self._live[index], self._rng, labels_too=self._change_labels)
+            change = change_of(self._live[index], self._rng)
             self._ask("change", self._live[index], change.message)
             self._live[index] = change.entry
 
@@ -126,13 +125,3 @@ class ChurnMaker:
                 proto = entry.key.orig.proto
                 self.refused[f"{kind}_expired" if expired else f"wrong_{kind}_{name}_{proto}"] += 1
         self._messages.clear()
-
-    @property
-    def expected(self) -> int:
-        """Live flows that do not expire and are worth a replica."""
-        return sum(
-            bool(mark_group(entry.mark))
-            and (entry.timeout_s or 0) >= LONG_S
-            and (entry.tcp is None or bool(entry.status & IPS_ASSURED))
-            for entry in self._live
-        )

@@ -5,12 +5,12 @@ decodes what the kernel answers. pyroute2 maps two attributes wrongly (CTA_HELP 
 is nested, CTA_LABELS as one number of fixed size); `EntryMessage` says what they are.
 
 Compared: both tuples (so NAT), zone, helper, mark, labels, sequence adjustment, window scales, TCP
-state, all TCP flags but 0x08 (BE_LIBERAL) and 0x20 (MAXACK_SET), synproxy and every status bit.
-Timeouts are judged by `timeout_problem`.
+state, all TCP flags but 0x08 (BE_LIBERAL) and 0x20 (MAXACK_SET), SCTP state and verification
+tags, synproxy and every status bit. Timeouts are judged by `timeout_problem`.
 
-What the owner alone must have (a TCP flow that was never ASSURED, a flow of no group) must not be
-on the replica. Tables live while they are read: `compare` reads twice, and only what differs both
-times counts.
+What the owner alone must have (a TCP or SCTP flow that was never ASSURED, a flow of no group) must
+not be on the replica. Tables live while they are read: `compare` reads twice, and only what
+differs both times counts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pyroute2.netlink import nla
 from pyroute2.netlink.nfnetlink.nfctsocket import nfct_msg
 
 from hafw.errors import KernelError
-from hafw.flow import IPPROTO_TCP, IPS_ASSURED, mark_group
+from hafw.flow import IPPROTO_SCTP, IPPROTO_TCP, IPS_ASSURED, mark_group
 from hafw.lab.inside import call_in
 
 __all__ = [
@@ -78,6 +78,7 @@ class Seen(NamedTuple):
     labels: bytes | None
     seqadj: tuple[Any, ...] | None
     synproxy: tuple[Any, ...] | None
+    sctp: tuple[Any, ...] | None
     timeout_s: int
 
 
@@ -155,6 +156,7 @@ def _decoded(data: bytes) -> tuple[Key, Seen]:
         labels if labels is not None and any(labels) else None,
         seqadj if any(seqadj) else None,
         synproxy,
+        None if info is None else _values(info.get_attr("CTA_PROTOINFO_SCTP")),
         # The kernel leaves the timeout out of what is about to go.
         get("CTA_TIMEOUT") or 0,
     )
@@ -216,9 +218,9 @@ class Comparison:
 
 
 def worth_a_replica(key: Key, seen: Seen) -> bool:
-    """Of a group, and for TCP also ASSURED."""
-    proto = key[3]
-    return mark_group(seen.mark) != 0 and (proto != IPPROTO_TCP or bool(seen.status & IPS_ASSURED))
+    """Of a group, and for TCP and SCTP also ASSURED."""
+    early = key[3] in (IPPROTO_TCP, IPPROTO_SCTP) and not seen.status & IPS_ASSURED
+    return mark_group(seen.mark) != 0 and not early
 
 
 def compare_tables(

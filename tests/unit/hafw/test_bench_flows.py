@@ -1,0 +1,20 @@
+"""The flows that are measured with."""
+
+from __future__ import annotations
+
+import pytest
+
+from hafw.lab.bench_tools import bench_flow, flow_requests
+from sync.ctnetlink import build_create
+
+
+@pytest.mark.parametrize("replica", [False, True])
+def test_requests_are_what_the_builder_builds(replica: bool) -> None:
+    for number, request in enumerate(flow_requests(50_200, owner=2, replica=replica)):
+        if number % 997 == 0 or number in (49_999, 50_000, 50_199):
+            assert request == build_create(bench_flow(number, owner=2), pristine=replica), number
+
+
+def test_no_two_flows_share_a_tuple() -> None:
+    flows = [bench_flow(number) for number in range(49_900, 50_400)]
+    assert len({flow.key for flow in flows}) == len({flow.reply for flow in flows}) == len(flows)
