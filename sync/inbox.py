@@ -230,7 +230,10 @@ class Inbox:
         window = self._windows.get(key)
         if window is None:
             window = self._windows[key] = ReplayWindow()
-        return window.accept(header.seq)
+        fresh = window.accept(header.seq)
+        if not fresh:
+            self.counters["control_repeated"] += 1
+        return fresh
 
     def _refill(self, now: float) -> None:
         if now - self._budget_at >= 1.0:
