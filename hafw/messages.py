@@ -221,10 +221,23 @@ class SyncPassStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     per_s: float
 
 
+class SyncDigestStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A follower's comparison with the holder's digests. `clean_age_s`: since all buckets were
+    equal last; None if they never were. `differing`: buckets that differ or are being repaired.
+    `repairs` and the `repaired` flows are since the start of this syncd."""
+
+    clean_age_s: float | None
+    differing: int
+    missing: int
+    repairs: int
+    repaired: int
+    in_vain: int
+
+
 class SyncGroupStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One group as syncd sees it. `liberal` counts adopted TCP entries whose windows are still
     to be learnt; `stale` those that await a pristine replacement; `own_pass` is the pass of the
-    holder that runs, or its last one."""
+    holder that runs, or its last one; `digest` is of a follower."""
 
     group: int
     active: bool
@@ -237,6 +250,7 @@ class SyncGroupStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     liberal: int
     stale: int
     own_pass: SyncPassStatus | None = None
+    digest: SyncDigestStatus | None = None
 
 
 class SyncPeerStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

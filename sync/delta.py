@@ -9,6 +9,7 @@ from sync.delta_model import (
     Destroy,
     ExpectDestroy,
     ExpectUpsert,
+    GroupDigest,
     Upsert,
     Version,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "Destroy",
     "ExpectDestroy",
     "ExpectUpsert",
+    "GroupDigest",
     "Upsert",
     "Version",
     "decode_deltas",

@@ -31,7 +31,7 @@ varies master         MASTER: protocol, src, dst, keys, as orig
 ====== ============== ==========================================================================
 
 With EXPECT the key is that of the master, DESTROY ends after the version, and what follows is
-described in `sync.delta_expect`.
+described in `sync.delta_expect`. With DIGEST all is as `sync.delta_digest` has it.
 
 IPv4 TCP with SNAT and a timeout of days: 39 bytes, and 43 with the greatest count; 8 more where
 the epoch must be said.
@@ -60,6 +60,7 @@ from hafw.flow import (
     Tuple,
     inverse,
 )
+from sync.delta_digest import decode_digest, encode_digest
 from sync.delta_expect import decode_expectation, encode_expectation
 from sync.delta_fields import counted, read_counted, read_varint, varint
 from sync.delta_model import (
@@ -68,6 +69,7 @@ from sync.delta_model import (
     Destroy,
     ExpectDestroy,
     ExpectUpsert,
+    GroupDigest,
     Upsert,
     Version,
 )
@@ -88,9 +90,11 @@ SEQADJ = 1 << 10
 MASTER = 1 << 11
 EPOCH = 1 << 12
 EXPECT = 1 << 13
+DIGEST = 1 << 14
 MORE = 1 << 15
 _KNOWN = (1 << 13) - 1 | MORE
 _KNOWN_DESTROY = DESTROY | V6 | ZONE | EPOCH
+_KNOWN_DIGEST = DIGEST | EPOCH
 _KNOWN_EXPECT = EXPECT | DESTROY | REFRESH | V6 | ZONE | EPOCH
 
 STATUS_WIRE_MASK = 0x7F
@@ -137,6 +141,11 @@ def encode_delta(delta: Delta, *, header_epoch: int | None = None) -> bytes:
             tail = [encode_expectation(expectation, expectation.expected)]
         case ExpectDestroy(master=key, expected=expected):
             flags, tail = EXPECT | DESTROY, [encode_expectation(None, expected)]
+        case GroupDigest(version=Version(epoch)):
+            said = epoch == header_epoch
+            flags = DIGEST if said else DIGEST | EPOCH
+            body = encode_digest(delta, flags, None if said else epoch)
+            return varint(len(body)) + body
         case _:
             assert_never(delta)
     version = delta.version
@@ -253,8 +262,14 @@ def _decode(payload: bytes, offset: int, end: int, header_epoch: int | None) -> 
     known = _KNOWN_DESTROY if flags & DESTROY else _KNOWN
     if flags & EXPECT:
         known = _KNOWN_EXPECT
+    if flags & DIGEST:
+        known = _KNOWN_DIGEST
     if flags & ~known:
         raise DeltaError("unknown_flags", f"{flags & ~known:#x}")
+    if flags & DIGEST:
+        if header_epoch is None and not flags & EPOCH:
+            raise DeltaError("no_epoch", "neither the digest nor its datagram has an epoch")
+        return decode_digest(payload, offset, None if flags & EPOCH else header_epoch)
     head = _HEAD6 if flags & V6 else _HEAD4
     _, proto, src, dst, sport, dport = head.unpack_from(payload, offset)
     offset += head.size

@@ -13,6 +13,7 @@ __all__ = [
     "Destroy",
     "ExpectDestroy",
     "ExpectUpsert",
+    "GroupDigest",
     "Upsert",
     "Version",
 ]
@@ -80,4 +81,15 @@ class ExpectDestroy:
         return FlowKey(self.master.zone, self.expected)
 
 
-Delta = Upsert | Destroy | ExpectUpsert | ExpectDestroy
+@dataclass(frozen=True, slots=True)
+class GroupDigest:
+    """What the holder knows of the group at this place of its stream: from bucket `first` on, the
+    sum of the contributions of the flows in each bucket (`sync.registry`)."""
+
+    group: int
+    first: int
+    sums: tuple[int, ...]
+    version: Version
+
+
+Delta = Upsert | Destroy | ExpectUpsert | ExpectDestroy | GroupDigest

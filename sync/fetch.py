@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from sync.dumper import Dumper
-from sync.snapshot import SnapshotHead
+from sync.snapshot_wire import SnapshotHead
 
 __all__ = ["Fetch", "Phase", "Source"]
 
@@ -41,5 +41,9 @@ class Fetch:
     head: SnapshotHead | None = None
     chunks: int = 0
     sweep: Dumper | None = None
+    buckets: frozenset[int] | None = None
+    """It is a repair of these alone."""
+    end_seq: int = 0
+    """The holder's position when it had sent all."""
     spoilt: bool = False
     """A replica went missing meanwhile: another snapshot is needed."""

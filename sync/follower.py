@@ -19,10 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hafw.errors import KernelError
 from hafw.flow import mark_group
 from sync.applier import Applier
-from sync.ctnetlink import CtEvent, EventKind
 from sync.delta import Delta, DeltaError
 from sync.dumper import Dumper
 from sync.fetch import Fetch, Phase, Source
@@ -30,18 +28,20 @@ from sync.inbox import Arrived, Incoming
 from sync.intake import Intake
 from sync.ledger import DelayWindow
 from sync.ops import KernelOp, Remove
+from sync.patience import TABLE_FULL_ERRNOS, Patience
 from sync.registry import Flag, FlowRegistry
-from sync.replica import Hole, ReplicaGroup, ReplicaTable, Superseded
+from sync.replica import Compared, Hole, ReplicaGroup, ReplicaTable, Superseded
 from sync.roles import RoleState
-from sync.snapshot import (
+from sync.snapshot_client import SnapshotClient
+from sync.snapshot_wire import (
     SnapshotChunk,
     SnapshotEnd,
     SnapshotHead,
     SnapshotRefused,
     SnapshotReply,
 )
-from sync.snapshot_client import SnapshotClient
 from sync.stream import SessionAccepted, StreamBroken, StreamReceiver
+from sync.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from sync._codec import Receiver
@@ -49,13 +49,6 @@ if TYPE_CHECKING:
 __all__ = ["Follower", "FollowerPorts"]
 
 NO_PROGRESS_S = 3.0
-RETRY_S = 0.1
-RETRY_S_MAX = 2.0
-TABLE_FULL_RETRY_S = 5.0
-TABLE_FULL_ERRNOS = frozenset({errno.ENOMEM, errno.ENFILE, errno.ENOSPC, errno.ENOBUFS})
-"""ctnetlink says ENOMEM when nf_conntrack_alloc finds the table full."""
-DROPPED_RETRY_S = 5.0
-"""Between two snapshots wanted because replicas went from this kernel: they may go on going."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +85,17 @@ class Follower:
         self._ports = ports
         self.table = ReplicaTable(registry, groups)
         self._intake = Intake(self.table, applier, receiver)
+        self.upkeep = Upkeep(
+            registry, roles, applier,
+            start_dump=ports.start_dump, is_whole=lambda group: group in self.sources,
+        )  # fmt: skip
         self.sources: dict[int, Source] = {}
         """Group -> its last finished snapshot, as long as nothing spoilt it."""
         self.delays: dict[int, DelayWindow] = {}
-        self.table_full_until: dict[int, float] = {}
         self.refusals: dict[int, str] = {}
         """Group -> errno name, since its last whole snapshot, if it is not a full table's."""
         self._fetch: Fetch | None = None
-        self._attempts: Counter[int] = Counter()
-        self._links: Counter[int] = Counter()
-        """Holder -> the link to ask it over: one that works is kept, one that does not is left."""
-        self.unanswered: Counter[int] = Counter()
-        """Holder -> requests in a row to which it said nothing at all."""
-        self._retry_at: dict[int, float] = {}
-        self._dropped: set[int] = set()
-        """Groups of which replicas went without our doing since the last request."""
-        self._dropped_retry_at: dict[int, float] = {}
+        self.patience = Patience()
         self._stamps: list[tuple[int, int]] = []
         self.counters: Counter[str] = Counter()
 
@@ -119,7 +107,7 @@ class Follower:
             case Arrived():
                 self.counters["deltas_received"] += self._intake.live(
                     item.payload, item.deltas, item.epoch, item.sender_id,
-                    lambda delta: self._on_delta(delta, item),
+                    lambda delta: self._on_delta(delta, item, now),
                 )  # fmt: skip
                 if item.delay_from_ns:
                     self._stamps.append((item.sender_id, item.delay_from_ns))
@@ -137,7 +125,7 @@ class Follower:
                 if record is not None and not self._groups[record.group].active:
                     self.counters["replicas_refused"] += 1
                     if code in TABLE_FULL_ERRNOS:
-                        self.table_full_until[record.group] = now + TABLE_FULL_RETRY_S
+                        self.patience.table_full(record.group, now=now)
                         self.sources.pop(record.group, None)
                     else:
                         self.refusals[record.group] = errno.errorcode.get(code, str(code))
@@ -150,7 +138,7 @@ class Follower:
                 window.add((now_ns - sent_ns) / 1e6, now)
             self._stamps.clear()
 
-    def _on_delta(self, delta: Delta, item: Arrived) -> None:
+    def _on_delta(self, delta: Delta, item: Arrived, now: float) -> None:
         effects = self.table.on_delta(delta, item.sender_id)
         if effects and isinstance(effects[0], Superseded):
             self._ports.superseded(effects[0])
@@ -161,10 +149,21 @@ class Follower:
                     source = self.sources.get(group)
                     if source is not None and item.seq > source.seq:
                         del self.sources[group]
+                case Compared(group):
+                    self._on_compared(effect, item.seq, now)
                 case Superseded():
                     raise AssertionError("the roles did not learn the epoch")
                 case _:
                     self._intake.ask(effect)
+
+    def _on_compared(self, result: Compared, seq: int, now: float) -> None:
+        if result.group not in self.sources:
+            return
+        watch = self.upkeep.watches[result.group]
+        hopeless = watch.hopeless
+        watch.compared(result.first, result.count, set(result.wrong), seq=seq, now=now)
+        if watch.hopeless and not hopeless:
+            del self.sources[result.group]  # Counted by the watch.
 
     def _spoil(self, sender_id: int, now: float) -> None:
         """What we have of this sender is not whole any more."""
@@ -173,30 +172,10 @@ class Follower:
         if self._fetch is not None and self._fetch.holder_id == sender_id:
             self._abort("stream_changed", now)
 
-    # -- events of groups that are not held
-
-    def on_events(self, events: list[CtEvent]) -> None:
-        """A replica that goes without our doing leaves a hole."""
-        for event in events:
-            key = event.entry.key
-            record = self._registry.get(key)
-            if event.kind is not EventKind.DESTROY or record is None:
-                continue
-            if self._roles[record.group].dirty:
-                continue  # Ours until another holds: our next pass tells the peers it is gone.
-            try:
-                if self._applier.get(key) is not None:
-                    continue  # It was made again since.
-            except KernelError:
-                continue
-            self.table.forget(key)
-            self.counters["replicas_deleted_by_others" if event.pid else "replicas_expired"] += 1
-            self._lost(record.group)
-
     def _lost(self, group: int) -> None:
-        """A replica is not here: another snapshot, but not at once again and again."""
+        """A replica was refused: another snapshot, but not at once again and again."""
         self.sources.pop(group, None)
-        self._dropped.add(group)
+        self.patience.replicas_refused(group)
         if self._fetch is not None and self._fetch.group == group:
             self._fetch.spoilt = True  # It may have gone after the snapshot brought it.
 
@@ -206,14 +185,16 @@ class Follower:
         """This node holds the group now: nobody else's snapshot counts."""
         if self._fetch is not None and self._fetch.group == group:
             self._abort("held_here", now)
+        self.upkeep.stop(group)
         self.sources.pop(group, None)
-        self.table_full_until.pop(group, None)
+        self.patience.held(group)
         self.refusals.pop(group, None)
 
     def on_stale(self, group: int, *, now: float) -> int:
         """The count of the group's flows, all stale now."""
         if self._fetch is not None and self._fetch.group == group:
             self._abort("became_stale", now)
+        self.upkeep.stop(group)
         self.sources.pop(group, None)
         count = self.table.mark_stale(group)
         self.counters["entries_gone_stale"] += count
@@ -223,15 +204,14 @@ class Follower:
         fetch = self._fetch
         if fetch is not None and fetch.group == group and fetch.holder_id != holder_id:
             self._abort("other_holder", now)
-        self._retry_at.pop(group, None)
-        self._dropped.discard(group)
+        self.patience.other_holder(group)
 
     # -- snapshots
 
     @property
     def busy(self) -> bool:
         sweep = None if self._fetch is None else self._fetch.sweep
-        return sweep is not None and (sweep.ready or sweep.done)
+        return self.upkeep.busy or (sweep is not None and (sweep.ready or sweep.done))
 
     def whole(self, sender_id: int) -> bool:
         """Is everything here that this sender has said of the groups it holds?"""
@@ -261,6 +241,7 @@ class Follower:
 
     def work(self, *, now: float) -> None:
         """One slice: a message of the server, a chunk of the sweep, or the next request."""
+        self.upkeep.work(now=now)
         fetch = self._fetch
         if fetch is None:
             self._ask_next(now)
@@ -275,35 +256,45 @@ class Follower:
             self._abort("no_progress", now)
 
     def close(self) -> None:
+        self.upkeep.close()
         if self._fetch is not None and self._fetch.sweep is not None:
             self._fetch.sweep.cancel()
         self._client.close()
 
     def _ask_next(self, now: float) -> None:
         for group in sorted(self._groups):
-            blocked_until = max(
-                self._retry_at.get(group, 0.0), self.table_full_until.get(group, 0.0)
-            )
-            if group in self._dropped:
-                blocked_until = max(blocked_until, self._dropped_retry_at.get(group, 0.0))
-            if now < blocked_until or not self.wants_snapshot(group):
+            whole = self.wants_snapshot(group)
+            watch = self.upkeep.watches[group]
+            buckets = None if whole else self._to_repair(group)
+            if not (whole or buckets) or not self.patience.may_ask(group, now=now):
                 continue
-            if group in self._dropped:
-                self._dropped.discard(group)
-                self._dropped_retry_at[group] = now + DROPPED_RETRY_S
             holder_id = self._roles[group].holder_id
             session = self._stream.accepted_session(holder_id)
             assert session is not None
-            self.table_full_until.pop(group, None)
-            self.table.await_snapshot(group)
-            self._fetch = Fetch(group, holder_id, session, Phase.ASKED, now)
-            if not self._client.ask(holder_id, group, attempt=self._links[holder_id]):
+            self.patience.asked(group, now=now)
+            if buckets is None:
+                self.upkeep.stop(group)
+            else:
+                watch.repair_begins()
+            self.table.await_snapshot(group, buckets)
+            self._fetch = Fetch(group, holder_id, session, Phase.ASKED, now, buckets=buckets)
+            if not self._client.ask(
+                holder_id, group, attempt=self.patience.links[holder_id], buckets=buckets,
+                failures=watch.failures,
+            ):  # fmt: skip
                 self._abort("no_socket", now)
             return
 
+    def _to_repair(self, group: int) -> frozenset[int]:
+        """Buckets that differ from what the holder of this snapshot has."""
+        source, state = self.sources.get(group), self._roles[group]
+        if source is None or state.active or source.holder_id != state.holder_id:
+            return frozenset()
+        return frozenset(self.upkeep.watches[group].differing)
+
     def _on_reply(self, fetch: Fetch, message: SnapshotReply, now: float) -> None:
         fetch.progress_at = now
-        self.unanswered[fetch.holder_id] = 0
+        self.patience.answered(fetch.holder_id)
         match message:
             case SnapshotRefused():
                 self._abort("refused", now, next_link=False)
@@ -324,6 +315,7 @@ class Follower:
                     return
                 self.flush(now=now)
                 self._applier.apply(self.table.end_snapshot(fetch.group))
+                fetch.end_seq = message.seq
                 fetch.phase = Phase.SWEEPING
                 fetch.sweep = self._ports.start_dump(fetch.group)
                 self._client.close()
@@ -372,12 +364,21 @@ class Follower:
                 self.counters["snapshot_too_many_deaths"] += 1
                 fetch.spoilt = True
             self.table.snapshot_swept(fetch.group)
-            if fetch.group not in self.table_full_until and not fetch.spoilt:
-                self.sources[fetch.group] = Source(fetch.holder_id, fetch.session, fetch.head.seq)
-                self.refusals.pop(fetch.group, None)
-            self._attempts[fetch.group] = 0
+            self._done(fetch, fetch.head)
+
+    def _done(self, fetch: Fetch, head: SnapshotHead) -> None:
+        watch, group = self.upkeep.watches[fetch.group], fetch.group
+        if fetch.buckets is not None:
+            watch.repair_ends(fetch.buckets, self._groups[group].repaired, seq=fetch.end_seq)
+            self.counters["repairs_done"] += 1
+        else:
+            watch.begin_anew(seq=fetch.end_seq)
+            if group not in self.patience.table_full_until and not fetch.spoilt:
+                self.sources[group] = Source(fetch.holder_id, fetch.session, head.seq)
+                self.refusals.pop(group, None)
             self.counters["snapshots_done"] += 1
-            self._fetch = None
+        self.patience.done(group)
+        self._fetch = None
 
     def _abort(self, reason: str, now: float, *, next_link: bool = True) -> None:
         fetch = self._fetch
@@ -387,12 +388,13 @@ class Follower:
         if next_link:
             self._client.close()
         self.table.abort_snapshot(fetch.group)
+        self.upkeep.watches[fetch.group].repair_failed()
         self._fetch = None
         self.counters[f"snapshot_aborted_{reason}"] += 1
         if next_link:
-            self._attempts[fetch.group] += 1
+            self.patience.failed(fetch.group, now=now)
+        else:
+            self.patience.refused_by_server(fetch.group, now=now)
         if reason == "no_progress":
-            self._links[fetch.holder_id] += 1
-            self.unanswered[fetch.holder_id] += fetch.phase is Phase.ASKED
-        wait = RETRY_S * (1 << min(self._attempts[fetch.group], 5)) if next_link else RETRY_S
-        self._retry_at[fetch.group] = now + min(wait, RETRY_S_MAX)
+            asked = fetch.phase is Phase.ASKED
+            self.patience.no_progress(fetch.holder_id, unanswered=asked)

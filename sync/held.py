@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from hafw.flow import FlowKey
 from hafw.messages import NewEpochRequest
 from sync.adopt import OwnPass
 from sync.dumper import Dumper
@@ -50,7 +49,8 @@ class Held:
     """The pass's dump is through: it ends when the event queue was empty this many times."""
     next_chunk_at: float = 0.0
     retry_at: float = 0.0
-    vanished: list[FlowKey] = field(default_factory=list)
+    digest_at: float = 0.0
+    """When the group's digest is said next."""
     refresh_at: float = 0.0
     adopted_until: float = 0.0
     """Events are compared with the ADOPTED flag until then; 0: no flow has it."""

@@ -25,6 +25,7 @@ from hafw.messages import NewEpochRequest, SyncPassStatus
 from sync.adopt import OwnPass, PassOutput, normal_timeout_s
 from sync.applier import Applier
 from sync.ctnetlink import CtEvent, EventKind, ExpectEvent
+from sync.digests import say_digest
 from sync.expecting import Expecting
 from sync.held import Held, HolderPorts
 from sync.labels import LabelWatch
@@ -33,7 +34,7 @@ from sync.ops import SetTimeout
 from sync.outbox import Outbox
 from sync.progress import PassProgress
 from sync.publish import LookUp, PublishEffect, Publisher, publishable
-from sync.registry import Flag, Record, Registry
+from sync.registry import Flag, FlowRegistry, Record
 from sync.replica import ReplicaGroup
 from sync.roles import StartHolding
 
@@ -45,12 +46,12 @@ REFRESH_ENTRIES_PER_S = 5_000
 CHUNKS_PER_SLICE = 2
 """A chunk is about a hundred entries, and they take about 2 ms."""
 PACE_DEBT_S = 0.05
-LOOKUPS_PER_SLICE = 40
 NEW_EPOCH_RETRY_S = 0.3
 NEW_EPOCH_WAIT_S = 2.0
 """Without a new epoch after this long the flows are said again under the old one."""
 DUMP_RETRY_S = 0.5
 ADOPTED_WATCH_S = 5.0
+DIGEST_S = 1.0
 PASS_FLAGS = Flag.UNPASSED | Flag.PASSED_BY | Flag.ADOPTED
 
 
@@ -62,7 +63,7 @@ class Holder:
         config: ClusterConfig,
         node_id: int,
         *,
-        registry: Registry,
+        registry: FlowRegistry,
         groups: dict[int, ReplicaGroup],
         publisher: Publisher,
         applier: Applier,
@@ -119,6 +120,13 @@ class Holder:
         """The epoch under which a snapshot may be served, or None."""
         held = self._held.get(group)
         return held.epoch if held is not None and held.ready else None
+
+    def doubt(self, group: int) -> None:
+        """A peer's repair did not help: is our own registry as our kernel?"""
+        held = self._held.get(group)
+        if held is not None and held.own_pass is None:
+            self.counters["passes_in_doubt"] += 1
+            held.want_repair = True
 
     def liberal_count(self, group: int) -> int:
         held = self._held.get(group)
@@ -206,6 +214,8 @@ class Holder:
         times: list[float] = []
         for held in self._held.values():
             times.append(held.refresh_at)
+            if held.ready:
+                times.append(held.digest_at)
             if len(held.liberal):
                 times.append(held.liberal.poll_at)
             if held.own_pass is not None or held.want_take or held.want_repair:
@@ -218,7 +228,7 @@ class Holder:
     def busy(self, *, now: float) -> bool:
         """Is there work that should not wait for an event?"""
         for held in self._held.values():
-            if held.vanished or held.liberal.busy or self.expecting.busy:
+            if held.liberal.busy or self.expecting.busy:
                 return True
             scanned = held.scan is not None and (held.scan.ready or held.scan.done)
             if scanned and now >= held.retry_at:
@@ -240,10 +250,6 @@ class Holder:
                 self._await_epoch(group, held, now)
             elif held.own_pass is not None:
                 self._step(group, held, now)
-            elif held.vanished:
-                self._look_up(held)
-                if not held.vanished:
-                    self._finish(group, held, now)
             else:
                 if now >= held.refresh_at:
                     held.want_refresh = True
@@ -254,6 +260,10 @@ class Holder:
             if 0 < held.adopted_until < now and held.own_pass is None:
                 held.adopted_until = 0.0
                 self._registry.clear_all(group, Flag.ADOPTED)
+            if held.ready and now >= held.digest_at:
+                held.digest_at = now + DIGEST_S
+                for said in say_digest(self._registry, group, held.epoch):
+                    self._outbox.put(said)
         self.expecting.work(self._epochs(), now=now)
 
     def _epochs(self) -> dict[int, int]:
@@ -352,25 +362,13 @@ class Holder:
         if self._drains < held.drains_wanted:
             return
         held.own_pass = None
-        held.vanished = self._registry.flagged_keys(group, Flag.UNPASSED)
-        if not held.vanished:
-            self._finish(group, held, now)
+        # Their keys are not known: the next digest tells the peers.
+        self.counters["vanished"] += self._registry.drop_flagged(group, Flag.UNPASSED)
+        self._finish(group, held, now)
 
     def _carry_out(self, output: PassOutput) -> None:
         self._applier.apply(output.ops)
         self._publish(output.publications)
-
-    def _look_up(self, held: Held) -> None:
-        """Flows that the dump did not show: gone only if a look-up says so."""
-        for _ in range(min(LOOKUPS_PER_SLICE, len(held.vanished))):
-            key = held.vanished.pop()
-            try:
-                gone = self._applier.get(key) is None
-            except KernelError:
-                gone = False
-            if gone:
-                self.counters["vanished"] += 1
-                self._publish(self._publisher.destroyed(key, held.epoch))
 
     def _finish(self, group: int, held: Held, now: float) -> None:
         held.ready = True
@@ -379,6 +377,7 @@ class Holder:
             held.progress.end(now=now)
         held.overrun = held.want_repair
         held.refresh_at = now + self._refresh_s
+        held.digest_at = now
         self._groups[group].suspect = False
         self._ports.note_clean(group, held.epoch)
 

@@ -304,10 +304,11 @@ class Syncd:
         except Overrun:
             self._log.warning("event_overrun")
             self._holder.on_overrun()
+            self._follower.upkeep.on_overrun(now=time.monotonic())
             return True
         others = self._holder.on_events(events, now=time.monotonic()) if events else []
         if others:
-            self._follower.on_events(others)
+            self._follower.upkeep.on_events(others, now=time.monotonic())
         if len(events) >= limit:
             return True
         self._holder.on_drained()

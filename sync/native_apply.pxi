@@ -13,6 +13,7 @@ cdef enum:
     # sync.registry.Flag
     FLAG_STALE = 1 << 0
     FLAG_UNSEEN = 1 << 1
+    FLAG_UNPASSED = 1 << 3
     FLAG_TOUCHED = 1 << 2
 
 cdef struct ReplicaView:
@@ -38,6 +39,7 @@ cdef class Receiver:
     cdef readonly uint64_t taken
     cdef uint64_t destroy_unknown
     cdef uint64_t regressions
+    cdef uint8_t newest_op
 
     def __cinit__(self, FlowTable table not None, dict groups not None, uint32_t hold_s, int tombstones_max):
         self.table = table
@@ -177,6 +179,8 @@ cdef class Receiver:
         if not self.put(d, &self.views[number], h, slot):
             return False
         self.table.flag_slot(self.table.find(h), FLAG_UNSEEN, False)
+        if self.newest_op != APPLY_UPDATE and self.newest_op != APPLY_UPDATE_WITHOUT_TCP:
+            self.groups[number].repaired += 1
         return True
 
     cdef bint on_destroy(self, NativeDelta* d, int sender_id) except -1:
@@ -250,6 +254,9 @@ cdef class Receiver:
         self.regressions += op == APPLY_UPDATE_WITHOUT_TCP
         if stale:
             self.table.flag_slot(self.table.find(h), FLAG_STALE, False)
+        if slot != NULL:
+            self.table.flag_slot(self.table.find(h), FLAG_UNPASSED, False)
+        self.newest_op = op
         self.ask(d, op)
         return True
 

@@ -144,7 +144,7 @@ class Parts:
             addresses=addresses[node_name],
             port=port,
             registry=self.registry,
-            serving=Serving(self._serve_from, self._start_dump),
+            serving=Serving(self._serve_from, self._start_dump, self._position, self.holder.doubt),
         )
 
     def _new_sealer(self) -> Sealer:
@@ -189,6 +189,7 @@ class Parts:
             self.inbox.counters, self.inbox.stream.counters, self.publisher.counters,
             self.holder.counters, self.holder.expecting.counters,
             self.follower.counters, self.follower.table.counters,
+            self.follower.upkeep.counters,
             self.applier.counters, self.roles.counters, self.server.counters,
             self.client.counters,
         ]  # fmt: skip
@@ -213,6 +214,10 @@ class Parts:
             return "not all flows are published yet" if held else "the group is not held here"
         self.outbox.flush()
         return self.outbox.session, self.outbox.position, epoch
+
+    def _position(self) -> int:
+        self.outbox.flush()
+        return self.outbox.position
 
     def _start_dump(self, number: int) -> Dumper:
         return Dumper(number << GROUP_SHIFT, GROUP_MASK, self.waker, avoid_cpu=self._lease_cpu)

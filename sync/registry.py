@@ -210,7 +210,6 @@ class Registry:
         self._flagged: dict[tuple[int, int], int] = {}
         self._sums: dict[int, list[int]] = {}
         self._counts: dict[int, list[int]] = {}
-        self._keys: dict[int, FlowKey] = {}
         self._newest: tuple[FlowKey | None, int] = None, 0
 
     def __len__(self) -> int:
@@ -272,7 +271,6 @@ class Registry:
             rich_of(entry),
         )
         self._group_of[flow] = group
-        self._keys[flow] = entry.key
         self._groups[group][flow] = record
         bucket = bucket_of(flow)
         self._sums[group][bucket] += record.contribution
@@ -294,7 +292,6 @@ class Registry:
 
     def _take_out(self, flow: int, record: Record) -> None:
         del self._group_of[flow]
-        del self._keys[flow]
         del self._groups[record.group][flow]
         self._count_out(flow, record)
 
@@ -366,13 +363,6 @@ class Registry:
 
     def count_flag(self, group: int, flag: int) -> int:
         return self._flagged.get((group, flag), 0)
-
-    def flagged_keys(self, group: int, flag: int) -> list[FlowKey]:
-        """The reference alone knows this."""
-        if not self.count_flag(group, flag):
-            return []
-        flows = self._groups[group]
-        return [self._keys[flow] for flow, record in flows.items() if record.flags & flag]
 
     def drop_flagged(self, group: int, flag: int) -> int:
         if not self.count_flag(group, flag):

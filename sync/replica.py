@@ -27,15 +27,18 @@ from sync.delta import (
     Destroy,
     ExpectDestroy,
     ExpectUpsert,
+    GroupDigest,
     Upsert,
     Version,
 )
 from sync.expected import ExpectedFlows
+from sync.flowhash import bucket_of
 from sync.ops import Create, KernelOp, Remove, Replace, Update
 from sync.registry import Flag, FlowRegistry, Record
 
 __all__ = [
     "TOMBSTONES_MAX",
+    "Compared",
     "Hole",
     "ReplicaEffect",
     "ReplicaGroup",
@@ -67,7 +70,17 @@ class Hole:
     group: int
 
 
-ReplicaEffect = KernelOp | Superseded | Hole
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The holder's digest against ours: of `count` buckets from `first` on, these differ."""
+
+    group: int
+    first: int
+    count: int
+    wrong: frozenset[int]
+
+
+ReplicaEffect = KernelOp | Superseded | Hole | Compared
 
 
 @dataclass(slots=True)
@@ -82,6 +95,10 @@ class ReplicaGroup:
     """This kernel may hold stale entries that the registry does not know."""
     snapshot: bool = False
     """One is under way, from the request on."""
+    buckets: frozenset[int] | None = None
+    """It is of these buckets alone: a repair."""
+    repaired: int = 0
+    """Flows that it made, replaced or deleted."""
     dead: set[int] = field(default_factory=set)
     """During a snapshot: hashes of what the stream destroyed, `TOMBSTONES_MAX` at most."""
     dead_unknown: bool = False
@@ -106,6 +123,8 @@ class ReplicaTable:
                 return self._on_destroy(delta, sender_id)
             case ExpectUpsert() | ExpectDestroy():
                 return self._on_expectation(delta, sender_id)
+            case GroupDigest():
+                return self._on_digest(delta, sender_id)
             case _:
                 assert_never(delta)
 
@@ -120,6 +139,24 @@ class ReplicaTable:
         if verdict is not None:
             return verdict
         return [*self._apply(group, record, delta, Flag.TOUCHED if group.snapshot else 0)]
+
+    def _on_digest(self, delta: GroupDigest, sender_id: int) -> list[ReplicaEffect]:
+        group = self._groups.get(delta.group)
+        if group is None:
+            return self._refuse("delta_unknown_group")
+        verdict = self._authorize(delta.group, group, None, delta.version, sender_id)
+        if verdict is not None:
+            # An older digest that does not count any more is no hole: it changes nothing.
+            return [one for one in verdict if not isinstance(one, Hole)]
+        ours = self._registry.digest(delta.group)[delta.first : delta.first + len(delta.sums)]
+        wrong = frozenset(
+            bucket
+            for bucket, (said, (total, _)) in enumerate(
+                zip(delta.sums, ours, strict=True), delta.first
+            )
+            if said != total
+        )
+        return [Compared(delta.group, delta.first, len(delta.sums), wrong)]
 
     def _on_expectation(
         self, delta: ExpectUpsert | ExpectDestroy, sender_id: int
@@ -168,15 +205,18 @@ class ReplicaTable:
 
     # -- snapshots
 
-    def await_snapshot(self, number: int) -> None:
-        """One is being asked for: from now on, what the stream names is not the snapshot's."""
+    def await_snapshot(self, number: int, buckets: frozenset[int] | None = None) -> None:
+        """One is being asked for, of all of the group or of some buckets: from now on, what the
+        stream names is not the snapshot's."""
         self._clear_snapshot(number)
-        self._groups[number].snapshot = True
+        group = self._groups[number]
+        group.snapshot, group.buckets, group.repaired = True, buckets, 0
         self._expected.await_snapshot()
 
     def begin_snapshot(self, number: int) -> None:
         """The holder has begun to send it."""
-        self._registry.set_all(number, Flag.UNSEEN, unless=Flag.TOUCHED)
+        buckets = self._groups[number].buckets
+        self._registry.set_all(number, Flag.UNSEEN, unless=Flag.TOUCHED, buckets=buckets)
         self._expected.begin_snapshot(self._of_group(number))
 
     def on_snapshot_delta(self, delta: Delta, number: int) -> list[KernelOp]:
@@ -208,7 +248,9 @@ class ReplicaTable:
         if record is not None and delta.version < record.version:
             self._refuse("snapshot_stale_version")
             return []
-        return self._apply(group, record, delta, 0)
+        ops = self._apply(group, record, delta, 0)
+        group.repaired += not isinstance(ops[0], Update)
+        return ops
 
     def on_snapshot_expectation(self, delta: ExpectUpsert, number: int) -> list[KernelOp]:
         """An expectation of the holder's snapshot; its master came before."""
@@ -227,7 +269,10 @@ class ReplicaTable:
     def is_orphan(self, entry: FlowEntry, number: int) -> bool:
         """After `end_snapshot`: does the kernel hold this entry for no reason? Neither the
         snapshot nor a live delta named it."""
-        assert self._groups[number].snapshot, "no snapshot is under way"
+        group = self._groups[number]
+        assert group.snapshot, "no snapshot is under way"
+        if not self._is_meant(group, entry.key):
+            return False
         # A tombstone does not save it: what the stream destroyed before we knew it must go too.
         record = self._registry.get(entry.key)
         return record is None or bool(record.flags & Flag.UNSEEN)
@@ -238,12 +283,16 @@ class ReplicaTable:
         return self._expected.orphans(mine)
 
     def snapshot_swept(self, number: int) -> None:
-        """All of the group in this kernel is as its holder has it."""
-        self.counters["snapshot_swept"] += self._registry.drop_flagged(number, Flag.UNSEEN)
+        """All that was asked for is in this kernel as its holder has it."""
+        group = self._groups[number]
+        swept = self._registry.drop_flagged(number, Flag.UNSEEN)
+        self.counters["snapshot_swept"] += swept
+        group.repaired += swept
+        if group.buckets is None:
+            group.suspect = False
+            self._registry.clear_all(number, Flag.STALE)
         self._clear_snapshot(number)
         self._expected.snapshot_over()
-        self._groups[number].suspect = False
-        self._registry.clear_all(number, Flag.STALE)
 
     def abort_snapshot(self, number: int) -> None:
         self._clear_snapshot(number)
@@ -252,6 +301,7 @@ class ReplicaTable:
     def _clear_snapshot(self, number: int) -> None:
         group = self._groups[number]
         group.snapshot = group.dead_unknown = False
+        group.buckets = None
         group.dead = set()
         self._registry.clear_all(number, Flag.UNSEEN | Flag.TOUCHED)
 
@@ -288,8 +338,14 @@ class ReplicaTable:
         return None
 
     def _is_of(self, master: FlowKey, number: int) -> bool:
+        """Is it a flow of the group, and of the buckets that a repair is about?"""
         record = self._registry.get(master)
-        return record is not None and record.group == number
+        mine = record is not None and record.group == number
+        return mine and self._is_meant(self._groups[number], master)
+
+    def _is_meant(self, group: ReplicaGroup, key: FlowKey) -> bool:
+        buckets = group.buckets
+        return buckets is None or bucket_of(self._registry.hashes.flow(key)) in buckets
 
     def _of_group(self, number: int) -> list[Expectation]:
         known = self._registry.expectations.all()
@@ -319,7 +375,7 @@ class ReplicaTable:
         )
         if same and record is not None and not stale:
             entry = self._never_back(entry, record, delta.version)
-        named = Flag.UNSEEN | Flag.STALE
+        named = Flag.UNSEEN | Flag.STALE | Flag.UNPASSED
         version = delta.version
         self._registry.put(entry, delta.incarnation, version, stored, add=flags, clear=named)
         if stale:

@@ -10,10 +10,12 @@ from hafw.keyring import Keyring
 from hafw.messages import (
     Position,
     SyncBeacon,
+    SyncDigestStatus,
     SyncdStatus,
     SyncGroupStatus,
     SyncPeerStatus,
 )
+from sync.digests import FAILURES_MAX
 from sync.native import codec_name
 from sync.parts import Parts
 from sync.registry import Flag
@@ -75,6 +77,12 @@ class Reporter:
             for group in groups
             if group.active and not group.synced
         ]
+        alarms += [
+            f"group {names[number]}: digests differ from the holder's after "
+            f"{FAILURES_MAX} repairs; all is fetched again"
+            for number, watch in self._follower.upkeep.watches.items()
+            if watch.alarm and not self._roles[number].active
+        ]
         return SyncdStatus(
             node_id=self._node_id,
             pid=os.getpid(),
@@ -103,6 +111,8 @@ class Reporter:
         state = self._roles[number]
         reason = self._reason(number, now)
         count = self._registry.count(number)
+        watch = self._follower.upkeep.watches[number]
+        clean_at = watch.clean_at
         return SyncGroupStatus(
             group=number,
             active=state.active,
@@ -115,6 +125,16 @@ class Reporter:
             liberal=self._holder.liberal_count(number),
             stale=self._stale(number),
             own_pass=self._holder.progress(number, now=now),
+            digest=None
+            if state.active
+            else SyncDigestStatus(
+                clean_age_s=None if clean_at is None else now - clean_at,
+                differing=watch.open_buckets,
+                missing=watch.missing,
+                repairs=watch.repairs,
+                repaired=watch.repaired,
+                in_vain=watch.in_vain,
+            ),
         )
 
     def _stale(self, number: int) -> int:
@@ -181,14 +201,17 @@ class Reporter:
                 gap_age_at_contact_s=gap_age_s,
                 lag=0 if view is None else view.high_water - view.applied_seq,
                 beacon_s=self._config.sync.beacon_ms / 1e3,
-                table_full=number in self._follower.table_full_until,
+                repair=self._follower.upkeep.watches[number].reason(
+                    self._config.node_name(holder_id) if holder_id else ""
+                ),
+                table_full=number in self._follower.patience.table_full_until,
                 refusal=self._follower.refusals.get(number, ""),
                 unanswered_over=self._unanswered_over(holder_id),
             )
         )
 
     def _unanswered_over(self, holder_id: int) -> str:
-        asked = self._follower.unanswered[holder_id]
+        asked = self._follower.patience.unanswered[holder_id]
         if not asked:
             return ""
         links = sorted(self._config.nodes[self._config.node_name(holder_id)].links)

@@ -3,17 +3,18 @@
 ::
 
     client (follower)                           server (the holder)
-      SnapshotRequest(group) ------------------->
+      SnapshotRequest(group, buckets) ---------->
       <--------------------- SnapshotHead(position, epoch)     or SnapshotRefused(reason)
       <--------------------- SnapshotChunk(index, deltas) ...  at most `CHUNKS_IN_FLIGHT`
       SnapshotCredit(applied) ------------------->
-      <--------------------- SnapshotEnd(chunks)
+      <--------------------- SnapshotEnd(chunks, position)
 
 The position is the stream's when the dump began: what changes later comes as live deltas, which
-win over the snapshot. The server reads its kernel and joins each entry with its registry; entries
-that the registry does not know (not worth a replica yet) or knows as another life are left out.
-Expected flows come after all others, so that their masters are there, and then the expectations;
-children beyond `CHILDREN_LATE_MAX` come as the dump shows them, and may stay without a master.
+win over the snapshot. A repair (`sync.digests`) asks for some buckets of the flow hash alone. The
+server reads its kernel and joins each entry with its registry; entries that the registry does not
+know (not worth a replica yet) or knows as another life are left out. Expected flows come after all
+others, so that their masters are there, and then the expectations; children beyond
+`CHILDREN_LATE_MAX` come as the dump shows them, and may stay without a master.
 It serves a group only while it holds it and has said all of its flows under its own epoch.
 
 Both CURVE secrets derive from the cluster's sync keys (`sync.curve`); the ZAP handler lets only
@@ -30,104 +31,47 @@ from dataclasses import dataclass, field
 import msgspec
 import zmq
 
-from hafw.flow import Expectation, FlowEntry
+from hafw.flow import Expectation, FlowEntry, FlowKey
 from hafw.keyring import Keyring
 from sync.curve import client_keys, curve_keys
 from sync.delta import Delta, ExpectUpsert, Upsert, encode_delta
 from sync.dumper import Dumper
+from sync.flowhash import bucket_of
 from sync.registry import FlowRegistry
+from sync.snapshot_wire import (
+    ASK_BYTES_MAX,
+    CHUNKS_IN_FLIGHT,
+    HANDSHAKE_MS,
+    SnapshotChunk,
+    SnapshotCredit,
+    SnapshotEnd,
+    SnapshotHead,
+    SnapshotRefused,
+    SnapshotReply,
+    SnapshotRequest,
+    decode_ask,
+    encode_snapshot,
+)
 
-__all__ = [
-    "CHUNKS_IN_FLIGHT",
-    "HANDSHAKE_MS",
-    "Serving",
-    "SnapshotChunk",
-    "SnapshotCredit",
-    "SnapshotEnd",
-    "SnapshotHead",
-    "SnapshotRefused",
-    "SnapshotReply",
-    "SnapshotRequest",
-    "SnapshotServer",
-    "decode_reply",
-    "encode_snapshot",
-]
+__all__ = ["CHUNKS_IN_FLIGHT", "Serving", "SnapshotServer"]
 
-CHUNKS_IN_FLIGHT = 16
 JOBS_MAX = 4
 CHILDREN_LATE_MAX = 20_000
 LATE_PER_CHUNK = 100
 JOB_SILENT_S = 10.0
 """A client that gives no credit for this long is dropped."""
-ASK_BYTES_MAX = 4096
-"""Of one frame to the server, the CURVE handshake included: libzmq makes room for what a frame
-announces before anybody is authenticated, and hangs up on more than this."""
-HANDSHAKE_MS = 2000
-"""A connection that is no member's by then is closed; 30 s is libzmq's default."""
-
-
-class SnapshotRequest(msgspec.Struct, frozen=True, tag=True):
-    request: int
-    node_id: int
-    group: int
-
-
-class SnapshotCredit(msgspec.Struct, frozen=True, tag=True):
-    """All chunks below `applied` are applied."""
-
-    request: int
-    applied: int
-
-
-class SnapshotHead(msgspec.Struct, frozen=True, tag=True):
-    request: int
-    node_id: int
-    session: int
-    seq: int
-    epoch: int
-
-
-class SnapshotRefused(msgspec.Struct, frozen=True, tag=True):
-    request: int
-    reason: str
-
-
-class SnapshotChunk(msgspec.Struct, frozen=True, tag=True):
-    request: int
-    index: int
-    deltas: bytes
-
-
-class SnapshotEnd(msgspec.Struct, frozen=True, tag=True):
-    request: int
-    chunks: int
-    flows: int
-
-
-SnapshotAsk = SnapshotRequest | SnapshotCredit
-SnapshotReply = SnapshotHead | SnapshotRefused | SnapshotChunk | SnapshotEnd
-
-_encoder = msgspec.msgpack.Encoder()
-_asks: msgspec.msgpack.Decoder[SnapshotAsk] = msgspec.msgpack.Decoder(SnapshotAsk)
-_replies: msgspec.msgpack.Decoder[SnapshotReply] = msgspec.msgpack.Decoder(SnapshotReply)
-
-
-def encode_snapshot(message: SnapshotAsk | SnapshotReply) -> bytes:
-    return _encoder.encode(message)
-
-
-def decode_reply(payload: bytes) -> SnapshotReply:
-    """Raises msgspec.DecodeError."""
-    return _replies.decode(payload)
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
     """What the server asks the rest of syncd. `start` flushes the stream and returns (session,
-    seq, epoch), or why the group is not served now."""
+    seq, epoch), or why the group is not served now. `position` flushes it and says where it is.
+    `doubt`: a repair of the group did not help; our own registry may be wrong."""
 
     start: Callable[[int], tuple[int, int, int] | str]
     dump: Callable[[int], Dumper]
+    position: Callable[[], int]
+    doubt: Callable[[int], None]
 
 
 @dataclass(slots=True)
@@ -136,6 +80,7 @@ class _Job:
     group: int
     epoch: int
     dumper: Dumper
+    buckets: frozenset[int]
     heard_at: float
     sent: int = 0
     applied: int = 0
@@ -240,7 +185,7 @@ class SnapshotServer:
                 continue
             identity, payload = frames
             try:
-                message = _asks.decode(payload)
+                message = decode_ask(payload)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 self.counters["snapshot_malformed"] += 1
                 continue
@@ -277,7 +222,13 @@ class SnapshotServer:
         head = SnapshotHead(message.request, self._node_id, session, seq, epoch)
         if self._send(identity, head):
             dumper = self._serving.dump(message.group)
-            self._jobs[identity] = _Job(message.request, message.group, epoch, dumper, now)
+            buckets = frozenset(message.buckets)
+            job = _Job(message.request, message.group, epoch, dumper, buckets, now)
+            self._jobs[identity] = job
+        if message.buckets:
+            self.counters["repairs_served"] += 1
+        if message.failures:
+            self._serving.doubt(message.group)
         return None
 
     def _step(self, identity: bytes, job: _Job) -> None:
@@ -296,8 +247,12 @@ class SnapshotServer:
                 chunk, job.late = job.late[:LATE_PER_CHUNK], job.late[LATE_PER_CHUNK:]
                 self._send_chunk(identity, job, chunk)
             else:
-                self._send(identity, SnapshotEnd(job.request, job.sent, job.flows))
-                self._drop(identity)
+                self._end(identity, job)
+
+    def _end(self, identity: bytes, job: _Job) -> None:
+        position = self._serving.position()
+        self._send(identity, SnapshotEnd(job.request, job.sent, job.flows, position))
+        self._drop(identity)
 
     def _send_chunk(self, identity: bytes, job: _Job, deltas: list[Delta]) -> None:
         job.flows += sum(isinstance(delta, Upsert) for delta in deltas)
@@ -310,7 +265,7 @@ class SnapshotServer:
     def _joined(self, job: _Job, entries: list[FlowEntry]) -> list[Delta]:
         deltas: list[Delta] = []
         for entry in entries:
-            delta = self._join(entry)
+            delta = self._join(job, entry)
             if delta is None:
                 continue
             late = entry.master is not None and len(job.children) < CHILDREN_LATE_MAX
@@ -321,11 +276,18 @@ class SnapshotServer:
         record = self._registry.get(expectation.master)
         if record is None or record.group != job.group:
             return None
+        if not self._is_meant(job, expectation.master):
+            return None
         if expectation.expected.family != expectation.master.orig.family:
             return None  # `Publisher.expected` does not say it either.
         return ExpectUpsert(expectation, record.incarnation, record.version, True)
 
-    def _join(self, entry: FlowEntry) -> Upsert | None:
+    def _is_meant(self, job: _Job, key: FlowKey) -> bool:
+        return not job.buckets or bucket_of(self._registry.hashes.flow(key)) in job.buckets
+
+    def _join(self, job: _Job, entry: FlowEntry) -> Upsert | None:
+        if not self._is_meant(job, entry.key):
+            return None
         record = self._registry.get(entry.key)
         if record is None:
             return None

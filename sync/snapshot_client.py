@@ -15,7 +15,7 @@ import zmq
 
 from hafw.keyring import Keyring
 from sync.curve import curve_keys
-from sync.snapshot import (
+from sync.snapshot_wire import (
     HANDSHAKE_MS,
     SnapshotCredit,
     SnapshotReply,
@@ -66,8 +66,17 @@ class SnapshotClient:
         """Number of the newest request; answers to older ones are not for anybody."""
         return self._request
 
-    def ask(self, holder_id: int, group: int, *, attempt: int) -> bool:
-        """Ask for the group over link `attempt`; an open connection of that link serves again.
+    def ask(
+        self,
+        holder_id: int,
+        group: int,
+        *,
+        attempt: int,
+        buckets: frozenset[int] | None = None,
+        failures: int = 0,
+    ) -> bool:
+        """Ask for the group, or for some buckets of it after so many repairs in vain, over link
+        `attempt`; an open connection of that link serves again.
         False if there is no socket to be had (counted)."""
         self._request += 1
         addresses = self._peers[holder_id]
@@ -84,7 +93,10 @@ class SnapshotClient:
                 self.close()
                 return False
         self.counters["snapshots_asked"] += 1
-        self._send(SnapshotRequest(self._request, self._node_id, group))
+        if buckets is not None:
+            self.counters["repairs_asked"] += 1
+        numbers = bytes(sorted(buckets or ()))
+        self._send(SnapshotRequest(self._request, self._node_id, group, numbers, failures))
         return True
 
     def _connect(self, address: str, key: bytes) -> None:

@@ -63,6 +63,8 @@ class FollowFacts:
     lag: int
     beacon_s: float
     table_full: bool
+    repair: str = ""
+    """What a digest found, and is being repaired."""
     refusal: str = ""
     """Name of the errno with which the kernel refused replicas."""
     unanswered_over: str = ""
@@ -90,6 +92,8 @@ def judge_follower(facts: FollowFacts) -> str:
         return f"snapshot from {facts.holder} not finished"
     if not facts.caught_up:
         return f"catching up with the stream of {facts.holder}"
+    if facts.repair:
+        return facts.repair
     if facts.holder_lives and facts.heard_age_s > SILENT_S:
         return f"replication from {facts.holder} silent for {facts.heard_age_s:.0f} s"
     if facts.gap_age_at_contact_s > max(facts.beacon_s, 0.02) or facts.lag > GAP_LAG_MAX:

@@ -13,7 +13,13 @@ from typing import Any, Literal
 
 from hafw.config.model import ClusterConfig
 from hafw.human import format_epoch
-from hafw.messages import GroupLeaseStatus, LeasedStatus, SyncdStatus, SyncPassStatus
+from hafw.messages import (
+    GroupLeaseStatus,
+    LeasedStatus,
+    SyncDigestStatus,
+    SyncdStatus,
+    SyncPassStatus,
+)
 from hafw.node.verdict import find_problems
 
 __all__ = [
@@ -55,6 +61,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "links": ("node", "peer", "link", "alive", "age_ms", "received"),
     "sync": (
         "node", "group", "synced", "reason", "owned", "replicas", "liberal", "stale",
+        "clean_s", "differing", "repairs", "repaired",
         "pass", "pass_running", "pass_done", "pass_total", "pass_adopted", "pass_per_s",
         "codec",
     ),
@@ -292,6 +299,7 @@ def _add_syncd(tables: Tables, config: ClusterConfig, node: str, syncd: SyncdSta
             "node": node, "group": names.get(group.group, str(group.group)),
             "synced": group.synced, "reason": group.reason, "owned": group.owned,
             "replicas": group.replicas, "liberal": group.liberal, "stale": group.stale,
+            **_digest_columns(group.digest),
             **_pass_columns(group.own_pass),
             "codec": syncd.codec,
         }
@@ -308,6 +316,15 @@ def _add_syncd(tables: Tables, config: ClusterConfig, node: str, syncd: SyncdSta
         for peer in syncd.peers
     ]  # fmt: skip
     _add_common(tables, node, "syncd", syncd.counters, syncd.alarms)
+
+
+def _digest_columns(digest: SyncDigestStatus | None) -> Row:
+    if digest is None:
+        return dict.fromkeys(("clean_s", "differing", "repairs", "repaired"))
+    return {
+        "clean_s": _rounded(digest.clean_age_s), "differing": digest.differing,
+        "repairs": digest.repairs, "repaired": digest.repaired,
+    }  # fmt: skip
 
 
 def _pass_columns(own: SyncPassStatus | None) -> Row:

@@ -17,7 +17,7 @@ from hafw.kernel.netns import entered
 from sync.ctnetlink import build_create
 from sync.ctsocket import EventSocket
 from sync.curve import curve_keys
-from sync.snapshot import SnapshotRequest, decode_reply, encode_snapshot
+from sync.snapshot_wire import SnapshotRequest, decode_reply, encode_snapshot
 from tests.integration.syncd_world import World, flow, mixed, syncd_world, wait_for
 
 pytestmark = pytest.mark.integration

@@ -24,7 +24,7 @@ from hafw.kernel.netns import entered
 from hafw.keyring import read_keyring
 from sync.control import Beacon, ChallengeReply, Nack, encode_control
 from sync.curve import CurveKeys, curve_keys
-from sync.snapshot import ASK_BYTES_MAX, SnapshotRequest, encode_snapshot
+from sync.snapshot_wire import ASK_BYTES_MAX, SnapshotRequest, encode_snapshot
 from sync.wire import HEADER_BYTES, MessageType, Sealer
 from tests.integration.syncd_world import Gateway, World, mixed, syncd_world, wait_for
 

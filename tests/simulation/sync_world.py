@@ -12,7 +12,8 @@ The checker knows nothing of the code:
 * *no stale word*: no kernel write comes from a delta of an older epoch than the node knows;
 * *convergence*: when the faults stop, every node's kernel holds exactly the holder's flows worth a
   replica, each in its newest state, and no entry whose windows were learnt before another node
-  held the group.
+  held the group;
+* *digests*: when all is calm they are equal, and nothing is repaired any more.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from hafw.messages import RoleChange
 from sync.adopt import OwnPass
 from sync.ctnetlink import CtEvent, EventKind
 from sync.delta import Delta, Destroy, Upsert, decode_deltas, encode_deltas
-from sync.flowhash import FlowHash
+from sync.digests import DigestWatch, say_digest
+from sync.flowhash import FlowHash, bucket_of
 from sync.ops import (
     Adopt,
     Create,
@@ -53,7 +55,7 @@ from sync.ops import (
 )
 from sync.publish import LookUp, PublishEffect, Publisher, publishable
 from sync.registry import Flag, Registry
-from sync.replica import Hole, ReplicaGroup, ReplicaTable, Superseded
+from sync.replica import Compared, Hole, ReplicaGroup, ReplicaTable, Superseded
 from sync.ring import Repairer, SendRing
 from sync.roles import BecomeStale, Follow, RoleEffect, Roles, StartHolding, StopHolding
 from sync.stream import (
@@ -69,6 +71,9 @@ from sync.stream import (
 GROUP = 1
 HASHES = FlowHash(bytes(range(1, 33)))
 BEACON_S = 0.02
+DIGEST_S = 0.1
+SETTLED_S = 2.0
+"""Into the calm: from then on nothing may be left to repair."""
 TICK_S = 0.004
 SNAPSHOT_CHUNK = 3
 ASSURED, OPENING = 0x0E, 0x08
@@ -85,6 +90,8 @@ class Cores:
     stream: type[StreamReceiver] = StreamReceiver
     table: type[ReplicaTable] = ReplicaTable
     publisher: type[Publisher] = Publisher
+    registry: type[Registry] = Registry
+    digests: bool = True
 
 
 @dataclass
@@ -97,6 +104,10 @@ class Faults:
     ring: int
     restart: float
     hand_on: float
+    vanish: float
+    """Replicas that a kernel drops by itself."""
+    overrun: float
+    """Events that the holder never hears, and knows that there were some."""
 
 
 @dataclass
@@ -116,6 +127,7 @@ class Snapshot:
     session: int
     seq: int
     todo: list[FlowKey] = field(default_factory=list)
+    buckets: frozenset[int] | None = None
 
 
 class Node:
@@ -133,7 +145,8 @@ class Node:
         self.session = rng.getrandbits(63)
         self.ring = SendRing(self.world.faults.ring)
         self.repairer = Repairer(self.ring, peers=self.world.count - 1)
-        self.registry = Registry(HASHES)
+        self.registry = self.world.cores.registry(HASHES)
+        self.watch = DigestWatch()
         self.group = ReplicaGroup()
         self.roles = Roles(self.number, [GROUP])
         self.table = self.world.cores.table(self.registry, {GROUP: self.group})
@@ -224,9 +237,7 @@ class Node:
             held.learnt = self.world.epoch  # Packets flow here now.
         self.publish(output.publications)
         own.finish()
-        for key in self.registry.flagged_keys(GROUP, Flag.UNPASSED):
-            if key not in self.kernel:
-                self.publish(self.publisher.destroyed(key, epoch))
+        self.registry.drop_flagged(GROUP, Flag.UNPASSED)
         self.group.suspect = False
         self.ready = True
         self.wants_epoch = False
@@ -238,6 +249,26 @@ class Node:
         held = self.roles.held()
         for event in events:
             self.publish(self.publisher.on_event(event, held))
+
+    def lose_events(self) -> None:
+        """ENOBUFS: what waits is lost, and a pass repairs it."""
+        state = self.roles.states[GROUP]
+        if self.events and state.active and self.ready:
+            self.events.clear()
+            self.take(state.epoch)
+
+    def lose_a_replica(self) -> None:
+        """It expires; its event is heard."""
+        if not self.roles.states[GROUP].active and not self.roles.states[GROUP].dirty:
+            for key in sorted(self.kernel, key=str)[:1]:
+                del self.kernel[key]
+                if self.registry.remove(key) is not None:
+                    self.watch.note_missing()
+
+    def say_digest(self) -> None:
+        state = self.roles.states[GROUP]
+        if state.active and self.ready and self.world.cores.digests:
+            self.publish([*say_digest(self.registry, GROUP, state.epoch)])
 
     def publish(self, effects: list[PublishEffect]) -> None:
         deltas = [effect for effect in effects if not isinstance(effect, LookUp)]
@@ -332,7 +363,12 @@ class Node:
             effects = self.table.on_delta(delta, sender_id)
         if effects and isinstance(effects[0], Hole) and self.source and seq > self.source[2]:
             self.source = None
-        ops = [effect for effect in effects if not isinstance(effect, Superseded | Hole)]
+        ops: list[KernelOp] = []
+        for effect in effects:
+            if isinstance(effect, Compared):
+                self.on_compared(effect, seq)
+            elif not isinstance(effect, Superseded | Hole):
+                ops.append(effect)
         if ops:
             known = self.roles.states[GROUP].epoch
             self.world.check(
@@ -347,11 +383,19 @@ class Node:
             )
         self.write(ops)
 
+    def on_compared(self, result: Compared, seq: int) -> None:
+        if self.source is not None:
+            watch, now = self.watch, self.world.now
+            watch.compared(result.first, result.count, set(result.wrong), seq=seq, now=now)
+            if watch.hopeless:
+                self.source = None
+
     # -- snapshots
 
     def end_snapshot(self) -> None:
         if self.snapshot is not None:
             self.table.abort_snapshot(GROUP)
+            self.watch.repair_failed()
             self.snapshot = None
 
     def work(self) -> None:
@@ -366,15 +410,19 @@ class Node:
         if self.snapshot is None:
             done = self.source is not None and self.source[:2] == (holder.number, session)
             stale = self.registry.count_flag(GROUP, Flag.STALE)
+            buckets: frozenset[int] | None = None
             if done and not self.group.suspect and not stale:
-                return
+                buckets = frozenset(self.watch.differing)
+                if not buckets:
+                    return
             if not holder.ready or not holder.roles.states[GROUP].active:
                 return
-            self.table.await_snapshot(GROUP)
+            self.table.await_snapshot(GROUP, buckets)
+            if buckets is not None:
+                self.watch.repair_begins()
             self.table.begin_snapshot(GROUP)
-            self.snapshot = Snapshot(
-                holder.number, session, holder.ring.high_water, list(holder.kernel)
-            )
+            high, todo = holder.ring.high_water, list(holder.kernel)
+            self.snapshot = Snapshot(holder.number, session, high, todo, buckets)
             return
         if not holder.ready or holder.session != self.snapshot.session:
             self.end_snapshot()
@@ -387,6 +435,11 @@ class Node:
             held, record = holder.kernel.get(key), holder.registry.get(key)
             if held is None or record is None:
                 continue
+            if HASHES.contribution(held.entry, record.incarnation) != record.contribution:
+                continue  # Its events are not read yet.
+            meant = snapshot.buckets
+            if meant is not None and bucket_of(HASHES.flow(key)) not in meant:
+                continue
             delta = Upsert(held.entry, record.incarnation, record.version, True)
             self.write(self.table.on_snapshot_entry(delta, GROUP))
         if snapshot.todo:
@@ -396,7 +449,12 @@ class Node:
             if self.table.is_orphan(held.entry, GROUP):
                 self.write([Remove(held.entry.key)])
         self.table.snapshot_swept(GROUP)
-        self.source = (snapshot.holder, snapshot.session, snapshot.seq)
+        high = holder.ring.high_water
+        if snapshot.buckets is None:
+            self.watch.begin_anew(seq=high)
+            self.source = (snapshot.holder, snapshot.session, snapshot.seq)
+        else:
+            self.watch.repair_ends(snapshot.buckets, self.group.repaired, seq=high)
         self.snapshot = None
 
 
@@ -415,6 +473,8 @@ class SimWorld:
             ring=rng.choice((8, 64, 1024)),
             restart=rng.choice((0.0, 0.002)),
             hand_on=rng.choice((0.0, 0.003)),
+            vanish=rng.choice((0.0, 0.01)),
+            overrun=rng.choice((0.0, 0.01)),
         )
         self.calm = False
         self.now = 0.0
@@ -453,7 +513,8 @@ class SimWorld:
 
     def run(self, turbulent_s: float = 1.5, calm_s: float = 3.0) -> None:
         end = turbulent_s + calm_s
-        next_beacon = next_role = 0.0
+        next_beacon = next_role = next_digest = 0.0
+        settled: list[int] = []
         while self.now < end:
             if not self.calm and self.now >= turbulent_s:
                 self.calm = True
@@ -472,9 +533,16 @@ class SimWorld:
                     node.beacon()
             if self.now >= next_beacon:
                 next_beacon = self.now + BEACON_S
+            if self.now >= next_digest:
+                next_digest = self.now + DIGEST_S
+                for node in self.nodes:
+                    node.say_digest()
+            if not settled and self.now >= turbulent_s + SETTLED_S:
+                settled = [node.watch.repairs for node in self.nodes]
             self._serve_new_epochs()
             self.now += TICK_S
         self._converged()
+        self._digests_agree(settled)
 
     def _tell_roles(self) -> None:
         for node in self.nodes:
@@ -502,9 +570,14 @@ class SimWorld:
             rng.choice(self.nodes).start()
         if rng.random() < faults.hand_on:
             self._claim(rng.choice(self.nodes).number)
+        if rng.random() < faults.vanish:
+            rng.choice(self.nodes).lose_a_replica()
         holder = self.node(self.holder)
         if not holder.roles.states[GROUP].active:
             return
+        if rng.random() < faults.overrun:
+            self._traffic(holder)
+            holder.lose_events()
         for _ in range(rng.randrange(4)):
             self._traffic(holder)
 
@@ -555,6 +628,22 @@ class SimWorld:
                     held.learnt == 0 or not publishable(held.entry),
                     f"gw{node.number} holds {held.entry.key} with windows of epoch {held.learnt}",
                 )
+
+    def _digests_agree(self, settled: list[int]) -> None:
+        for node, repairs in zip(self.nodes, settled, strict=True):
+            if node.number == self.holder or not self.cores.digests:
+                continue
+            watch = node.watch
+            self.check(
+                watch.repairs == repairs and not watch.open_buckets,
+                f"gw{node.number} repairs what is equal: {watch.repairs - repairs} times, "
+                f"{watch.open_buckets} buckets open",
+            )
+            clean_at = watch.clean_at
+            self.check(
+                clean_at is not None and clean_at > self.now - 5 * DIGEST_S,
+                f"gw{node.number}: digests not equal since {clean_at}",
+            )
 
 
 def _view(node: Node) -> dict[FlowKey, object]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from sync.delta import Destroy, Version
-from sync.registry import Record
+from sync.registry import Record, Registry
 from sync.replica import ReplicaEffect, ReplicaGroup, ReplicaTable
 from sync.stream import Deliver, StreamEffect, StreamReceiver
 from tests.simulation.sync_world import CheckFailed, Cores, SimWorld
@@ -99,6 +99,14 @@ class NeverStale(ReplicaTable):
         return 0
 
 
+class NotTakenOut(Registry):
+    """What a flow added to its digest stays there when the flow goes."""
+
+    def _take_out(self, flow: int, record: Record) -> None:
+        super()._take_out(flow, record)
+        self._sums[record.group][flow >> 56] += record.contribution
+
+
 def caught(cores: Cores, seeds: Sequence[int] = range(SEEDS_TO_CATCH)) -> str:
     for seed in seeds:
         try:
@@ -126,3 +134,11 @@ def test_kept_stale_entries_are_caught() -> None:
 
 def test_destroy_by_key_only_is_caught() -> None:
     assert "ended another life" in caught(Cores(table=DestroyByKeyOnly))
+
+
+def test_a_contribution_that_stays_after_the_destroy_is_caught() -> None:
+    assert "repairs what is equal" in caught(Cores(registry=NotTakenOut))
+
+
+def test_without_digests_holes_stay() -> None:
+    assert "against holder" in caught(Cores(digests=False))

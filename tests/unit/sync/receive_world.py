@@ -34,7 +34,7 @@ from sync.intake import Intake
 from sync.native_registry import NativeRegistry
 from sync.ops import KernelOp
 from sync.registry import Flag, FlowRegistry, Registry
-from sync.replica import TOMBSTONES_MAX, Hole, ReplicaGroup, ReplicaTable, Superseded
+from sync.replica import TOMBSTONES_MAX, Compared, Hole, ReplicaGroup, ReplicaTable, Superseded
 from tests.unit.sync.sync_flows import epoch, tcp, udp
 from tests.unit.sync.test_ctnetlink_expect import V4
 
@@ -99,7 +99,7 @@ class World:
                 self.groups[effects[0].group].active = False
                 effects = self.table.on_delta(delta, sender_id)
             for effect in effects:
-                if isinstance(effect, Hole | Superseded):
+                if isinstance(effect, Hole | Superseded | Compared):
                     self.seen.append(effect)
                 else:
                     self.intake.ask(effect)

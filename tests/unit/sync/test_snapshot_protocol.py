@@ -7,7 +7,7 @@ import pytest
 from zmq.utils import z85
 
 from sync.curve import curve_keys
-from sync.snapshot import (
+from sync.snapshot_wire import (
     SnapshotChunk,
     SnapshotEnd,
     SnapshotHead,
@@ -35,7 +35,7 @@ def test_the_ends_have_different_keys_and_every_node_the_same() -> None:
         SnapshotHead(1, 2, 3, 4, 5),
         SnapshotRefused(1, "no"),
         SnapshotChunk(1, 0, b"\x00\xff"),
-        SnapshotEnd(1, 2, 3),
+        SnapshotEnd(1, 2, 3, 4),
     ],
 )
 def test_replies_survive_the_way(message: SnapshotReply) -> None:

@@ -35,6 +35,8 @@ def test_a_follower_in_step_is_synced() -> None:
         ({"session_accepted": False}, "stream of gw1 not accepted yet"),
         ({"snapshot_done": False}, "snapshot from gw1 not finished"),
         ({"caught_up": False}, "catching up with the stream of gw1"),
+        ({"repair": "1 of 256 buckets"}, "1 of 256 buckets"),
+        ({"repair": "x", "snapshot_done": False}, "snapshot from gw1 not finished"),
         ({"stale": 7}, "7 stale entries await replacement from gw1"),
         ({"heard_age_s": 3.2}, "replication from gw1 silent for 3 s"),
         ({"gap_age_at_contact_s": 0.05}, "hole in the stream of gw1"),

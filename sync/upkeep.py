@@ -1,0 +1,188 @@
+"""What keeps a follower's kernel equal to its registry, and its registry to the holder's.
+
+* *Digests* (`sync.digests`) are compared as they come; what differs is asked for by
+  `sync.follower`.
+* *A replica that goes* without our doing (it expired, somebody deleted it) is forgotten: the next
+  digest differs by it.
+* *A left-over* is an entry of the group that something else made here. It is looked at again after
+  `LEFT_OVER_S`, for a node that has just taken over hears of its first flows before it hears of
+  its role; then it is deleted.
+* *A sweep* compares the kernel with the registry by a dump, after events were lost: what only the
+  kernel has is deleted, what only the registry has is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hafw.errors import KernelError
+from hafw.flow import FlowKey, mark_group
+from sync.applier import Applier
+from sync.ctnetlink import CtEvent, EventKind
+from sync.digests import DigestWatch
+from sync.dumper import Dumper
+from sync.ops import KernelOp, Remove
+from sync.registry import Flag, FlowRegistry
+from sync.roles import RoleState
+
+__all__ = ["LEFT_OVERS_MAX", "LEFT_OVER_S", "Upkeep"]
+
+LEFT_OVER_S = 1.0
+LEFT_OVERS_MAX = 1024
+"""More are left to a sweep."""
+SWEEP_AFTER_S = 0.2
+"""After the last loss of events: the kernel goes on dropping until the queue is empty."""
+LOOKUPS_PER_SLICE = 40
+
+
+@dataclass(slots=True)
+class _Sweep:
+    group: int
+    dump: Dumper
+
+
+class Upkeep:
+    """Of the groups that others hold."""
+
+    def __init__(
+        self,
+        registry: FlowRegistry,
+        roles: dict[int, RoleState],
+        applier: Applier,
+        *,
+        start_dump: Callable[[int], Dumper],
+        is_whole: Callable[[int], bool],
+    ) -> None:
+        """`is_whole`: a snapshot of the group was finished and nothing spoilt it since."""
+        self._registry = registry
+        self._roles = roles
+        self._applier = applier
+        self._start_dump = start_dump
+        self._is_whole = is_whole
+        self.watches = {group: DigestWatch() for group in roles}
+        self._left_overs: dict[FlowKey, float] = {}
+        """Key -> when to look again; oldest first."""
+        self._sweep_at: dict[int, float] = {}
+        self._sweep: _Sweep | None = None
+        self.counters: Counter[str] = Counter()
+
+    # -- events of groups that are not held
+
+    def on_events(self, events: list[CtEvent], *, now: float) -> None:
+        for event in events:
+            record = self._registry.get(event.entry.key)
+            if record is None:
+                self._on_unknown(event, now)
+            elif event.kind is EventKind.DESTROY and not self._roles[record.group].dirty:
+                # (What was ours until another holds, our own next pass would find.)
+                self._on_gone(event, record.group)
+
+    def _on_gone(self, event: CtEvent, group: int) -> None:
+        key = event.entry.key
+        try:
+            if self._applier.get(key) is not None:
+                return  # It was made again since.
+        except KernelError:
+            return
+        self._registry.remove(key)
+        self.counters["replicas_deleted_by_others" if event.pid else "replicas_expired"] += 1
+        self.watches[group].note_missing()
+
+    def _on_unknown(self, event: CtEvent, now: float) -> None:
+        key, group = event.entry.key, mark_group(event.entry.mark)
+        if event.kind is EventKind.DESTROY:
+            self._left_overs.pop(key, None)
+        elif not self._may_clean(group) or key in self._left_overs:
+            return
+        elif len(self._left_overs) < LEFT_OVERS_MAX:
+            self._left_overs[key] = now + LEFT_OVER_S
+        else:
+            self._sweep_at[group] = now + LEFT_OVER_S
+
+    def on_overrun(self, *, now: float) -> None:
+        """Events were lost, and perhaps those of replicas that went."""
+        for group in self._roles:
+            self._sweep_at[group] = now + SWEEP_AFTER_S
+
+    def _may_clean(self, group: int) -> bool:
+        """What the registry does not know has no place in this kernel."""
+        state = self._roles.get(group)
+        return (
+            state is not None
+            and not state.active
+            and not state.dirty
+            and state.holder_id != 0
+            and self._is_whole(group)
+        )
+
+    # -- roles
+
+    def stop(self, group: int) -> None:
+        """The group is ours now, or stale, or fetched as a whole: nothing here goes on."""
+        self._sweep_at.pop(group, None)
+        if self._sweep is not None and self._sweep.group == group:
+            self._sweep.dump.cancel()
+            self._sweep = None
+            self._registry.clear_all(group, Flag.UNPASSED)
+
+    def close(self) -> None:
+        if self._sweep is not None:
+            self._sweep.dump.cancel()
+
+    # -- work
+
+    @property
+    def busy(self) -> bool:
+        return self._sweep is not None and (self._sweep.dump.ready or self._sweep.dump.done)
+
+    def work(self, *, now: float) -> None:
+        """One slice."""
+        for key, due in list(self._left_overs.items())[:LOOKUPS_PER_SLICE]:
+            if due > now:
+                break
+            del self._left_overs[key]
+            self._look_again(key)
+        if self._sweep is not None:
+            self._step(self._sweep, now)
+            return
+        for group, due in self._sweep_at.items():
+            if due <= now:
+                del self._sweep_at[group]
+                if self._may_clean(group):
+                    self.counters["sweeps_begun"] += 1
+                    self._registry.set_all(group, Flag.UNPASSED)
+                    self._sweep = _Sweep(group, self._start_dump(group))
+                return
+
+    def _look_again(self, key: FlowKey) -> None:
+        try:
+            entry = self._applier.get(key)
+        except KernelError:
+            return
+        if entry is None or key in self._registry or not self._may_clean(mark_group(entry.mark)):
+            return
+        self.counters["left_overs_deleted"] += 1
+        self._applier.apply([Remove(key)])
+
+    def _step(self, sweep: _Sweep, now: float) -> None:
+        chunk = sweep.dump.take()
+        if chunk is not None:
+            unknown: list[KernelOp] = [
+                Remove(entry.key)
+                for entry in chunk
+                if mark_group(entry.mark) == sweep.group
+                and not self._registry.clear(entry.key, Flag.UNPASSED)
+            ]
+            self.counters["left_overs_deleted"] += len(unknown)
+            self._applier.apply(unknown)
+        elif sweep.dump.done:
+            self._sweep = None
+            if sweep.dump.error is not None:
+                self._sweep_at[sweep.group] = now + SWEEP_AFTER_S
+                return
+            gone = self._registry.drop_flagged(sweep.group, Flag.UNPASSED)
+            self.counters["sweep_forgotten"] += gone
+            if gone:
+                self.watches[sweep.group].note_missing(gone)

@@ -1,0 +1,38 @@
+"""A syncd that misses something: what its digests must make up for.
+
+``HAFW_TEST_MISSES``: it says no ``digests``; it misses the first ``destroy`` of its peers.
+``HAFW_TEST_RCVBUF`` is another size of its event socket, in bytes.
+"""
+
+from __future__ import annotations
+
+import os
+
+from sync import parts
+from sync.daemon import main
+from sync.delta import Delta, Destroy, GroupDigest
+from sync.outbox import Outbox
+from sync.replica import ReplicaEffect, ReplicaTable
+
+MISSED = os.environ.get("HAFW_TEST_MISSES", "").split()
+_put = Outbox.put
+_on_delta = ReplicaTable.on_delta
+
+
+def _put_but_digests(outbox: Outbox, delta: Delta) -> None:
+    if not isinstance(delta, GroupDigest) or "digests" not in MISSED:
+        _put(outbox, delta)
+
+
+def _on_delta_but_one(table: ReplicaTable, delta: Delta, sender_id: int) -> list[ReplicaEffect]:
+    if isinstance(delta, Destroy) and "destroy" in MISSED:
+        MISSED.remove("destroy")
+        return []
+    return _on_delta(table, delta, sender_id)
+
+
+if __name__ == "__main__":
+    parts.EVENTS_RCVBUF_BYTES = int(os.environ.get("HAFW_TEST_RCVBUF", parts.EVENTS_RCVBUF_BYTES))
+    ReplicaTable.on_delta = _on_delta_but_one  # type: ignore[method-assign, assignment]
+    Outbox.put = _put_but_digests  # type: ignore[method-assign, assignment]
+    main()
