@@ -72,7 +72,7 @@ cdef class Receiver:
         cdef ReplicaView* view
         memset(self.views, 0, sizeof(self.views))
         for number, group in self.groups.items():
-            assert 0 <= number < 16, number
+            assert 1 <= number < 16, number  # A slot of group 0 is an empty one.
             view = &self.views[<int>number]
             view.known = True
             view.epoch = group.epoch

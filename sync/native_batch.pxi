@@ -173,7 +173,7 @@ cdef void read_errors(
         if kind == NETLINK_ERROR and length >= NETLINK_HEADER + 4:
             memcpy(&code, answers + at + NETLINK_HEADER, 4)
             if number - first < count:
-                codes[number - first] = -code
+                codes[number - first] = <int32_t>(0 - <uint32_t>code)
         length = (length + 3) & ~<uint32_t>3
         if length > total - at:
             return

@@ -80,7 +80,8 @@ cdef uint64_t flow_contribution(const HashSecret* secret, const Flow* flow, uint
     put16(text + at, flow.rsport)
     put16(text + at + 2, flow.rdport)
     at += 4
-    memcpy(text + at, helper, helper_len)
+    if helper_len:  # memcpy is not defined on a NULL, not even for nothing.
+        memcpy(text + at, helper, helper_len)
     return keyed_hash(secret, text, at + helper_len)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hafw.flow import AF_INET6, MARK_MASK, FlowEntry, FlowKey, SeqAdj, SynProxy, Tuple, inverse
+from hafw.flow import MARK_MASK, FlowEntry, FlowKey, Tuple
 from sync import _codec as native
 from sync.ctnetlink import build_create, build_delete, build_update, clear_liberal
 from sync.delta import (
@@ -24,30 +24,19 @@ from sync.delta import (
     encode_delta,
     encode_deltas,
 )
+from tests.fuzz.corpus import DELTAS as CORPUS
+from tests.fuzz.corpus import RICH, SYNPROXIED
+from tests.fuzz.mutation import mutated
 from tests.unit.sync.flow_strategies import entries, tuples
-from tests.unit.sync.test_codec_fuzz import DELTAS as DELTA_CORPUS
-from tests.unit.sync.test_codec_fuzz import mutated
 from tests.unit.sync.test_delta import (
     DELTAS,
     DESTROY,
     DESTROYS,
     EPOCHS,
-    KEY,
     KEYS,
-    UPSERT,
     UPSERTS,
 )
 
-RICH = replace(
-    UPSERT.entry, helper="ftp", labels=bytes(16), seqadj=(SeqAdj(9, -1, 2),) * 2, master=KEY.orig
-)
-V6 = Tuple(AF_INET6, 58, bytes(15) + b"1", bytes(15) + b"2", 7, 128 << 8)
-V6_ENTRY = FlowEntry(FlowKey(5, V6), replace(inverse(V6), dst=bytes(15) + b"3", sport=9), 0x0E, 30)
-CORPUS = [
-    *DELTA_CORPUS,
-    encode_delta(replace(UPSERT, entry=RICH)),
-    encode_delta(replace(UPSERT, entry=V6_ENTRY)) + encode_delta(DESTROY),
-]
 RICH_MASTER, RICH_SEQADJ, RICH_HELPER = 1, 2, 16
 HEADER_EPOCHS = st.none() | EPOCHS
 
@@ -246,7 +235,6 @@ def test_a_deletion_cannot_be_built_without_a_tuple(flow: Tuple) -> None:
 
 
 def test_what_the_native_builder_cannot_say_it_refuses() -> None:
-    synproxied = replace(UPSERT.entry, synproxy=SynProxy(1, 2, 3))
-    for entry in (RICH, synproxied):
+    for entry in (RICH, SYNPROXIED):
         with pytest.raises(ValueError, match="reference"):
             native.build_create(entry)

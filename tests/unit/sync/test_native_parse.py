@@ -17,6 +17,8 @@ from hafw.flow import IPS_EXPECTED, FlowEntry
 from sync._codec import destroy_bytes, read_events, upsert_bytes
 from sync.ctnetlink import EventKind, MalformedMessageError, parse_events
 from sync.delta import Destroy, Upsert, Version, encode_delta
+from tests.fuzz.corpus import MESSAGES
+from tests.fuzz.mutation import mutated
 from tests.unit.sync.flow_strategies import (
     INCARNATIONS,
     attribute,
@@ -26,7 +28,6 @@ from tests.unit.sync.flow_strategies import (
     write_attributes,
     write_message,
 )
-from tests.unit.sync.test_codec_fuzz import MESSAGES, mutated
 from tests.unit.sync.test_ctnetlink_parse import GOLDEN
 
 NEW, DELETE, CREATE = 0x100, 0x102, 0x400
