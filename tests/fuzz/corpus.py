@@ -10,7 +10,7 @@ from hafw.flow import AF_INET6, FlowEntry, FlowKey, SeqAdj, SynProxy, Tuple, inv
 from sync.control import Challenge, ChallengeReply, Control, Nack, encode_control
 from sync.control import control_type as type_of
 from sync.delta import ExpectUpsert, encode_delta
-from sync.snapshot import (
+from sync.snapshot_wire import (
     SnapshotChunk,
     SnapshotHead,
     SnapshotRefused,

@@ -16,7 +16,7 @@ from sync.ctnetlink import (
     parse_mixed_events,
 )
 from sync.delta import DeltaError, ExpectUpsert, Upsert, decode_deltas, encode_deltas
-from sync.snapshot import decode_reply
+from sync.snapshot_wire import decode_reply
 from sync.wire import MessageType, Opener, WireError
 from tests.fuzz.mutation import Target
 
