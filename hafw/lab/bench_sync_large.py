@@ -80,10 +80,10 @@ def _take_over(bench: Bench, flows: int, seconds: float) -> list[Figure]:
             said = time.monotonic()
             spaces.lead(2)
             spaces.carry(2)
-            time.sleep(seconds)
-            after = [at for at in arrivals.copy() if at > said]
             wait_for("adopted", lambda: _is_adopted(bench), BOUND_S)
             adopted_s = time.monotonic() - said
+            time.sleep(max(0.0, seconds - adopted_s))
+            after = [at for at in arrivals.copy() if at > said]
             note = bench.ours.trouble()
     if not after:
         raise StateError("no packet passed after the takeover")

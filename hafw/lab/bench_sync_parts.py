@@ -45,8 +45,9 @@ FULL_BATCH = 64
 DONE_BOUND_S = 600.0
 QUIET_S = 0.3
 SLOW_SHARE = 0.05
-TAIL_SHARE, TAIL_S = 0.1, 0.2
-"""A rate is kept up with if the last flow arrives this much after the last was made."""
+TAIL_SHARE, TAIL_S = 0.1, 1.0
+"""A rate is kept up with if the last flow arrives this much after the last was made. conntrackd
+keeps what does not fill a datagram for most of a second."""
 ETHERNET_IP_UDP = 14 + 20 + 8
 OUR_HEADER_AND_TAG = HEADER_BYTES + TAG_BYTES
 

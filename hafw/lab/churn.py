@@ -91,7 +91,7 @@ def run_churn(plan: ChurnPlan, say: Say) -> ChurnReport:
     report = ChurnReport(plan.flows, plan.seed)
     with (
         machine.room_for(plan.standing * 2 + 100_000),
-        sync_spaces(hold_s=plan.hold_s, refresh_s=plan.refresh_s) as spaces,
+        sync_spaces(hold_s=plan.hold_s, refresh_s=plan.refresh_s, labels=True) as spaces,
     ):
         say("starting two syncds")
         try:

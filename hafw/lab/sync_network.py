@@ -13,8 +13,8 @@ GROUP = 1
 CLIENT, SERVER, VIP = "192.0.2.10", "198.51.100.10", "198.51.100.254"
 RUN_WAIT_S = 30.0
 
-# A nat chain keeps the translation hooks there, a label rule the room for labels; what the node
-# itself says to its peers is not tracked.
+# A nat chain keeps the translation hooks there; what the node itself says to its peers is not
+# tracked.
 RULES = """
 table inet gateway {{
   chain translate {{ type nat hook postrouting priority srcnat;
@@ -22,11 +22,14 @@ table inet gateway {{
   chain mark_new {{ type filter hook forward priority mangle;
     ct state new ct mark 0 ct mark set {mark:#x};
     ct state invalid counter drop;
-    ct mark 0xffffffff ct label set 127; }}
+    {labels} }}
   chain from_peers {{ type filter hook prerouting priority raw; iifname "sync*" notrack; }}
   chain to_peers {{ type filter hook output priority raw; notrack; }}
 }}
 """
+LABEL_RULE = "ct mark 0xffffffff ct label set 127;"
+"""Never true, but with it the kernel makes room for labels, and syncd asks for those of each flow
+that it says first."""
 SYSCTLS = (
     "net.netfilter.nf_conntrack_tcp_loose=0",
     "net.netfilter.nf_conntrack_tcp_be_liberal=0",
@@ -53,7 +56,7 @@ def inside(space: str, *argv: str, stdin: str | None = None) -> str:
     return run("nsenter", f"--net=/run/netns/{space}", *argv, stdin=stdin)
 
 
-def build_network(names: list[str]) -> None:
+def build_network(names: list[str], *, labels: bool) -> None:
     """Switch, client, server and the gateways, by the names of their namespaces."""
     switch, client, server, *gateways = names
     for name in names:
@@ -68,7 +71,13 @@ def build_network(names: list[str]) -> None:
     for number, gateway in enumerate(gateways, 1):
         inside(gateway, "sysctl", "-qw", *SYSCTLS)
         mark = hafw_mark(GROUP, number, number)
-        inside(gateway, "nft", "-f", "-", stdin=RULES.format(mark=mark))
+        inside(
+            gateway,
+            "nft",
+            "-f",
+            "-",
+            stdin=RULES.format(mark=mark, labels=LABEL_RULE if labels else ""),
+        )
         for link in (0, 1):
             port, device = f"l{link}p{number}", f"sync{link}"
             _veth(switch, port, gateway, device)

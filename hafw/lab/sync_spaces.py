@@ -295,8 +295,11 @@ class SyncSpaces:
 
 
 @contextmanager
-def sync_spaces(*, hold_s: int = 900, refresh_s: int = 300) -> Iterator[SyncSpaces]:
-    """Namespaces, keys and configuration; daemons are not started. All is removed at the end."""
+def sync_spaces(
+    *, hold_s: int = 900, refresh_s: int = 300, labels: bool = False
+) -> Iterator[SyncSpaces]:
+    """Namespaces, keys and configuration; daemons are not started. All is removed at the end.
+    `labels`: the gateways have a rule for labels."""
     prefix = f"hafw-b-{os.getpid()}-{next(_numbers)}"
     names = [f"{prefix}-{part}" for part in ("sw", "cl", "sv", "gw1", "gw2")]
     with tempfile.TemporaryDirectory(prefix="hafw-b-") as text, _roots(Path(text)):
@@ -312,7 +315,7 @@ def sync_spaces(*, hold_s: int = 900, refresh_s: int = 300) -> Iterator[SyncSpac
                 path.mkdir(mode=0o700, parents=True)
             write_atomically(paths.sync_key, key, mode=0o600)
         try:
-            build_network(names)
+            build_network(names, labels=labels)
             spaces = SyncSpaces(prefix, folder)
             try:
                 yield spaces

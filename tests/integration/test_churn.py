@@ -108,7 +108,7 @@ def test_each_planted_difference_is_found_and_nothing_else() -> None:
         isn = change.pop("synproxy", 0)
         message = build_create(replace(other, **change), pristine=False)
         theirs.append(with_synproxy(message, isn) if isn else message)
-    with sync_spaces() as spaces:
+    with sync_spaces(labels=True) as spaces:
         for node, messages in ((spaces[1], mine), (spaces[2], theirs)):
             with entered(node.space):
                 sock = RequestSocket()
