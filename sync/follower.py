@@ -213,13 +213,6 @@ class Follower:
         sweep = None if self._fetch is None else self._fetch.sweep
         return self.upkeep.busy or (sweep is not None and (sweep.ready or sweep.done))
 
-    def whole(self, sender_id: int) -> bool:
-        """Is everything here that this sender has said of the groups it holds?"""
-        return not any(
-            state.holder_id == sender_id and self.wants_snapshot(group)
-            for group, state in self._roles.items()
-        )
-
     def phase(self, group: int) -> Phase:
         fetch = self._fetch
         return fetch.phase if fetch is not None and fetch.group == group else Phase.IDLE

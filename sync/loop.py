@@ -283,7 +283,7 @@ class Syncd:
             for item in self._inbox.tick(now=now):
                 self._follower.on_incoming(item, now=now)
         self._follower.flush(now=now)
-        self._inbox.note_applied(self._follower.whole, now=time.monotonic())
+        self._inbox.note_applied(self._parts.whole, now=time.monotonic())
         return found
 
     def _drain_peers(self) -> None:

@@ -165,6 +165,16 @@ class Parts:
             return [f"{error}: the echo of every replica is read"]
         return []
 
+    def whole(self, sender_id: int) -> bool:
+        """Is everything here that this sender has said of the groups it holds? Not as long as
+        nobody has told who holds them."""
+        wants = self.follower.wants_snapshot
+        return all(
+            state.active
+            or (state.holder_id and not (state.holder_id == sender_id and wants(group)))
+            for group, state in self.roles.states.items()
+        )
+
     def reload_keys(self) -> str:
         """Open and seal with the keys of the file from now on; nothing else changes. All or
         nothing: if the file is wrong, the keys in use stay and the answer says what it is."""

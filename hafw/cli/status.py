@@ -180,13 +180,16 @@ def _peer(row: dict[str, Any]) -> dict[str, Any]:
 def _stream(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "node": row["node"],
-        "from": row["peer"],
+        "peer": row["peer"],
         "accepted": row["accepted"],
         "lag": row["lag_deltas"],
         "applied seq": row["applied_seq"],
         "last beacon": _ms(row["beacon_age_ms"]),
         "delay p50": _ms(row["delay_p50_ms"]),
         "delay p99": _ms(row["delay_p99_ms"]),
+        "at risk": row["at_risk"],
+        "confirmed p50": _ms(row["confirm_p50_ms"]),
+        "confirmed p99": _ms(row["confirm_p99_ms"]),
     }
 
 

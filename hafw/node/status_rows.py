@@ -67,7 +67,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "streams": (
         "node", "peer", "accepted", "lag_deltas", "applied_seq", "high_water_seq",
-        "beacon_age_ms", "delay_p50_ms", "delay_p99_ms",
+        "beacon_age_ms", "delay_p50_ms", "delay_p99_ms", "at_risk", "confirm_p50_ms",
+        "confirm_p99_ms",
     ),
     "policy": ("node", "state", "hash", "generation", "rules", "file", "loaded_at", "error"),
     "counters": ("node", "daemon", "counter", "value"),
@@ -311,7 +312,9 @@ def _add_syncd(tables: Tables, config: ClusterConfig, node: str, syncd: SyncdSta
             "lag_deltas": peer.lag_deltas, "applied_seq": peer.applied_seq,
             "high_water_seq": peer.high_water_seq, "beacon_age_ms": _rounded(peer.beacon_age_ms),
             "delay_p50_ms": _rounded(peer.delay_p50_ms),
-            "delay_p99_ms": _rounded(peer.delay_p99_ms),
+            "delay_p99_ms": _rounded(peer.delay_p99_ms), "at_risk": peer.flows_at_risk,
+            "confirm_p50_ms": _rounded(peer.confirm_p50_ms),
+            "confirm_p99_ms": _rounded(peer.confirm_p99_ms),
         }
         for peer in syncd.peers
     ]  # fmt: skip
