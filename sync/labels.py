@@ -1,8 +1,8 @@
 """Does this node set labels (`ct label`)? Shell, by a request socket.
 
-Nothing tells it, and events carry labels only when they change. But while some rule of the
-namespace sets a label, each new entry has room for them and shows it (nf_conntrack_labels.h,
-nf_ct_labels_ext_add): so an entry is made that no packet can meet, asked for, and deleted.
+Nothing tells it, and events carry labels only when they change. But only while some rule of the
+namespace sets a label has a new entry room for any (nf_conntrack_labels.h, nf_ct_labels_ext_add):
+so an entry with a label is made that no packet can meet, asked for, and deleted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ __all__ = ["LabelWatch", "probe_labels"]
 
 _LOCAL = bytes((127, 0, 0, 1))
 _ORIG = Tuple(AF_INET, IPPROTO_UDP, _LOCAL, _LOCAL, 9, 9)
-_PROBE = FlowEntry(FlowKey(0xFFFF, _ORIG), inverse(_ORIG), IPS_CONFIRMED, 1)
+_PROBE = FlowEntry(
+    FlowKey(0xFFFF, _ORIG), inverse(_ORIG), IPS_CONFIRMED, 1, labels=bytes([1]) + bytes(15)
+)
 """To and from the discard port of the node itself, in the last zone."""
 ASK_S = 1.0
 

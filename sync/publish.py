@@ -154,7 +154,7 @@ class Publisher:
         """The delta, if any, that brings the peers' view of `entry` up to date. `refresh`: say it
         even if nothing changed. `looked_up`: the entry is whole, as a GET or a dump shows it."""
         if entry.labels is not None and not any(entry.labels):
-            entry = replace(entry, labels=None)  # Each flow has these on a node that sets any.
+            entry = replace(entry, labels=None)  # As the kernel says it, but in events.
         record = self._registry.get(entry.key)
         if record is None:
             return self._first(entry, epoch, looked_up=looked_up)

@@ -81,7 +81,7 @@ class Rich:
     master: Tuple | None = None
     seqadj: tuple[SeqAdj, SeqAdj] | None = None
     labels: bytes | None = None
-    """None also for the zeros that each flow has on a node with a `ct label` rule."""
+    """None also where all are zero."""
     sctp: SctpState | None = None
     synproxy: SynProxy | None = None
 
