@@ -25,7 +25,7 @@ from hafw.kernel.netns import entered
 from sync.expecting import AGAIN_S
 from sync.native import CODEC_VARIABLE
 from tests.integration.ct_spaces import inside, run, spaces
-from tests.integration.syncd_world import World, syncd_world, wait_for
+from tests.integration.syncd_world import Gateway, World, syncd_world, wait_for
 
 INSIDE = {4: "192.0.2.10", 6: "2001:db8:1::1234:10"}
 OUTSIDE = {4: "198.51.100.10", 6: "2001:db8:2::10"}
@@ -69,6 +69,24 @@ table inet helpers {
   }
 }
 """
+
+
+@dataclass(frozen=True)
+class Timers:
+    """The kernel's timeout of UDP flows, replied or not, and `sync.hold_s` and `refresh_s`, which
+    may be less here than a configuration allows."""
+
+    udp_s: int
+    hold_s: int
+    refresh_s: int
+
+    def set(self, gateway: Gateway) -> None:
+        for name in ("udp_timeout", "udp_timeout_stream"):
+            sysctl = f"net.netfilter.nf_conntrack_{name}={self.udp_s}"
+            inside(gateway.space, "sysctl", "-qw", sysctl)
+        gateway.program = "tests.integration.forgetful_syncd"
+        gateway.environment["HAFW_TEST_HOLD_S"] = str(self.hold_s)
+        gateway.environment["HAFW_TEST_REFRESH_S"] = str(self.refresh_s)
 
 
 @dataclass(frozen=True)
@@ -146,7 +164,9 @@ def dial(space: str, version: int, address: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def helper_world(*, forgets: str = "", strict_replicas: bool = False) -> Iterator[HelperWorld]:
+def helper_world(
+    *, forgets: str = "", strict_replicas: bool = False, timers: Timers | None = None
+) -> Iterator[HelperWorld]:
     """Both syncds run, gw1 holds and carries. `forgets`: what its syncd does not say;
     `strict_replicas`: the other's does not make its replicas liberal."""
     with (
@@ -174,6 +194,9 @@ def helper_world(*, forgets: str = "", strict_replicas: bool = False) -> Iterato
         if strict_replicas:
             cluster[2].program = "tests.integration.forgetful_syncd"
             cluster[2].environment |= {"HAFW_TEST_STRICT": "1", CODEC_VARIABLE: "reference"}
+        if timers is not None:
+            for gateway in cluster.gateways:
+                timers.set(gateway)
         cluster.start()
         cluster.lead(1, 1)
         for gateway in cluster.gateways:

@@ -103,6 +103,7 @@ def test_without_sync_every_one_of_them_ends() -> None:
         assert broken(flows).keys() == {flow.name for flow in flows}
 
 
+@pytest.mark.long
 def test_with_strict_replicas_acks_that_died_hold_the_flow_up() -> None:
     with helper_world(strict_replicas=True) as world, ExitStack() as stack:
         flows = opened(world, stack, [AcksDie, IdleTcp])

@@ -2,7 +2,7 @@
 
 FTP against pyftpdlib, and, where the moment of the data connection matters (pyftpdlib connects at
 PORT), against a server of a few lines that waits. Every promise has its counter-test: the same
-run with a syncd that forgets expectations, or sequence adjustment, fails.
+run with a syncd that forgets expectations, or sequence adjustment, fails (in `make test-all`).
 """
 
 from __future__ import annotations
@@ -164,6 +164,7 @@ def test_ftp_transfers_begin_after_a_power_cut(tmp_path: Path) -> None:
         assert failures(sessions, "again") == {}
 
 
+@pytest.mark.long
 def test_without_sequence_adjustment_they_do_not(tmp_path: Path) -> None:
     with helper_world(forgets="seqadj") as world, servers(world, tmp_path), ExitStack() as stack:
         sessions = open_sessions(stack, world)
@@ -299,6 +300,7 @@ def test_ftp_data_that_is_expected_at_the_cut_comes_after_it() -> None:
         assert unfinished(conversations) == set()
 
 
+@pytest.mark.long
 def test_without_expectations_it_does_not() -> None:
     with helper_world(forgets="expectations") as world, ExitStack() as stack:
         conversations = [pending(stack, world, *one) for one in ALL_FTP]
@@ -342,6 +344,10 @@ def test_expected_data_comes_after_there_and_back() -> None:
 def test_tftp_that_is_answered_after_the_cut() -> None:
     """The answer comes from a port of its own: without the expectation it is dropped."""
     assert tftp_answers("") == {4: True, 6: True}
+
+
+@pytest.mark.long
+def test_without_expectations_it_is_not() -> None:
     assert tftp_answers("expectations") == {4: False, 6: False}
 
 

@@ -1,5 +1,8 @@
 """SIP through a power cut and through there-and-back, by SIPp: INVITE before the fault, RTP that
-begins after it, both ways, BYE afterwards; and a call to a telephone that registered before it."""
+begins after it, both ways, BYE afterwards; and a call to a telephone that registered before it.
+
+What must fail without its part of the replication, and there-and-back, is in `make test-all`.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +60,7 @@ def test_calls_answered_before_a_power_cut_have_media_after_it(tmp_path: Path) -
         no_expectation_left(world, 2)
 
 
+@pytest.mark.long
 def test_calls_have_media_after_there_and_back(tmp_path: Path) -> None:
     with helper_world() as world, Sipp(world, tmp_path / "sipp") as sipp:
         answered_and_frozen(sipp)
@@ -70,6 +74,7 @@ def test_calls_have_media_after_there_and_back(tmp_path: Path) -> None:
         no_expectation_left(world, 2)
 
 
+@pytest.mark.long
 def test_without_expectations_they_are_silent(tmp_path: Path) -> None:
     with helper_world(forgets="expectations") as world, Sipp(world, tmp_path / "sipp") as sipp:
         answered_and_frozen(sipp)
@@ -123,9 +128,8 @@ def test_a_registered_telephone_is_called_after_a_power_cut(tmp_path: Path) -> N
         assert rtp[f"outside v{version}_{CALLER_PORT}"] >= RTP_PACKETS_MIN, rtp
 
 
-@pytest.mark.parametrize(
-    "forgets", ["activity", pytest.param("expectations", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("forgets", ["activity", "expectations"])
 def test_without_its_expectation_it_is_not(tmp_path: Path, forgets: str) -> None:
     codes, rtp = called_after_the_cut(tmp_path / "sipp", forgets)
     assert 0 not in codes

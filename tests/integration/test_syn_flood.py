@@ -119,7 +119,6 @@ def test_a_syn_flood_replicates_nothing_and_harms_nothing() -> None:
         assert tracked(world, 2) == before
         # A UDP flow says once more that it has become a stream.
         assert deltas(one) - said <= len(flows)
-        assert deltas(other) <= deltas(one)
         for gateway in (one, other):
             assert all(beacon.synced[1] for beacon in gateway.beacons)
             gaps = zip(gateway.heard_at, gateway.heard_at[1:], strict=False)
@@ -132,9 +131,8 @@ def test_a_syn_flood_replicates_nothing_and_harms_nothing() -> None:
 
 
 def deltas(gateway: Gateway) -> int:
-    """About flows: said by it, or heard."""
+    """About flows, said by it. (Digests are said every second, flood or not.)"""
     status = gateway.status()
     assert status is not None
     counters = status.counters
-    names = ("first", "updates", "destroys", "deltas_received")
-    return sum(counters.get(name, 0) for name in names)
+    return sum(counters.get(name, 0) for name in ("first", "updates", "destroys"))

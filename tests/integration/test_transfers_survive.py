@@ -176,6 +176,7 @@ def test_transfers_survive_there_and_back(tmp_path: Path, scheme: str) -> None:
         assert stuck(downloads, None) == {}
 
 
+@pytest.mark.long
 def test_without_sync_they_end(tmp_path: Path) -> None:
     with (
         helper_world() as world,
