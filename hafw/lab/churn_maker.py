@@ -14,7 +14,7 @@ from collections.abc import Callable
 from random import Random
 
 from hafw.errors import StateError
-from hafw.flow import FlowEntry, hafw_mark
+from hafw.flow import FlowEntry, FlowKey, hafw_mark
 from hafw.lab.churn_flows import (
     LONG_S,
     SLOTS_MAX,
@@ -52,6 +52,7 @@ class ChurnMaker:
         self._mark = hafw_mark(group, 1, 1)
         self._slot = 0
         self._live: list[FlowEntry] = []
+        self._expired: set[FlowKey] = set()
         self._messages: list[tuple[str, FlowEntry, bytes]] = []
         self.made = 0
         self.done: Counter[str] = Counter()
@@ -119,8 +120,15 @@ class ChurnMaker:
         results = self._owner.execute([message for _kind, _entry, message in self._messages])
         for (kind, entry, _message), code in zip(self._messages, results, strict=True):
             self.done[kind] += 1
+            if kind == "create":
+                self._expired.discard(entry.key)
             if code:
-                expired = code == errno.ENOENT and (entry.timeout_s or 0) < LONG_S
+                expired = code == errno.ENOENT and (
+                    (entry.timeout_s or 0) < LONG_S or entry.key in self._expired
+                )
+                if expired:
+                    # What was meant to make it live longer came too late.
+                    self._expired.add(entry.key)
                 name = errno.errorcode.get(code, str(code))
                 proto = entry.key.orig.proto
                 self.refused[f"{kind}_expired" if expired else f"wrong_{kind}_{name}_{proto}"] += 1
