@@ -297,6 +297,49 @@ class SyncdStatus(Message, frozen=True):
     """This node's own keys, as in `SyncPeerStatus`."""
 
 
+class VerifyRequest(Message, frozen=True):
+    """To syncd: compare your kernel with your registry now, and the registry with the holder's
+    next digest. Answered with `VerifyReply` when done."""
+
+
+class SyncVerdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a verification found of one group. `flows` are in the registry, `entries` in the
+    kernel; `missing` only in the registry, `left_over` only in the kernel; `stale` in both, but
+    another life of the tuple or with windows that may be out of date. `differing`: digest buckets
+    that differ from the holder's at its position `seq`; None on the holder, and if no digest came
+    (then `error` says so). `error`: why there is no verdict; empty if there is."""
+
+    group: int
+    active: bool
+    flows: int
+    entries: int
+    missing: int
+    stale: int
+    left_over: int
+    differing: int | None
+    seq: int
+    took_s: float
+    error: str = ""
+
+
+class VerifyReply(Message, frozen=True):
+    """Answer to `VerifyRequest`."""
+
+    node_id: int
+    groups: list[SyncVerdict]
+
+
+class ResyncRequest(Message, frozen=True):
+    """To syncd: fetch full snapshots of all groups that others hold."""
+
+
+class ResyncReply(Message, frozen=True):
+    """Answer to `ResyncRequest`: the groups that are fetched again, and of the others why not."""
+
+    groups: list[int]
+    refused: dict[int, str]
+
+
 LeasedMessage = (
     SyncBeacon
     | PositionReply
@@ -306,7 +349,16 @@ LeasedMessage = (
     | MoveReply
     | LeasedStatus
 )
-SyncdMessage = RoleChange | PositionRequest | StatusRequest | SyncdStatus
+SyncdMessage = (
+    RoleChange
+    | PositionRequest
+    | StatusRequest
+    | SyncdStatus
+    | VerifyRequest
+    | VerifyReply
+    | ResyncRequest
+    | ResyncReply
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _leased_decoder = msgspec.msgpack.Decoder(LeasedMessage)

@@ -55,6 +55,9 @@ class DigestWatch:
     """How often nothing but a full snapshot was left."""
     alarm: bool = False
     """`FAILURES_MAX` was reached, and the group was not clean since."""
+    compared_at: float | None = None
+    """When all of a digest was compared last, at the holder's position `compared_seq`."""
+    compared_seq: int = 0
     _valid_after: int = 0
     _under_way: bool = False
     _unproven: set[int] = field(default_factory=set)
@@ -68,6 +71,8 @@ class DigestWatch:
         said = set(range(first, first + count))
         self.differing = self.differing - said | wrong
         self._prove(said, wrong)
+        if first + count == BUCKETS:
+            self.compared_at, self.compared_seq = now, seq
         # A digest comes in parts, in order.
         self._equal = said - wrong if first == 0 else self._equal | said - wrong
         if len(self._equal) == BUCKETS:

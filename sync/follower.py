@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 
 from hafw.flow import mark_group
 from sync.applier import Applier
+from sync.delays import Delays
 from sync.delta import Delta, DeltaError
 from sync.dumper import Dumper
 from sync.fetch import Fetch, Phase, Source
 from sync.inbox import Arrived, Incoming
 from sync.intake import Intake
-from sync.ledger import DelayWindow
 from sync.ops import KernelOp, Remove
 from sync.patience import TABLE_FULL_ERRNOS, Patience
 from sync.registry import Flag, FlowRegistry
@@ -91,12 +91,11 @@ class Follower:
         )  # fmt: skip
         self.sources: dict[int, Source] = {}
         """Group -> its last finished snapshot, as long as nothing spoilt it."""
-        self.delays: dict[int, DelayWindow] = {}
+        self.delays = Delays()
         self.refusals: dict[int, str] = {}
         """Group -> errno name, since its last whole snapshot, if it is not a full table's."""
         self._fetch: Fetch | None = None
         self.patience = Patience()
-        self._stamps: list[tuple[int, int]] = []
         self.counters: Counter[str] = Counter()
 
     # -- the stream
@@ -109,8 +108,7 @@ class Follower:
                     item.payload, item.deltas, item.epoch, item.sender_id,
                     lambda delta: self._on_delta(delta, item, now),
                 )  # fmt: skip
-                if item.delay_from_ns:
-                    self._stamps.append((item.sender_id, item.delay_from_ns))
+                self.delays.arrived(item.sender_id, item.delay_from_ns)
             case SessionAccepted(sender_id):
                 self._spoil(sender_id, now)
             case StreamBroken(sender_id):
@@ -131,12 +129,7 @@ class Follower:
                         self.refusals[record.group] = errno.errorcode.get(code, str(code))
                         self._lost(record.group)
                     self.table.forget(key)
-        if self._stamps:
-            now_ns = self._ports.clock_ns()
-            for sender_id, sent_ns in self._stamps:
-                window = self.delays.setdefault(sender_id, DelayWindow())
-                window.add((now_ns - sent_ns) / 1e6, now)
-            self._stamps.clear()
+        self.delays.applied(self._ports.clock_ns(), now=now)
 
     def _on_delta(self, delta: Delta, item: Arrived, now: float) -> None:
         effects = self.table.on_delta(delta, item.sender_id)
@@ -205,6 +198,12 @@ class Follower:
         if fetch is not None and fetch.group == group and fetch.holder_id != holder_id:
             self._abort("other_holder", now)
         self.patience.other_holder(group)
+
+    def fetch_anew(self, group: int, *, now: float) -> None:
+        """Somebody wants a full snapshot of a group that another node holds."""
+        if self._fetch is not None and self._fetch.group == group:
+            self._abort("by_hand", now, next_link=False)
+        self.sources.pop(group, None)
 
     # -- snapshots
 

@@ -11,14 +11,12 @@ The decisions are elsewhere: `sync.roles` who holds, `sync.publish` and `sync.ad
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import math
 import sys
 import time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import assert_never
 
 import structlog
@@ -31,14 +29,17 @@ from hafw.messages import (
     Position,
     PositionReply,
     PositionRequest,
+    ResyncReply,
+    ResyncRequest,
     RoleChange,
     StatusRequest,
     SyncBeacon,
     SyncdMessage,
     SyncdStatus,
+    VerifyReply,
+    VerifyRequest,
 )
 from hafw.paths import NodePaths
-from sync.adopt import SIP_TIMEOUT, TIMEOUT_SYSCTLS
 from sync.ctsocket import Overrun
 from sync.parts import Parts
 from sync.replica import Superseded
@@ -151,6 +152,7 @@ class Syncd:
         self._follower.work(now=now)
         self._beacons()
         self._holder.work(now=time.monotonic())
+        self._parts.verifier.work(now=time.monotonic())
         self._outbox.flush()
         self._every_second()
 
@@ -175,7 +177,8 @@ class Syncd:
         self._polled = wanted
 
     def _wait_ms(self, now: float) -> int:
-        if self._server.busy or self._follower.busy or self._holder.busy(now=now):
+        parts = (self._server, self._follower, self._parts.verifier)
+        if any(part.busy for part in parts) or self._holder.busy(now=now):
             return 0
         times = [now + IDLE_S_MAX, self._beacon_at]
         times += [t for t in (self._inbox.deadline(), self._holder.next_at()) if t is not None]
@@ -208,7 +211,11 @@ class Syncd:
                 self._bus.answer(PositionReply(group, epoch, position), sender)
             case StatusRequest():
                 self._bus.answer(self._status(), sender)
-            case SyncdStatus():
+            case VerifyRequest():
+                self._parts.verifier.ask(sender)
+            case ResyncRequest():
+                self._bus.answer(self._parts.resync(now=time.monotonic()), sender)
+            case SyncdStatus() | VerifyReply() | ResyncReply():
                 self._counters["local_unexpected"] += 1
             case _:
                 assert_never(message)
@@ -237,7 +244,7 @@ class Syncd:
                         contiguous=effect.contiguous,
                         known_flows=self._parts.registry.count(effect.group),
                     )
-                    self._read_timeouts()
+                    self._parts.read_timeouts()
                     self._follower.on_held(effect.group, now=now)
                     self._holder.start(effect, now=now)
                 case StopHolding(group=number):
@@ -320,12 +327,6 @@ class Syncd:
             if time.monotonic() >= until:
                 self._counters["position_drain_cut"] += 1
                 return
-
-    def _read_timeouts(self) -> None:
-        for kind, name in {**TIMEOUT_SYSCTLS, "sip": SIP_TIMEOUT}.items():
-            with contextlib.suppress(OSError, ValueError):
-                text = Path("/proc/sys/net/netfilter", name).read_text(encoding="ascii")
-                self._parts.timeouts_s[kind] = int(text)
 
     # -- clocks
 

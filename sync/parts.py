@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
@@ -17,7 +18,9 @@ from hafw.cpus import lease_cpu, usable_cpus
 from hafw.errors import KernelError, StateError
 from hafw.flow import GROUP_SHIFT
 from hafw.keyring import Keyring, read_keyring
+from hafw.messages import ResyncReply
 from hafw.paths import NodePaths
+from sync.adopt import TIMEOUT_SYSCTLS
 from sync.applier import Applier
 from sync.clean_epochs import CleanEpochs
 from sync.ctsocket import CONNTRACK_GROUPS, EXPECTATION_GROUPS, EventSocket
@@ -35,6 +38,7 @@ from sync.roles import Roles
 from sync.snapshot import Serving, SnapshotServer
 from sync.snapshot_client import SnapshotClient
 from sync.transport import Transport
+from sync.verify import Verifier
 from sync.wire import Sealer
 
 __all__ = ["Parts"]
@@ -103,6 +107,11 @@ class Parts:
                 lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
             ),
         )
+
+        self.verifier = Verifier(
+            node.id, self.registry, self.roles.states, self.follower.upkeep.watches, self.applier,
+            start_dump=self._start_dump, answer=self.bus.answer,
+        )  # fmt: skip
 
     def _open_stream(self, config: ClusterConfig, node_id: int, ring: Keyring) -> None:
         boot, publisher = _boot_id(), self.publisher
@@ -201,10 +210,11 @@ class Parts:
             self.follower.counters, self.follower.table.counters,
             self.follower.upkeep.counters,
             self.applier.counters, self.roles.counters, self.server.counters,
-            self.client.counters,
+            self.client.counters, self.verifier.counters,
         ]  # fmt: skip
 
     def close(self) -> None:
+        self.verifier.close()
         self.holder.close()
         self.follower.close()
         self.server.close()
@@ -214,6 +224,25 @@ class Parts:
         self.applier.close()
         self.bus.close()
         self.waker.close()
+
+    def resync(self, *, now: float) -> ResyncReply:
+        """By hand: fetch anew all groups that others hold."""
+        refused: dict[int, str] = {}
+        for group, state in self.roles.states.items():
+            if state.active:
+                refused[group] = "this node holds it"
+            elif self.inbox.stream.accepted_session(state.holder_id) is None:
+                refused[group] = "nobody holds it whose stream is accepted here"
+            else:
+                self.follower.fetch_anew(group, now=now)
+        return ResyncReply(sorted(self.roles.states.keys() - refused.keys()), refused)
+
+    def read_timeouts(self) -> None:
+        """What the kernel gives a flow when a packet refreshes it, as set now."""
+        for kind, name in TIMEOUT_SYSCTLS.items():
+            with contextlib.suppress(OSError, ValueError):
+                text = Path("/proc/sys/net/netfilter", name).read_text(encoding="ascii")
+                self.timeouts_s[kind] = int(text)
 
     def _serve_from(self, number: int) -> tuple[int, int, int] | str:
         if number not in self.groups:

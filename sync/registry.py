@@ -71,6 +71,8 @@ class Flag(IntEnum):
     """Given a timeout by its state in a dump; a later event of it must give one again."""
     LIBERAL = 1 << 6
     """Ours, and its windows are still to be learnt."""
+    UNVERIFIED = 1 << 7
+    """Known when a verification began, and not shown by its dumps yet."""
 
 
 @dataclass(frozen=True, slots=True)

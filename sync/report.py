@@ -143,8 +143,7 @@ class Reporter:
     def _peer(self, sender_id: int, now: float) -> SyncPeerStatus:
         view = self._inbox.stream.view(sender_id)
         heard_at = self._inbox.beacon_at.get(sender_id)
-        delays = self._follower.delays.get(sender_id)
-        p50, p99 = (None, None) if delays is None else delays.percentiles(now)
+        p50, p99 = self._follower.delays.percentiles(sender_id, now)
         ledger = self._outbox.ledger
         confirmed = ledger.delays.get(sender_id)
         c50, c99 = (None, None) if confirmed is None else confirmed.percentiles(now)

@@ -22,6 +22,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "group": ("hafw.cli.group:group", "Groups (virtual gateways): move one to another node."),
     "policy": ("hafw.cli.policy:policy", "Load a policy file, show the one in force."),
     "check": ("hafw.cli.check:check", "Check a cluster.yaml (and its policy) without loading."),
+    "sync": ("hafw.cli.sync:sync", "Replication: how it is, compare it now, fetch it anew."),
     "key": ("hafw.cli.key:key", "The keys of a node: make, copy, show, rotate."),
     "lab": ("hafw.cli.lab:lab", "A whole cluster in network namespaces of this machine."),
     "drill": ("hafw.cli.drill:drill", "Faults on purpose in the lab, measured."),

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any, TypeVar, assert_never
 
 from hafw.errors import RefusedError
 from hafw.human import format_epoch
 from hafw.instance import process_state
-from hafw.messages import MoveRequest, SyncdStatus
+from hafw.messages import MoveRequest, ResyncReply, SyncdStatus, VerifyReply
 from hafw.node import api
 from hafw.node.client import Unavailable
 from hafw.node.status import SYNC_DISABLED, daemon_facts, now_ns, read_devices, read_gates
 from hafw.node.status_rows import DaemonFacts, NodeFacts, build_tables
 from hafw.node.supervisor import ChildReport, ChildState
+from hafw.node.sync_rows import resynced, verdicts
 
 if TYPE_CHECKING:
     from hafw.node.node import Node
@@ -24,6 +25,15 @@ __all__ = ["WAIT_S_MAX", "Answers"]
 
 WAIT_S_MAX = 60.0
 """Longest wait of a planned move for its target to be synced."""
+
+
+Answer = TypeVar("Answer", VerifyReply, ResyncReply)
+
+
+def _answered(answer: Answer | Unavailable) -> Answer:
+    if isinstance(answer, Unavailable):
+        raise RefusedError(answer.reason)
+    return answer
 
 
 class Answers:
@@ -47,6 +57,12 @@ class Answers:
                 return await self._apply(file)
             case api.Move():
                 return await self._move(request)
+            case api.SyncVerify():
+                self._require_syncd()
+                return verdicts(node.config, _answered(await node.client.verify_async()))
+            case api.SyncResync():
+                self._require_syncd()
+                return resynced(node.config, _answered(await node.client.resync_async()))
             case _:
                 assert_never(request)
 
@@ -91,6 +107,13 @@ class Answers:
             "epoch": format_epoch(answer.epoch),
             "reason": answer.reason,
         }
+
+    def _require_syncd(self) -> None:
+        node = self._node
+        if not node.is_gateway:
+            raise RefusedError(f"{node.name} is a witness: it replicates nothing")
+        if not node.wants_syncd:
+            raise RefusedError(f"hafw-syncd is off on {node.name}: sync.enabled is false")
 
     def _require_gateway(self) -> None:
         if not self._node.is_gateway:

@@ -31,6 +31,8 @@ __all__ = [
     "Reply",
     "Request",
     "Status",
+    "SyncResync",
+    "SyncVerify",
     "decode_reply",
     "decode_request",
     "encode",
@@ -70,7 +72,15 @@ class Move(_Request, frozen=True):
     wait_s: float
 
 
-Request = Ping | Status | PolicyShow | PolicyApply | Move
+class SyncVerify(_Request, frozen=True):
+    """Answered with ``groups``: a `hafw.messages.SyncVerdict` for each, with the group's name."""
+
+
+class SyncResync(_Request, frozen=True):
+    """Answered with ``groups`` (names) that are fetched again, and ``refused`` (name: why not)."""
+
+
+Request = Ping | Status | PolicyShow | PolicyApply | Move | SyncVerify | SyncResync
 
 
 class Reply(msgspec.Struct, frozen=True):

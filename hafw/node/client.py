@@ -29,8 +29,12 @@ from hafw.messages import (
     LeasedStatus,
     MoveReply,
     MoveRequest,
+    ResyncReply,
+    ResyncRequest,
     StatusRequest,
     SyncdStatus,
+    VerifyReply,
+    VerifyRequest,
     decode_leased,
     decode_syncd,
     encode,
@@ -39,7 +43,15 @@ from hafw.node.api import Reply, Request, decode_reply
 from hafw.node.api import encode as encode_request
 from hafw.paths import NodePaths
 
-__all__ = ["ASK_S", "HAFWD_S", "MOVE_MARGIN_S", "LocalClient", "Unavailable", "ask_hafwd"]
+__all__ = [
+    "ASK_S",
+    "HAFWD_S",
+    "MOVE_MARGIN_S",
+    "VERIFY_S",
+    "LocalClient",
+    "Unavailable",
+    "ask_hafwd",
+]
 
 ASK_S = 0.5
 """How long a status answer is waited for."""
@@ -47,6 +59,9 @@ HAFWD_S = 1.5
 """How long hafwd is waited for: it asks the others, each for `ASK_S`, at once."""
 MOVE_MARGIN_S = 5.0
 """Beyond `MoveRequest.wait_s`: the hand-over itself."""
+
+VERIFY_S = 120.0
+"""A verification walks through the whole table, twice if need be."""
 
 Answer = TypeVar("Answer")
 _numbers = itertools.count()
@@ -104,6 +119,19 @@ class LocalClient:
         """Ask leased for a planned hand-over; returns when it is done or refused."""
         return self._ask(self._move_question(request), request.wait_s + MOVE_MARGIN_S)
 
+    def verify(self) -> VerifyReply | Unavailable:
+        """Ask syncd to compare; returns when it has."""
+        return self._ask(self._verify_question(), VERIFY_S)
+
+    def resync(self) -> ResyncReply | Unavailable:
+        return self._ask(self._resync_question(), ASK_S)
+
+    async def verify_async(self) -> VerifyReply | Unavailable:
+        return await self._ask_async(self._verify_question(), VERIFY_S)
+
+    async def resync_async(self) -> ResyncReply | Unavailable:
+        return await self._ask_async(self._resync_question(), ASK_S)
+
     async def ask_leased_async(self, timeout_s: float = ASK_S) -> LeasedStatus | Unavailable:
         return await self._ask_async(self._leased_question(), timeout_s)
 
@@ -123,13 +151,19 @@ class LocalClient:
         )
 
     def _syncd_question(self) -> _Question[SyncdStatus]:
-        return _Question(
-            "hafw-syncd",
-            self._paths.syncd_socket,
-            encode(StatusRequest()),
-            decode_syncd,
-            SyncdStatus,
-        )
+        return self._to_syncd(StatusRequest(), SyncdStatus)
+
+    def _verify_question(self) -> _Question[VerifyReply]:
+        return self._to_syncd(VerifyRequest(), VerifyReply)
+
+    def _resync_question(self) -> _Question[ResyncReply]:
+        return self._to_syncd(ResyncRequest(), ResyncReply)
+
+    def _to_syncd(
+        self, request: StatusRequest | VerifyRequest | ResyncRequest, answer: type[Answer]
+    ) -> _Question[Answer]:
+        path = self._paths.syncd_socket
+        return _Question("hafw-syncd", path, encode(request), decode_syncd, answer)
 
     def _move_question(self, request: MoveRequest) -> _Question[MoveReply]:
         return _Question(

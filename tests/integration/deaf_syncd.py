@@ -1,6 +1,7 @@
 """A syncd that misses something: what its digests must make up for.
 
-``HAFW_TEST_MISSES``: it says no ``digests``; it misses the first ``destroy`` of its peers.
+``HAFW_TEST_MISSES``: it says no ``digests``; it misses the first ``destroy`` of its peers, or all
+``events`` of its own kernel about flows of others.
 ``HAFW_TEST_RCVBUF`` is another size of its event socket, in bytes.
 """
 
@@ -9,10 +10,12 @@ from __future__ import annotations
 import os
 
 from sync import parts
+from sync.ctnetlink import CtEvent
 from sync.daemon import main
 from sync.delta import Delta, Destroy, GroupDigest
 from sync.outbox import Outbox
 from sync.replica import ReplicaEffect, ReplicaTable
+from sync.upkeep import Upkeep
 
 MISSED = os.environ.get("HAFW_TEST_MISSES", "").split()
 _put = Outbox.put
@@ -24,6 +27,10 @@ def _put_but_digests(outbox: Outbox, delta: Delta) -> None:
         _put(outbox, delta)
 
 
+def _hear_nothing(upkeep: Upkeep, events: list[CtEvent], *, now: float) -> None:
+    pass
+
+
 def _on_delta_but_one(table: ReplicaTable, delta: Delta, sender_id: int) -> list[ReplicaEffect]:
     if isinstance(delta, Destroy) and "destroy" in MISSED:
         MISSED.remove("destroy")
@@ -33,6 +40,8 @@ def _on_delta_but_one(table: ReplicaTable, delta: Delta, sender_id: int) -> list
 
 if __name__ == "__main__":
     parts.EVENTS_RCVBUF_BYTES = int(os.environ.get("HAFW_TEST_RCVBUF", parts.EVENTS_RCVBUF_BYTES))
+    if "events" in MISSED:
+        Upkeep.on_events = _hear_nothing  # type: ignore[method-assign, assignment]
     ReplicaTable.on_delta = _on_delta_but_one  # type: ignore[method-assign, assignment]
     Outbox.put = _put_but_digests  # type: ignore[method-assign, assignment]
     main()

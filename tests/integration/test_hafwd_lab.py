@@ -209,3 +209,39 @@ def test_a_move_to_the_witness_is_refused(cluster: Running) -> None:
     result = hafwctl("group", "move", "main", "wit", "--yes")
     assert result.returncode == 1
     assert "hafwctl: error: wit is no candidate for group main" in result.stderr
+
+
+def test_sync_status_verify_and_resync(cluster: Running) -> None:
+    active, backup = cluster.active(), cluster.backup()
+    wait_for("all synced", lambda: problems(status()) == [], 20)
+    said = hafwctl("sync", "status", "--json")
+    assert said.returncode == 0, said.stderr
+    by_node = {row["node"]: row for row in json.loads(said.stdout)}
+    assert by_node.keys() == {active, backup}
+    assert (by_node[active]["role"], by_node[backup]["role"]) == ("ACTIVE", "BACKUP")
+    assert all(row["in_sync"] and not row["reason"] for row in by_node.values())
+    assert by_node[backup]["lag_deltas"] is not None
+    found = hafwctl("sync", "verify", "--json")
+    assert found.returncode == 0, found.stderr
+    rows = json.loads(found.stdout)
+    assert {row["node"]: row["verdict"] for row in rows} == {active: "equal", backup: "equal"}
+    assert [row["differing"] for row in rows if row["node"] == backup] == [0]
+    again = hafwctl("sync", "resync", backup, "--yes")
+    assert again.returncode == 0, again.stderr
+    assert f"{backup} has all of main again" in again.stderr
+    for target, why in ((active, "this node holds it"), ("wit", "wit is no gateway")):
+        refused = hafwctl("sync", "resync", target, "--yes")
+        assert refused.returncode == 1
+        assert why in refused.stderr
+    assert hafwctl("sync", "resync", backup, given="n\n").stderr.endswith("hafwctl: aborted\n")
+
+
+def test_sync_verify_says_who_cannot_be_asked(cluster: Running) -> None:
+    backup = cluster.backup()
+    pid = running_pid(cluster.lab.paths(backup), "syncd")
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    result = hafwctl("sync", "status", "--json")
+    assert result.returncode == 1
+    row = next(row for row in json.loads(result.stdout) if row["node"] == backup)
+    assert (row["in_sync"], row["reason"]) == (False, "hafw-syncd did not answer")
