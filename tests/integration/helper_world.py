@@ -111,6 +111,14 @@ class HelperWorld:
         self.carry(2)
         self.cluster.lead(2, 2)
 
+    def back_after_power_cut(self) -> None:
+        """gw1 starts again beside what its kernel had at the cut, follows, and gets the group."""
+        self.cluster[1].start()
+        self.cluster[1].follow(2, 2)
+        self.cluster[1].wait_synced()
+        self.replicated(2)
+        self.move(1, 3)
+
     def move(self, number: int, counter: int) -> None:
         """Both live: the other holds the group and carries the packets."""
         self.carry(number)

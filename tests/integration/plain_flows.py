@@ -64,6 +64,9 @@ class Flow(ABC):
     def before_cut(self) -> None:  # noqa: B027
         """While gw1 still carries."""
 
+    def after_cut(self) -> None:  # noqa: B027
+        """What held packets up is over."""
+
     @abstractmethod
     def after(self) -> None:
         """Raises AssertionError or OSError."""
@@ -256,6 +259,10 @@ class AcksDie(_Tcp):
         self.server.sendall(BURST)
         assert len(_read(self.client, len(BURST))) == len(BURST)
         assert _unacknowledged(self.server) > 0
+
+    def after_cut(self) -> None:
+        gone = "add table inet dark\ndelete table inet dark\n"  # It may be gone already.
+        inside(self.world.cluster[1].space, "nft", "-f", "-", stdin=gone)
 
     def after(self) -> None:
         wait_for(

@@ -57,7 +57,7 @@ def broken(flows: list[Flow]) -> dict[str, str]:
         return {flow.name: error for flow, error in found if error}
 
 
-def test_every_flow_survives_a_power_cut() -> None:
+def test_every_flow_survives_a_power_cut_and_the_return_of_the_node() -> None:
     with helper_world() as world, ExitStack() as stack:
         flows = opened(world, stack)
         world.replicated()
@@ -65,7 +65,10 @@ def test_every_flow_survives_a_power_cut() -> None:
             flow.before_cut()
         world.power_cut()
         assert broken(flows) == {}
-        assert broken(flows) == {}, "and goes on"
+        for flow in flows:
+            flow.after_cut()
+        world.back_after_power_cut()
+        assert broken(flows) == {}, "when the node is back"
 
 
 class MinuteIdleTcp(IdleTcp):

@@ -149,7 +149,7 @@ def failures(sessions: list[Session], when: str) -> dict[str, str]:
         return {session.name: error for session, error in found if error}
 
 
-def test_ftp_transfers_begin_after_a_power_cut(tmp_path: Path) -> None:
+def test_ftp_transfers_begin_after_a_power_cut_and_the_return_of_the_node(tmp_path: Path) -> None:
     with helper_world() as world, servers(world, tmp_path), ExitStack() as stack:
         sessions = open_sessions(stack, world)
         world.replicated()
@@ -162,6 +162,8 @@ def test_ftp_transfers_begin_after_a_power_cut(tmp_path: Path) -> None:
         world.power_cut()
         assert failures(sessions, "after") == {}
         assert failures(sessions, "again") == {}
+        world.back_after_power_cut()
+        assert failures(sessions, "back") == {}
 
 
 @pytest.mark.long
