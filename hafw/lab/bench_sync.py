@@ -50,7 +50,8 @@ Say = Callable[[str], None]
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """How much of everything. `rates` are the steps tried, flows a second, before bisection;
-    `full_speed`: CPU time also of flows made as fast as it goes."""
+    `idle_s`: how long an idle daemon is watched (0: its CPU time is not taken off); `full_speed`:
+    CPU time also of flows made as fast as it goes."""
 
     cpu_flows: int = 300_000
     paced_rate: float = 10_000.0
@@ -83,7 +84,7 @@ QUICK = Sizes(
     snapshot_flows=1_000,
     takeover_flows=(500,),
     takeover_s=0.5,
-    idle_s=0.2,
+    idle_s=0.0,
     full_speed=False,
     modes=("FTFW",),
 )

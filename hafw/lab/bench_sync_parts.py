@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,14 +105,25 @@ class CpuRun(NamedTuple):
     note: str
 
 
+def idle_cpu(pids: Sequence[int], seconds: float) -> list[float]:
+    """CPU ns a second of each while nothing happens; 0 if no time is given to look."""
+    before = [cpu_ns(pid) for pid in pids]
+    time.sleep(seconds)
+    return [(cpu_ns(pid) - was) / seconds if seconds else 0.0
+            for pid, was in zip(pids, before, strict=True)]  # fmt: skip
+
+
+def per_flow_us(used_ns: float, idle_ns_s: float, passed_s: float, flows: int) -> float:
+    """CPU time a flow without what an idle daemon would have used in that time. Pure."""
+    return (used_ns - idle_ns_s * passed_s) / flows / 1e3
+
+
 def run_cpu(bench: Bench, system: System, flows: int, rate: float) -> CpuRun:
     file = bench.flows(flows)
     with bench.running(system):
         pids = system.owner(), system.replica()
-        idle = [cpu_ns(pid) for pid in pids]
-        time.sleep(bench.idle_s)
+        idle_ns_s = idle_cpu(pids, bench.idle_s)
         before = [cpu_ns(pid) for pid in pids]
-        idle_ns_s = [(b - a) / bench.idle_s for a, b in zip(idle, before, strict=True)]
         memory = [pss_bytes(pid) for pid in pids]
         begun = time.monotonic()
         bench.make(file, rate)
@@ -122,8 +133,8 @@ def run_cpu(bench: Bench, system: System, flows: int, rate: float) -> CpuRun:
         time.sleep(QUIET_S)
         passed = time.monotonic() - begun
         used = [
-            (cpu_ns(pid) - start - idle_rate * passed) / flows / 1e3
-            for pid, start, idle_rate in zip(pids, before, idle_ns_s, strict=True)
+            per_flow_us(cpu_ns(pid) - start, one, passed, flows)
+            for pid, start, one in zip(pids, before, idle_ns_s, strict=True)
         ]
         grown = [(pss_bytes(pid) - m) / flows for pid, m in zip(pids, memory, strict=True)]
         missing = flows - count_in(bench.replica)
@@ -197,21 +208,20 @@ def measure_packets(bench: Bench, flows: int, rate: float) -> list[Figure]:
     bench.say("packets: hafw")
     with bench.running(bench.ours):
         pid = bench.ours.owner()
-        idle = cpu_ns(pid)
-        time.sleep(bench.idle_s)
+        (idle_ns_s,) = idle_cpu((pid,), bench.idle_s)
         before = cpu_ns(pid)
         begun = time.monotonic()
         bench.loops.packets(bench.spaces.client, rate, flows)
         made = count_in(bench.owner)
         came, _ = wait_count(bench.replica, made, DONE_BOUND_S)
         passed = time.monotonic() - begun
-        used = cpu_ns(pid) - before - (before - idle) / bench.idle_s * passed
+        used_us = per_flow_us(cpu_ns(pid) - before, idle_ns_s, passed, max(1, made))
         missing = made - count_in(bench.replica)
         note = "" if came else f"{missing} of {made} missing"
         trouble = bench.ours.trouble()
     return [
         beside(f"CPU per event, real packets, {rate:,.0f}/s", bench.ours.name,
-               used / max(1, made) / 1e3, "us", floor.cpu_ns / max(1, floor.done) / 1e3,
+               used_us, "us", floor.cpu_ns / max(1, floor.done) / 1e3,
                aim="<= 1.25 x floor", note=", ".join(w for w in (note, trouble) if w)),
     ]  # fmt: skip
 

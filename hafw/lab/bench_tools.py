@@ -43,7 +43,7 @@ __all__ = [
 
 FLOW_TIMEOUT_S = 7200
 LOOP_ENDS_S = 60.0
-COUNT_POLL_S = 0.005
+COUNT_POLL_S = 0.01
 STABLE_S = 3.0
 _COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 _RECORD_BYTES = 104
