@@ -168,10 +168,15 @@ class OwnPass:
         if self._registry.set(key, Flag.PASSED_BY):
             self._registry.clear(key, Flag.UNPASSED)
         if event.kind is EventKind.DESTROY and publishable(event.entry):
-            # The dump may still show it. (What was never worth a replica is not said anyway.)
-            if len(self._dead) >= DEAD_MAX:
-                return False
-            self._dead.add(self._registry.hashes.flow(key))
+            # What was never worth a replica is not said anyway.
+            return self.bury(self._registry.hashes.flow(key))
+        return True
+
+    def bury(self, flow: int) -> bool:
+        """The flow of this hash is gone; the dump may still show it. False as `touch`."""
+        if len(self._dead) >= DEAD_MAX:
+            return False
+        self._dead.add(flow)
         return True
 
     def on_entries(self, entries: list[FlowEntry], *, current: bool = False) -> PassOutput:

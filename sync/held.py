@@ -55,6 +55,13 @@ class Held:
     adopted_until: float = 0.0
     """Events are compared with the ADOPTED flag until then; 0: no flow has it."""
 
+    def pass_again(self) -> None:
+        """The pass under way is void."""
+        if self.dump is not None:
+            self.dump.cancel()
+        self.own_pass = self.dump = None
+        self.want_take = True
+
     def cancel(self) -> None:
         for dumper in (self.scan, self.dump):
             if dumper is not None:

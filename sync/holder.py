@@ -20,7 +20,7 @@ from collections import Counter
 
 from hafw.config.model import ClusterConfig
 from hafw.errors import KernelError
-from hafw.flow import GROUP_SHIFT, FlowEntry, mark_group
+from hafw.flow import GROUP_SHIFT, mark_group
 from hafw.messages import NewEpochRequest, SyncPassStatus
 from sync.adopt import OwnPass, PassOutput, normal_timeout_s
 from sync.applier import Applier
@@ -34,7 +34,7 @@ from sync.ops import SetTimeout
 from sync.outbox import Outbox
 from sync.progress import PassProgress
 from sync.publish import LookUp, PublishEffect, Publisher, publishable
-from sync.registry import Flag, FlowRegistry, Record
+from sync.registry import Flag, FlowRegistry
 from sync.replica import ReplicaGroup
 from sync.roles import StartHolding
 
@@ -80,7 +80,7 @@ class Holder:
         self._outbox = outbox
         self._timeouts_s = timeouts_s
         self._ports = ports
-        self._held: dict[int, Held] = {}
+        self.held: dict[int, Held] = {}
         self._drained = True
         self._drains = 0
         self._labels = LabelWatch(applier.probe_labels)
@@ -90,12 +90,12 @@ class Holder:
     # -- roles
 
     def start(self, effect: StartHolding, *, now: float) -> None:
-        old = self._held.pop(effect.group, None)
+        old = self.held.pop(effect.group, None)
         if old is not None:
             old.cancel()
         liberal = LiberalFlows(self._registry, effect.group) if old is None else old.liberal
         held = Held(effect.epoch, liberal, refresh_at=now + self._refresh_s)
-        self._held[effect.group] = held
+        self.held[effect.group] = held
         if effect.first:
             held.recovering = True
             held.scan = self._ports.start_dump(effect.group)
@@ -107,39 +107,39 @@ class Holder:
             held.want_take = True
 
     def stop(self, group: int) -> None:
-        held = self._held.pop(group, None)
+        held = self.held.pop(group, None)
         if held is not None:
             held.cancel()
             self._registry.clear_all(group, PASS_FLAGS | Flag.LIBERAL)
 
     def close(self) -> None:
-        for group in list(self._held):
+        for group in list(self.held):
             self.stop(group)
 
     def ready_epoch(self, group: int) -> int | None:
         """The epoch under which a snapshot may be served, or None."""
-        held = self._held.get(group)
+        held = self.held.get(group)
         return held.epoch if held is not None and held.ready else None
 
     def doubt(self, group: int) -> None:
         """A peer's repair did not help: is our own registry as our kernel?"""
-        held = self._held.get(group)
+        held = self.held.get(group)
         if held is not None and held.own_pass is None:
             self.counters["passes_in_doubt"] += 1
             held.want_repair = True
 
     def liberal_count(self, group: int) -> int:
-        held = self._held.get(group)
+        held = self.held.get(group)
         return 0 if held is None else len(held.liberal)
 
     def progress(self, group: int, *, now: float) -> SyncPassStatus | None:
-        held = self._held.get(group)
+        held = self.held.get(group)
         progress = None if held is None else held.progress
         return None if progress is None else progress.facts(now=now)
 
     def trouble(self, group: int) -> tuple[bool, bool, bool]:
         """(overrun not repaired, replacing own stale entries, recovering)."""
-        held = self._held.get(group)
+        held = self.held.get(group)
         if held is None:
             return False, False, False
         replica = self._groups[group]
@@ -162,7 +162,7 @@ class Holder:
                 self.counters["echoes_heard"] += 1  # `sync.event_filter` is not there.
                 continue
             key = event.entry.key
-            held = self._held.get(mark_group(event.entry.mark))
+            held = self.held.get(mark_group(event.entry.mark))
             if held is None:
                 others.append(event)
                 continue
@@ -172,10 +172,13 @@ class Holder:
             elif held.adopted_until:
                 record = self._registry.get(key)
                 if record is not None and record.flags & Flag.ADOPTED:
-                    timeouts.append(SetTimeout(key, self._timeout_s(event.entry, record)))
+                    timeout_s = normal_timeout_s(
+                        event.entry, self._timeouts_s, tcp_state=record.tcp_state
+                    )
+                    timeouts.append(SetTimeout(key, timeout_s))
             if held.own_pass is not None and not held.own_pass.touch(event):
                 self.counters["passes_too_many_deaths"] += 1
-                self._pass_again(held)
+                held.pass_again()
         if timeouts:
             self._applier.apply(timeouts)
         return others
@@ -190,29 +193,17 @@ class Holder:
         waits in it is older than the loss, so the repairing dump must not begin before."""
         self.counters["event_overruns"] += 1
         self._drained = False
-        for held in self._held.values():
+        for held in self.held.values():
             held.overrun = held.want_repair = True
             if held.own_pass is not None:
-                self._pass_again(held)  # It may have missed events too.
-
-    @staticmethod
-    def _pass_again(held: Held) -> None:
-        """The pass under way is void."""
-        if held.dump is not None:
-            held.dump.cancel()
-        held.own_pass = held.dump = None
-        held.want_take = True
-
-    def _timeout_s(self, entry: FlowEntry, record: Record) -> int:
-        """The normal timeout of an adopted flow whose packet has been seen."""
-        return normal_timeout_s(entry, self._timeouts_s, tcp_state=record.tcp_state)
+                held.pass_again()  # It may have missed events too.
 
     # -- time and work
 
     def next_at(self) -> float | None:
         """When `work` has something to do again, if nothing wakes the loop."""
         times: list[float] = []
-        for held in self._held.values():
+        for held in self.held.values():
             times.append(held.refresh_at)
             if held.ready:
                 times.append(held.digest_at)
@@ -227,7 +218,7 @@ class Holder:
 
     def busy(self, *, now: float) -> bool:
         """Is there work that should not wait for an event?"""
-        for held in self._held.values():
+        for held in self.held.values():
             if held.liberal.busy or self.expecting.busy:
                 return True
             scanned = held.scan is not None and (held.scan.ready or held.scan.done)
@@ -240,9 +231,9 @@ class Holder:
 
     def work(self, *, now: float) -> None:
         """One slice for each held group."""
-        if self._held:
+        if self.held:
             self._publisher.labelled = self._labels.node_sets_any(now=now)
-        for group, held in list(self._held.items()):
+        for group, held in list(self.held.items()):
             if held.scan is not None:
                 if now >= held.retry_at:
                     self._scan(group, held, now)
@@ -267,7 +258,7 @@ class Holder:
         self.expecting.work(self._epochs(), now=now)
 
     def _epochs(self) -> dict[int, int]:
-        return {group: held.epoch for group, held in self._held.items()}
+        return {group: held.epoch for group, held in self.held.items()}
 
     def _scan(self, group: int, held: Held, now: float) -> None:
         assert held.scan is not None

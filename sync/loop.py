@@ -52,7 +52,6 @@ RECEIVE_SLICE_S = 0.004
 DATAGRAMS_PER_READ = 8
 BACKLOG_S_MAX = 0.02
 """A NACK waits this long for the sockets to run empty."""
-EVENTS_PER_TURN = 128
 DRAIN_BEFORE_HOLDING_S = 0.1
 """Before this node speaks for a group, what its holder had sent is applied, at most so long."""
 DRAIN_POSITION_S = 0.02
@@ -82,6 +81,7 @@ class Syncd:
         self._parts = parts
         self._bus = parts.bus
         self._events = parts.events
+        self._reader = parts.reader
         self._transport = parts.transport
         self._outbox = parts.outbox
         self._inbox = parts.inbox
@@ -143,7 +143,7 @@ class Syncd:
             self._on_local(message, sender)
         self._receive(time.monotonic() + RECEIVE_SLICE_S)
         self._beacons()
-        self._read_events(EVENTS_PER_TURN)
+        self._read_events()
         self._outbox.flush()
         self._beacons()
         now = time.monotonic()
@@ -304,26 +304,17 @@ class Syncd:
 
     # -- the kernel
 
-    def _read_events(self, limit: int) -> bool:
+    def _read_events(self) -> bool:
         """True if more may wait."""
         try:
-            events = self._events.drain_all(limit)
+            return self._reader.read()
         except Overrun:
             self._log.warning("event_overrun")
-            self._holder.on_overrun()
-            self._follower.upkeep.on_overrun(now=time.monotonic())
             return True
-        others = self._holder.on_events(events, now=time.monotonic()) if events else []
-        if others:
-            self._follower.upkeep.on_events(others, now=time.monotonic())
-        if len(events) >= limit:
-            return True
-        self._holder.on_drained()
-        return False
 
     def _read_all_events(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while self._read_events(EVENTS_PER_TURN):
+        while self._read_events():
             if time.monotonic() >= until:
                 self._counters["position_drain_cut"] += 1
                 return

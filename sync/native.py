@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import importlib
 import os
+import secrets
+from random import SystemRandom
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-__all__ = ["CODEC_VARIABLE", "codec_name", "load"]
+from sync.flowhash import FlowHash
+from sync.outbox import DELTAS_BYTES_MAX
+from sync.publish import RandomBits
+from sync.registry import Flag, FlowRegistry, Registry
+
+if TYPE_CHECKING:
+    from sync._codec import EventPump
+
+__all__ = ["CODEC_VARIABLE", "codec_name", "load", "make_pump", "make_registry"]
 
 CODEC_VARIABLE = "HAFW_CODEC"
 """``reference`` in the environment forces the reference."""
@@ -28,3 +39,33 @@ def codec_name() -> str:
     """As the status says it."""
     module, why = load()
     return f"reference ({why})" if module is None else "native"
+
+
+def make_registry(hashes: FlowHash) -> tuple[FlowRegistry, RandomBits]:
+    """The registry, and where the incarnations of its flows come from."""
+    if load()[0] is None:
+        return Registry(hashes), SystemRandom()
+    from sync._codec import Incarnations
+    from sync.native_registry import NativeRegistry
+
+    return NativeRegistry(hashes), Incarnations(secrets.randbits(64))
+
+
+def make_pump(registry: FlowRegistry, random: RandomBits, *, own_port: int) -> EventPump | None:
+    """What publishes plain events into this registry; None for a registry of Python objects."""
+    if load()[0] is None:
+        return None
+    from sync._codec import EventPump, Incarnations
+    from sync.native_registry import NativeRegistry
+
+    assert isinstance(registry, NativeRegistry)
+    assert isinstance(random, Incarnations)
+    return EventPump(
+        registry.table,
+        random,
+        room=DELTAS_BYTES_MAX,
+        slow_flags=Flag.ADOPTED | Flag.LIBERAL,
+        passed_by=Flag.PASSED_BY,
+        unpassed=Flag.UNPASSED,
+        own_port=own_port,
+    )

@@ -189,8 +189,11 @@ cdef int publish_event(FlowTable table, Incarnations random, const Holding* hold
     group = flow.mark >> 28
     slot = table.find(h)
     if not holding.held[group]:
-        # What is no flow of ours matters if a replica goes.
-        return SLOW if kind == EVENT_DESTROY and slot != NULL else DONE
+        # A replica that goes leaves a hole, and what the registry does not know is left over,
+        # but for flows of the node itself.
+        if slot == NULL:
+            return SLOW if group else DONE
+        return SLOW if kind == EVENT_DESTROY else DONE
     if flow.rich or flow.labels_len or flow.proto == PROTO_SCTP or (slot != NULL and (
         slot.status & SLOT_RICH or slot.hashed & holding.slow_flags
         or slot.group_tcp >> 4 != group

@@ -18,9 +18,11 @@ from sync.ledger import Ledger
 from sync.ring import Repairer, SendRing
 from sync.wire import PAYLOAD_BYTES_MAX, MessageType, Sealer
 
-__all__ = ["STAMP", "Outbox"]
+__all__ = ["DELTAS_BYTES_MAX", "STAMP", "Outbox"]
 
 STAMP = struct.Struct(">Q")
+DELTAS_BYTES_MAX = PAYLOAD_BYTES_MAX - STAMP.size
+"""Of deltas in one datagram."""
 
 
 class Outbox:
@@ -75,16 +77,19 @@ class Outbox:
 
     def put(self, delta: Delta) -> None:
         epoch = delta.version.epoch
+        self.put_encoded(epoch, encode_delta(delta, header_epoch=epoch), 1)
+
+    def put_encoded(self, epoch: int, deltas: bytes, count: int) -> None:
+        """Whole deltas of one epoch, written for a header that says it, that fit one datagram."""
         if epoch != self._epoch:
             self.flush()
             self._epoch = epoch
-        encoded = encode_delta(delta, header_epoch=epoch)
-        if self._pending_bytes + len(encoded) > PAYLOAD_BYTES_MAX - STAMP.size:
+        if self._pending_bytes + len(deltas) > DELTAS_BYTES_MAX:
             self.flush()
-        self._pending.append(encoded)
-        self._pending_bytes += len(encoded)
+        self._pending.append(deltas)
+        self._pending_bytes += len(deltas)
         self._said = self._first_said()
-        self.counters["deltas_sent"] += 1
+        self.counters["deltas_sent"] += count
 
     def flush(self) -> None:
         if not self._pending:

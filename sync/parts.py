@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from random import SystemRandom
 
 import zmq
 
@@ -20,19 +19,20 @@ from hafw.flow import GROUP_SHIFT
 from hafw.keyring import Keyring, read_keyring
 from hafw.messages import ResyncReply
 from hafw.paths import NodePaths
+from sync import native
 from sync.adopt import TIMEOUT_SYSCTLS
 from sync.applier import Applier
 from sync.clean_epochs import CleanEpochs
 from sync.ctsocket import CONNTRACK_GROUPS, EXPECTATION_GROUPS, EventSocket
 from sync.dumper import Dumper, Waker
+from sync.event_reader import EventReader
 from sync.flowhash import FlowHash
 from sync.follower import Follower, FollowerPorts
 from sync.holder import GROUP_MASK, Holder, HolderPorts
 from sync.inbox import Inbox
 from sync.localbus import LocalBus
 from sync.outbox import Outbox
-from sync.publish import Publisher
-from sync.registry import Registry
+from sync.publish import Publisher, RandomBits
 from sync.replica import ReplicaGroup, Superseded
 from sync.roles import Roles
 from sync.snapshot import Serving, SnapshotServer
@@ -68,14 +68,14 @@ class Parts:
         self.events = EventSocket(
             rcvbuf_bytes=EVENTS_RCVBUF_BYTES, groups=CONNTRACK_GROUPS + EXPECTATION_GROUPS
         )
-        self.registry = Registry(FlowHash(ring.flow_secret))
+        self.registry, random = native.make_registry(FlowHash(ring.flow_secret))
         self.applier = Applier(
             hold_s=config.sync.hold_s, expectations_of=self.registry.expectations.of
         )
         self.problems = self._filter_events()
         """What went wrong at the start and is no reason not to run: alarms of the status."""
         self.transport = Transport(config, node_name)
-        self.publisher = Publisher(self.registry, SystemRandom())
+        self.publisher = Publisher(self.registry, random)
         self._open_stream(config, node.id, ring)
         self.roles = Roles(node.id, numbers)
         self.groups = {number: ReplicaGroup() for number in numbers}
@@ -107,11 +107,21 @@ class Parts:
                 lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
             ),
         )
-
+        self._open_reader(random)
         self.verifier = Verifier(
             node.id, self.registry, self.roles.states, self.follower.upkeep.watches, self.applier,
             start_dump=self._start_dump, answer=self.bus.answer,
         )  # fmt: skip
+
+    def _open_reader(self, random: RandomBits) -> None:
+        self.reader = EventReader(
+            self.events,
+            holder=self.holder,
+            upkeep=self.follower.upkeep,
+            outbox=self.outbox,
+            publisher=self.publisher,
+            pump=native.make_pump(self.registry, random, own_port=self.applier.port_id),
+        )
 
     def _open_stream(self, config: ClusterConfig, node_id: int, ring: Keyring) -> None:
         boot, publisher = _boot_id(), self.publisher

@@ -148,7 +148,7 @@ class Slow:
                 continue
             if group not in self.hold.epochs:
                 known = event.entry.key in self.registry
-                self.others += event.kind is EventKind.DESTROY and known
+                self.others += event.kind is EventKind.DESTROY if known else group != 0
                 continue
             self.say(self.publisher.on_event(event, self.hold.epochs))
             if group in self.hold.passing:
