@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from hafw.errors import RefusedError
+from hafw.errors import HafwError, RefusedError
 from hafw.lab import machine
 from hafw.lab.bench_figures import Figure
 from hafw.lab.bench_sync_lab import measure_power_cut
@@ -101,6 +101,8 @@ class SyncBenchReport(msgspec.Struct):
     codec: str
     pinned: bool
     figures: list[Figure]
+    problems: list[str] = []
+    """Parts that did not come to their end, and why."""
 
 
 def parse_parts(text: str) -> list[str]:
@@ -118,7 +120,7 @@ def run_sync_bench(
     # The last CPU is where the lease would be; a machine with one has nothing to pin.
     cpus = (0, 1) if (os.cpu_count() or 1) > 1 else None
     report = SyncBenchReport(platform.release(), os.cpu_count() or 1, "", cpus is not None, [])
-    most = max(sizes.snapshot_flows, sizes.cpu_flows, *sizes.takeover_flows)
+    most = _most_flows(sizes)
     with machine.room_for(most + 100_000), sync_spaces() as spaces:
         ours = Hafw(spaces, cpus)
         systems: list[System] = [ours]
@@ -144,13 +146,41 @@ def run_sync_bench(
         }
         for part in work:
             if part in parts:
-                say(f"{part} ...")
-                report.figures += work[part]()
+                _measure(report, part, work[part], say)
         report.codec = bench.codec
     if "power-cut" in parts:  # The lab has the nodes' usual folders.
         with machine.room_for(most + 100_000):
-            report.figures += measure_power_cut(sizes.takeover_flows, sizes.cuts, say)
+            _measure(
+                report,
+                "power-cut",
+                lambda: measure_power_cut(sizes.takeover_flows, sizes.cuts, say),
+                say,
+            )
     return report
+
+
+def _most_flows(sizes: Sizes) -> int:
+    """The most entries that a table is to hold at once."""
+    return max(
+        sizes.cpu_flows,
+        sizes.wire_flows,
+        sizes.packets,
+        sizes.snapshot_flows,
+        *sizes.takeover_flows,
+        int(max(sizes.rates) * sizes.rate_s),
+        int(sizes.delay_rate * sizes.delay_s),
+    )
+
+
+def _measure(
+    report: SyncBenchReport, part: str, work: Callable[[], list[Figure]], say: Say
+) -> None:
+    """One part; what stops it does not stop the others."""
+    say(f"{part} ...")
+    try:
+        report.figures += work()
+    except HafwError as error:
+        report.problems.append(f"{part}: {error}")
 
 
 def render_sync_bench(report: SyncBenchReport) -> str:
@@ -173,7 +203,8 @@ def render_sync_bench(report: SyncBenchReport) -> str:
         f"ct_sync on Linux {report.kernel}, {report.cpus} CPUs, codec {report.codec or '-'}, "
         f"daemons {'pinned' if report.pinned else 'not pinned'}"
     ]
-    return "\n".join([*lines, *table(head, rows)]) + "\n"
+    problems = [f"PROBLEM: {problem}" for problem in report.problems]
+    return "\n".join([*lines, *table(head, rows), *problems]) + "\n"
 
 
 def _number(value: float) -> str:

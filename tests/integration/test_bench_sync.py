@@ -36,6 +36,7 @@ WITH_FLOOR = ("CPU per event", "CPU per entry", "snapshot of")
 def test_every_figure_is_produced_and_could_be_true() -> None:
     report = run_sync_bench(QUICK, list(QUICK_PARTS), lambda _text: None)
     text = render_sync_bench(report)
+    assert not report.problems, text
     found = {(figure.name, figure.system): figure for figure in report.figures}
     assert len(found) == len(report.figures), text
     assert set(found) == {(n, s) for n, (of, _, _) in EXPECTED.items() for s in of}, text
