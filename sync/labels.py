@@ -22,7 +22,8 @@ _PROBE = FlowEntry(
     FlowKey(0xFFFF, _ORIG), inverse(_ORIG), IPS_CONFIRMED, 1, labels=bytes([1]) + bytes(15)
 )
 """To and from the discard port of the node itself, in the last zone."""
-ASK_S = 1.0
+ASK_S = 10.0
+"""Whoever listens to conntrack events hears each question."""
 
 
 def probe_labels(requests: RequestSocket) -> bool | None:
@@ -36,7 +37,7 @@ def probe_labels(requests: RequestSocket) -> bool | None:
 
 
 class LabelWatch:
-    """Asks now and then: rules come and go."""
+    """Asks at once, then now and then: rules come and go."""
 
     def __init__(self, probe: Callable[[], bool | None]) -> None:
         self._probe = probe
@@ -44,7 +45,7 @@ class LabelWatch:
         self._known = False
 
     def node_sets_any(self, *, now: float) -> bool:
-        """As of a second ago at most."""
+        """As of `ASK_S` ago at most."""
         if now >= self._ask_at:
             self._ask_at = now + ASK_S
             found = self._probe()

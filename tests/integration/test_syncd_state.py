@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,6 @@ from hafw.flow import (
     mark_owner,
 )
 from sync.ctnetlink import build_update
-from sync.labels import ASK_S
 from tests.integration.ct_spaces import inside, kernel_tree
 from tests.integration.helper_world import OUTSIDE, dial, helper_world, listener
 from tests.integration.syncd_world import (
@@ -167,7 +165,12 @@ def test_labels_are_looked_up_first_and_said_when_they_change() -> None:
         for space, rule in zip(spaces, (first, f"ct mark 0xffffffff {first}"), strict=True):
             chain = f"chain c {{\ntype filter hook forward priority -5\n{rule}\n}}"
             inside(space, "nft", "-f", "-", stdin=f"table inet labels {{\n{chain}\n}}\n")
-        time.sleep(ASK_S * 1.2)  # The holder asks its kernel for the rules so often.
+        holder = world.cluster[1]
+        holder.stop()  # Another asks its kernel at once, this one within seconds.
+        holder.start()
+        world.cluster.lead(1, 2)
+        for gateway in world.cluster.gateways:
+            gateway.wait_synced()
         with (
             listener(world.outside, 4, OUTSIDE[4], 21, socket.SOCK_STREAM) as waiting,
             dial(world.inside, 4, OUTSIDE[4], 21) as client,
