@@ -8,7 +8,7 @@ from enum import Enum
 from sync.dumper import Dumper
 from sync.snapshot_wire import SnapshotHead
 
-__all__ = ["Fetch", "Phase", "Source"]
+__all__ = ["RESUMES_MAX", "Fetch", "Phase", "Source"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,10 @@ class Phase(Enum):
     SWEEPING = "sweeping"
 
 
+RESUMES_MAX = 8
+"""In a row without a chunk; one each `NO_PROGRESS_S`, so that the server still has the job."""
+
+
 @dataclass(slots=True)
 class Fetch:
     """The snapshot under way."""
@@ -40,6 +44,8 @@ class Fetch:
     progress_at: float
     head: SnapshotHead | None = None
     chunks: int = 0
+    resumed: int = 0
+    """How often it was asked to go on, since the last chunk came."""
     sweep: Dumper | None = None
     buckets: frozenset[int] | None = None
     """It is a repair of these alone."""
@@ -47,3 +53,8 @@ class Fetch:
     """The holder's position when it had sent all."""
     spoilt: bool = False
     """A replica went missing meanwhile: another snapshot is needed."""
+
+    def may_resume(self) -> bool:
+        """Something of it has come; counts."""
+        self.resumed += 1
+        return self.phase is Phase.RECEIVING and self.chunks > 0 and self.resumed <= RESUMES_MAX

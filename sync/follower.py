@@ -212,10 +212,6 @@ class Follower:
         sweep = None if self._fetch is None else self._fetch.sweep
         return self.upkeep.busy or (sweep is not None and (sweep.ready or sweep.done))
 
-    def phase(self, group: int) -> Phase:
-        fetch = self._fetch
-        return fetch.phase if fetch is not None and fetch.group == group else Phase.IDLE
-
     def wants_snapshot(self, group: int) -> bool:
         state = self._roles[group]
         holder_id = state.holder_id
@@ -245,7 +241,17 @@ class Follower:
             if message is not None:
                 self._on_reply(fetch, message, now)
         if self._fetch is fetch and now - fetch.progress_at > NO_PROGRESS_S:
-            self._abort("no_progress", now)
+            self._no_progress(fetch, now)
+
+    def _no_progress(self, fetch: Fetch, now: float) -> None:
+        """The connection is broken: go on over the next link, or begin anew later."""
+        holder_id, group = fetch.holder_id, fetch.group
+        if fetch.may_resume():
+            self.patience.links[holder_id] += 1
+            link, fetch.progress_at = self.patience.links[holder_id], now
+            if self._client.go_on(holder_id, group, attempt=link, have=fetch.chunks):
+                return
+        self._abort("no_progress", now)
 
     def close(self) -> None:
         self.upkeep.close()
@@ -310,6 +316,7 @@ class Follower:
                 fetch.end_seq = message.seq
                 fetch.phase = Phase.SWEEPING
                 fetch.sweep = self._ports.start_dump(fetch.group)
+                self._client.credit(fetch.chunks, done=True)
                 self._client.close()
 
     def _on_chunk(self, fetch: Fetch, chunk: SnapshotChunk, now: float) -> None:
@@ -327,6 +334,7 @@ class Follower:
         )
         self.flush(now=now)
         fetch.chunks += 1
+        fetch.resumed = 0
         self._client.credit(fetch.chunks)
 
     def _sweep(self, fetch: Fetch, now: float) -> None:

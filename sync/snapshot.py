@@ -8,6 +8,7 @@
       <--------------------- SnapshotChunk(index, deltas) ...  at most `CHUNKS_IN_FLIGHT`
       SnapshotCredit(applied) ------------------->
       <--------------------- SnapshotEnd(chunks, position)
+      SnapshotCredit(applied, done) ------------->
 
 The position is the stream's when the dump began: what changes later comes as live deltas, which
 win over the snapshot. A repair (`sync.digests`) asks for some buckets of the flow hash alone. The
@@ -17,6 +18,10 @@ others, so that their masters are there, and then the expectations; children bey
 `CHILDREN_LATE_MAX` come as the dump shows them, and may stay without a master.
 It serves a group only while it holds it and has said all of its flows under its own epoch.
 
+A broken connection ends nothing. The client asks, over another link, to go on with its request at
+the chunk that it has not got; the server keeps a request, and what of it was sent and not
+acknowledged, for `JOB_SILENT_S`.
+
 Both CURVE secrets derive from the cluster's sync keys (`sync.curve`); the ZAP handler lets only
 the derived clients in. So whoever has a sync key, and nobody else, may read the flows.
 """
@@ -24,7 +29,7 @@ the derived clients in. So whoever has a sync key, and nobody else, may read the
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -58,8 +63,8 @@ __all__ = ["CHUNKS_IN_FLIGHT", "Serving", "SnapshotServer"]
 JOBS_MAX = 4
 CHILDREN_LATE_MAX = 20_000
 LATE_PER_CHUNK = 100
-JOB_SILENT_S = 10.0
-"""A client that gives no credit for this long is dropped."""
+JOB_SILENT_S = 30.0
+"""The request of a client that says nothing for this long is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,10 @@ class Serving:
 
 @dataclass(slots=True)
 class _Job:
+    """One request of one node."""
+
+    identity: bytes
+    """Its connection."""
     request: int
     group: int
     epoch: int
@@ -84,6 +93,11 @@ class _Job:
     heard_at: float
     sent: int = 0
     applied: int = 0
+    unacknowledged: deque[SnapshotChunk] = field(default_factory=deque)
+    """From `applied` on, `CHUNKS_IN_FLIGHT` at most."""
+    broken: bool = False
+    """The connection took no more: wait for the client to ask over another."""
+    ended: SnapshotEnd | None = None
     flows: int = 0
     children: list[Delta] = field(default_factory=list)
     late: list[Delta] | None = None
@@ -107,7 +121,8 @@ class SnapshotServer:
         self._node_id = node_id
         self._registry = registry
         self._serving = serving
-        self._jobs: dict[bytes, _Job] = {}
+        self._jobs: dict[int, _Job] = {}
+        """By node: it has one request open at a time."""
         self._endpoints = {f"tcp://{address}:{port}": False for address in addresses}
         self.counters: Counter[str] = Counter()
         self._zap = context.socket(zmq.ROUTER)
@@ -164,16 +179,16 @@ class SnapshotServer:
         self.bind()
 
     def close(self) -> None:
-        for identity in list(self._jobs):
-            self._drop(identity)
+        for node_id in list(self._jobs):
+            self._drop(node_id)
         self._router.close()
         self._zap.close()
 
     def cancel_group(self, group: int) -> None:
         """The group is not ours any more."""
-        for identity in [i for i, job in self._jobs.items() if job.group == group]:
-            self._refuse(identity, self._jobs[identity].request, "the group is not held any more")
-            self._drop(identity)
+        for node_id, job in [item for item in self._jobs.items() if item[1].group == group]:
+            self._refuse(job.identity, job.request, "the group is not held any more")
+            self._drop(node_id)
 
     def on_readable(self, *, now: float) -> None:
         """Answer the ZAP handler, then requests and credit."""
@@ -190,29 +205,66 @@ class SnapshotServer:
                 self.counters["snapshot_malformed"] += 1
                 continue
             match message:
-                case SnapshotRequest():
+                case SnapshotRequest(have=0):
                     self._begin(identity, message, now)
+                case SnapshotRequest():
+                    self._go_on(identity, message, now)
                 case SnapshotCredit():
-                    job = self._jobs.get(identity)
-                    if job is not None and job.request == message.request:
-                        job.applied = min(max(job.applied, message.applied), job.sent)
-                        job.heard_at = now
+                    self._on_credit(identity, message, now)
+
+    def _on_credit(self, identity: bytes, message: SnapshotCredit, now: float) -> None:
+        for node_id, job in self._jobs.items():
+            if (job.identity, job.request) == (identity, message.request):
+                self._acknowledge(job, message.applied, now)
+                if message.done:
+                    self._drop(node_id)
+                return
+
+    def _acknowledge(self, job: _Job, applied: int, now: float) -> None:
+        job.heard_at = now
+        while job.applied < applied and job.unacknowledged:
+            job.unacknowledged.popleft()
+            job.applied += 1
 
     def work(self, *, now: float) -> None:
         """Send at most one chunk for each client."""
-        for identity, job in list(self._jobs.items()):
+        for node_id, job in list(self._jobs.items()):
             if now - job.heard_at > JOB_SILENT_S:
                 self.counters["snapshot_client_silent"] += 1
-                self._drop(identity)
-            elif job.sent - job.applied < CHUNKS_IN_FLIGHT:
-                self._step(identity, job)
+                self._drop(node_id)
+            elif self._has_room(job):
+                self._step(node_id, job)
+
+    def _has_room(self, job: _Job) -> bool:
+        return not (job.broken or job.ended) and len(job.unacknowledged) < CHUNKS_IN_FLIGHT
 
     def _sendable(self, job: _Job) -> bool:
-        return (job.dumper.ready or bool(job.late)) and job.sent - job.applied < CHUNKS_IN_FLIGHT
+        return (job.dumper.ready or bool(job.late)) and self._has_room(job)
+
+    def _go_on(self, identity: bytes, message: SnapshotRequest, now: float) -> None:
+        """The client has all chunks below `have`, and comes over another connection."""
+        job = self._jobs.get(message.node_id)
+        known = job is not None and (job.request, job.group) == (message.request, message.group)
+        if job is None or not known or not job.applied <= message.have <= job.sent:
+            return self._refuse(identity, message.request, "that request is not known any more")
+        self.counters["snapshots_resumed"] += 1
+        self._acknowledge(job, message.have, now)
+        job.identity, job.broken = identity, False
+        for chunk in job.unacknowledged:
+            self.counters["snapshot_chunks_again"] += 1
+            self._say(job, chunk)
+        if job.ended is not None:
+            self._say(job, job.ended)
+        return None
+
+    def _say(self, job: _Job, message: SnapshotReply) -> None:
+        """Over its connection, while that works."""
+        if not job.broken:
+            job.broken = not self._send(job.identity, message)
 
     def _begin(self, identity: bytes, message: SnapshotRequest, now: float) -> None:
-        self._drop(identity)
-        if len(self._jobs) >= JOBS_MAX:
+        self._drop(message.node_id)
+        if sum(job.ended is None for job in self._jobs.values()) >= JOBS_MAX:
             return self._refuse(identity, message.request, f"{JOBS_MAX} snapshots under way")
         start = self._serving.start(message.group)
         if isinstance(start, str):
@@ -223,44 +275,43 @@ class SnapshotServer:
         if self._send(identity, head):
             dumper = self._serving.dump(message.group)
             buckets = frozenset(message.buckets)
-            job = _Job(message.request, message.group, epoch, dumper, buckets, now)
-            self._jobs[identity] = job
+            self._jobs[message.node_id] = _Job(
+                identity, message.request, message.group, epoch, dumper, buckets, now
+            )
         if message.buckets:
             self.counters["repairs_served"] += 1
         if message.failures:
             self._serving.doubt(message.group)
         return None
 
-    def _step(self, identity: bytes, job: _Job) -> None:
+    def _step(self, node_id: int, job: _Job) -> None:
         entries = job.dumper.take()
         if entries is not None:
-            self._send_chunk(identity, job, self._joined(job, entries))
+            self._send_chunk(job, self._joined(job, entries))
         elif job.dumper.error is not None:
             self.counters["snapshot_dump_failed"] += 1
-            self._refuse(identity, job.request, str(job.dumper.error))
-            self._drop(identity)
+            self._refuse(job.identity, job.request, str(job.dumper.error))
+            self._drop(node_id)
         elif job.dumper.done:
             if job.late is None:
                 expected = [self._join_expectation(job, e) for e in job.dumper.expectations]
                 job.late = [*job.children, *(delta for delta in expected if delta is not None)]
             if job.late:
                 chunk, job.late = job.late[:LATE_PER_CHUNK], job.late[LATE_PER_CHUNK:]
-                self._send_chunk(identity, job, chunk)
+                self._send_chunk(job, chunk)
             else:
-                self._end(identity, job)
+                position = self._serving.position()
+                job.ended = SnapshotEnd(job.request, job.sent, job.flows, position)
+                self._say(job, job.ended)
 
-    def _end(self, identity: bytes, job: _Job) -> None:
-        position = self._serving.position()
-        self._send(identity, SnapshotEnd(job.request, job.sent, job.flows, position))
-        self._drop(identity)
-
-    def _send_chunk(self, identity: bytes, job: _Job, deltas: list[Delta]) -> None:
+    def _send_chunk(self, job: _Job, deltas: list[Delta]) -> None:
         job.flows += sum(isinstance(delta, Upsert) for delta in deltas)
         payload = b"".join(encode_delta(delta, header_epoch=job.epoch) for delta in deltas)
-        if self._send(identity, SnapshotChunk(job.request, job.sent, payload)):
-            job.sent += 1
-        else:
-            self._drop(identity)
+        chunk = SnapshotChunk(job.request, job.sent, payload)
+        job.unacknowledged.append(chunk)
+        job.sent += 1
+        self.counters["snapshot_chunks_sent"] += 1
+        self._say(job, chunk)
 
     def _joined(self, job: _Job, entries: list[FlowEntry]) -> list[Delta]:
         deltas: list[Delta] = []
@@ -299,8 +350,8 @@ class SnapshotServer:
         self.counters["snapshots_refused"] += 1
         self._send(identity, SnapshotRefused(request, reason))
 
-    def _drop(self, identity: bytes) -> None:
-        job = self._jobs.pop(identity, None)
+    def _drop(self, node_id: int) -> None:
+        job = self._jobs.pop(node_id, None)
         if job is not None:
             job.dumper.cancel()
 

@@ -79,6 +79,25 @@ class SnapshotClient:
         `attempt`; an open connection of that link serves again.
         False if there is no socket to be had (counted)."""
         self._request += 1
+        if not self._open(holder_id, attempt):
+            return False
+        self.counters["snapshots_asked"] += 1
+        if buckets is not None:
+            self.counters["repairs_asked"] += 1
+        numbers = bytes(sorted(buckets or ()))
+        self._send(SnapshotRequest(self._request, self._node_id, group, numbers, failures))
+        return True
+
+    def go_on(self, holder_id: int, group: int, *, attempt: int, have: int) -> bool:
+        """Ask to go on with the open request at chunk `have`, over link `attempt`. As `ask`."""
+        self.close()
+        if not self._open(holder_id, attempt):
+            return False
+        self.counters["snapshots_resumed"] += 1
+        self._send(SnapshotRequest(self._request, self._node_id, group, have=have))
+        return True
+
+    def _open(self, holder_id: int, attempt: int) -> bool:
         addresses = self._peers[holder_id]
         address = addresses[attempt % len(addresses)]
         key_id = self._seals(holder_id)
@@ -92,11 +111,6 @@ class SnapshotClient:
                 self.counters[f"snapshot_connect_{name}"] += 1
                 self.close()
                 return False
-        self.counters["snapshots_asked"] += 1
-        if buckets is not None:
-            self.counters["repairs_asked"] += 1
-        numbers = bytes(sorted(buckets or ()))
-        self._send(SnapshotRequest(self._request, self._node_id, group, numbers, failures))
         return True
 
     def _connect(self, address: str, key: bytes) -> None:
@@ -116,8 +130,8 @@ class SnapshotClient:
         """For connections to come."""
         self._ring = ring
 
-    def credit(self, applied: int) -> None:
-        self._send(SnapshotCredit(self._request, applied))
+    def credit(self, applied: int, *, done: bool = False) -> None:
+        self._send(SnapshotCredit(self._request, applied, done))
 
     def receive(self) -> SnapshotReply | None:
         """The next answer to the open request, or None."""

@@ -31,20 +31,23 @@ HANDSHAKE_MS = 2000
 
 class SnapshotRequest(msgspec.Struct, frozen=True, tag=True):
     """`buckets`: one byte for each bucket that a repair is about; empty: the whole group.
-    `failures`: repairs of it in a row that did not help."""
+    `failures`: repairs of it in a row that did not help. `have`: go on with this request at that
+    chunk, over another connection; 0: begin."""
 
     request: int
     node_id: int
     group: int
     buckets: bytes = b""
     failures: int = 0
+    have: int = 0
 
 
 class SnapshotCredit(msgspec.Struct, frozen=True, tag=True):
-    """All chunks below `applied` are applied."""
+    """All chunks below `applied` are applied; `done`: and the end has come."""
 
     request: int
     applied: int
+    done: bool = False
 
 
 class SnapshotHead(msgspec.Struct, frozen=True, tag=True):

@@ -2,12 +2,14 @@
 
 ``HAFW_TEST_MISSES``: it says no ``digests``; it misses the first ``destroy`` of its peers, or all
 ``events`` of its own kernel about flows of others.
-``HAFW_TEST_RCVBUF`` is another size of its event socket, in bytes.
+``HAFW_TEST_RCVBUF`` is another size of its event socket, in bytes. ``HAFW_TEST_CHUNK_S``: so long
+it waits after each chunk of a snapshot.
 """
 
 from __future__ import annotations
 
 import os
+import time
 
 from sync import parts
 from sync.ctnetlink import CtEvent
@@ -15,11 +17,13 @@ from sync.daemon import main
 from sync.delta import Delta, Destroy, GroupDigest
 from sync.outbox import Outbox
 from sync.replica import ReplicaEffect, ReplicaTable
+from sync.snapshot_client import SnapshotClient
 from sync.upkeep import Upkeep
 
 MISSED = os.environ.get("HAFW_TEST_MISSES", "").split()
 _put = Outbox.put
 _on_delta = ReplicaTable.on_delta
+_credit = SnapshotClient.credit
 
 
 def _put_but_digests(outbox: Outbox, delta: Delta) -> None:
@@ -38,10 +42,16 @@ def _on_delta_but_one(table: ReplicaTable, delta: Delta, sender_id: int) -> list
     return _on_delta(table, delta, sender_id)
 
 
+def _slow_credit(client: SnapshotClient, applied: int, *, done: bool = False) -> None:
+    time.sleep(float(os.environ.get("HAFW_TEST_CHUNK_S", "0")))
+    _credit(client, applied, done=done)
+
+
 if __name__ == "__main__":
     parts.EVENTS_RCVBUF_BYTES = int(os.environ.get("HAFW_TEST_RCVBUF", parts.EVENTS_RCVBUF_BYTES))
     if "events" in MISSED:
         Upkeep.on_events = _hear_nothing  # type: ignore[method-assign, assignment]
+    SnapshotClient.credit = _slow_credit  # type: ignore[method-assign, assignment]
     ReplicaTable.on_delta = _on_delta_but_one  # type: ignore[method-assign, assignment]
     Outbox.put = _put_but_digests  # type: ignore[method-assign, assignment]
     main()
