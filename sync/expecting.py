@@ -4,6 +4,8 @@
 kernel sends the event before the payload is changed, and none when it is), then the expectation.
 `AGAIN_S` later the master is looked up once more. A first packet that makes a helper expect (TFTP,
 SIP) speaks before its own flow is in the table; then the expectation waits for the flow's NEW.
+SIP over TCP is rewritten with every message, also where nothing is expected: looked up once a
+second.
 One that is not active yet (SIP, between REGISTER and its answer) is looked up until it is: no
 event tells.
 
@@ -19,9 +21,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hafw.errors import KernelError
-from hafw.flow import EXPECT_INACTIVE, Expectation, FlowEntry, FlowKey, mark_group
+from hafw.flow import (
+    EXPECT_INACTIVE,
+    IPPROTO_TCP,
+    Expectation,
+    FlowEntry,
+    FlowKey,
+    mark_group,
+)
 from sync.applier import Applier
 from sync.ctnetlink import ExpectEvent
+from sync.delta import Delta, Upsert
 from sync.publish import PublishEffect, Publisher
 from sync.registry import FlowRegistry
 
@@ -36,6 +46,9 @@ INACTIVE_SHARE = 0.3
 INACTIVE_S_MAX = 32.0
 """An inactive one is looked up again after this share of its age, and at least that long; until
 it is as old as a SIP client waits for the answer (RFC 3261, timer F)."""
+WATCH_S = 1.0
+WATCHED_MAX = 1024
+"""Flows of SIP over TCP beyond this are looked up only when they expect something."""
 WAITING_MAX = 4096
 CHECKS_PER_SLICE = 40
 
@@ -87,16 +100,20 @@ class Expecting:
         self._early: list[_Early] = []
         self._inactive: list[_Inactive] = []
         self._checks: deque[_Check] = deque()
+        self._watched: dict[FlowKey, None] = {}
+        self._watch_at = 0.0
+        self._looks: deque[FlowKey] = deque()
         self.counters: Counter[str] = Counter()
 
     @property
     def busy(self) -> bool:
-        return bool(self._checks)
+        return bool(self._checks or self._looks)
 
     def times(self) -> list[float]:
         """When there is work to do."""
         due = [item.due for item in self._again] + [item.due for item in self._early]
-        return due + [item.due for item in self._inactive]
+        due += [item.due for item in self._inactive]
+        return [*due, self._watch_at] if self._watched else due
 
     def on_event(self, event: ExpectEvent, held: Mapping[int, int], *, now: float) -> None:
         if event.pid == self._applier.port_id:
@@ -109,6 +126,14 @@ class Expecting:
             self._made(expectation, held, now)
         else:
             self._wait(_Early(now + WAIT_S[0], expectation, 0))
+
+    def watch(self, said: Delta) -> None:
+        """This is about to be said."""
+        if not isinstance(said, Upsert) or said.entry.helper != "sip":
+            return
+        key = said.entry.key
+        if key.orig.proto == IPPROTO_TCP and len(self._watched) < WATCHED_MAX:
+            self._watched[key] = None
 
     def on_pass(self, group: int, found: list[Expectation]) -> None:
         """A pass over the group is through, and its dump showed these of all groups."""
@@ -142,6 +167,12 @@ class Expecting:
                 self._inactive.append(late)
             else:
                 self._look_active(late, held, now)
+        if self._watched and now >= self._watch_at:
+            self._watch_at = now + WATCH_S
+            self._looks = deque(self._watched)
+        for _ in range(min(CHECKS_PER_SLICE, len(self._looks))):
+            if self._look(key := self._looks.popleft(), held) is None:
+                self._watched.pop(key, None)
         for _ in range(min(CHECKS_PER_SLICE, len(self._checks))):
             self._check(self._checks.popleft(), held)
 

@@ -377,6 +377,7 @@ class Holder:
     def _publish(self, effects: list[PublishEffect]) -> None:
         for effect in effects:
             if not isinstance(effect, LookUp):
+                self.expecting.watch(effect)
                 self._outbox.put(effect)
                 continue
             try:

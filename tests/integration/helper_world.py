@@ -38,6 +38,7 @@ table inet helpers {
   ct helper ftp { type "ftp" protocol tcp; }
   ct helper tftp { type "tftp" protocol udp; }
   ct helper sip { type "sip" protocol udp; }
+  ct helper sip_tcp { type "sip" protocol tcp; }
   chain choose {
     type filter hook prerouting priority mangle;
     iifname "sync*" accept
@@ -45,6 +46,7 @@ table inet helpers {
     ct state new tcp dport 21 ct helper set "ftp"
     ct state new udp dport 69 ct helper set "tftp"
     ct state new udp dport 5060 ct helper set "sip"
+    ct state new tcp dport 5060 ct helper set "sip_tcp"
     ct state related meta l4proto udp ct helper "sip" @th,64,3 2 ct helper set "sip"
   }
   chain pre {
@@ -62,7 +64,7 @@ table inet helpers {
     ct state invalid counter drop
     ct state { established, related } accept
     iifname "sync*" drop
-    ct state new tcp dport { 21, 8080 } accept
+    ct state new tcp dport { 21, 5060, 8080 } accept
     ct state new udp dport { 69, 5060, 9000 } accept
     ct state new icmp type echo-request accept
     ct state new icmpv6 type echo-request accept

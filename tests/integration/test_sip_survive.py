@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from hafw.flow import FlowKey
 from tests.integration.helper_world import INSIDE, OUTSIDE, VIP, HelperWorld, helper_world
 from tests.integration.sip_calls import (
     CALLEE_PORT,
@@ -43,6 +44,34 @@ def answered_and_frozen(sipp: Sipp) -> None:
         sipp.signal(signal.SIGSTOP, latest=2)
     assert not any(sipp.rtp().values()), "RTP came before the fault"
     sipp.world.replicated()
+
+
+def adjustments(world: HelperWorld, number: int) -> dict[FlowKey, object]:
+    return {k: e.seqadj for k, e in world.cluster[number].table().items() if e.helper == "sip"}
+
+
+def test_sip_over_tcp_is_followed_also_where_it_expects_nothing(tmp_path: Path) -> None:
+    """Each message changes the length, the late ACK too; BYE goes by what was changed before."""
+    with helper_world() as world, Sipp(world, tmp_path / "sipp") as sipp:
+        first = world.cluster[1].kernel
+        for number, version in enumerate((4, 6), 1):
+            sipp.call("snat", version, tcp=True)
+            wait_for(
+                lambda: f"answered: {len(first.dump_expectations())} {sipp.errors()}",
+                lambda: len(first.dump_expectations()) == number * EXPECTED_PER_CALL,  # noqa: B023
+            )
+            before = adjustments(world, 1)
+            wait_for("the ACK is rewritten", lambda: adjustments(world, 1) != before)  # noqa: B023
+            sipp.signal(signal.SIGSTOP, latest=2)
+        wait_for("the peer knows", lambda: adjustments(world, 2) == adjustments(world, 1), 3)
+        world.replicated()
+        world.power_cut()
+        sipp.signal(signal.SIGCONT)
+        assert sipp.ended() == [0] * 4, sipp.errors()
+        rtp = sipp.rtp()
+        for version in (4, 6):
+            assert rtp[f"inside v{version}_{CALLER_PORT}"] >= RTP_PACKETS_MIN, rtp
+            assert rtp[f"outside v{version}_{CALLEE_PORT}"] >= RTP_PACKETS_MIN, rtp
 
 
 def no_expectation_left(world: HelperWorld, number: int) -> None:
