@@ -47,6 +47,7 @@ class EventReader:
         self._outbox = outbox
         self._publisher = publisher
         self._pump = pump
+        self._echoes = 0
 
     def read(self) -> bool:
         """One slice; True if more may wait. Raises Overrun, which holder and upkeep know by then,
@@ -109,6 +110,9 @@ class EventReader:
         )
         pump.look_up_first(self._publisher.labelled)
         why, done, left_over, runs, counts, deaths = pump.drain(self._events.fileno(), limit)
+        if pump.echoes != self._echoes:
+            self._holder.counters["echoes_heard"] += pump.echoes - self._echoes
+            self._echoes = pump.echoes
         for name, by in zip(("first", "updates", "destroys"), counts, strict=True):
             self._publisher.counters[name] += by
         for epoch, deltas, count in runs:

@@ -43,6 +43,7 @@ cdef struct Said:
     uint32_t used
     uint32_t room
     uint64_t counts[3]
+    uint64_t echoes  # Events of our own doing, since ever: the socket has no filter.
     Run runs[512]
     Death deaths[512]
     uint8_t out[131072]
@@ -185,6 +186,7 @@ cdef int publish_event(FlowTable table, Incarnations random, const Holding* hold
     cdef int done
     cdef Slot* slot
     if heard.verdict != HEARD:
+        said.echoes += heard.verdict == DONE
         return heard.verdict
     group = flow.mark >> 28
     slot = table.find(h)

@@ -99,6 +99,11 @@ cdef class EventPump:
             assert 1 <= group < GROUPS, group
             self.holding.passing[group] = 1
 
+    @property
+    def echoes(self):
+        """Events of our own doing that were heard, in all."""
+        return self.said.echoes
+
     def look_up_first(self, bint labelled):
         """Whether the first word of each flow is left to the reference (`Publisher.labelled`)."""
         self.holding.labelled = labelled
