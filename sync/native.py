@@ -13,11 +13,12 @@ from sync.flowhash import FlowHash
 from sync.outbox import DELTAS_BYTES_MAX
 from sync.publish import RandomBits
 from sync.registry import Flag, FlowRegistry, Registry
+from sync.replica import TOMBSTONES_MAX, ReplicaGroup
 
 if TYPE_CHECKING:
-    from sync._codec import EventPump
+    from sync._codec import EventPump, Receiver
 
-__all__ = ["CODEC_VARIABLE", "codec_name", "load", "make_pump", "make_registry"]
+__all__ = ["CODEC_VARIABLE", "codec_name", "load", "make_pump", "make_receiver", "make_registry"]
 
 CODEC_VARIABLE = "HAFW_CODEC"
 """``reference`` in the environment forces the reference."""
@@ -69,3 +70,16 @@ def make_pump(registry: FlowRegistry, random: RandomBits, *, own_port: int) -> E
         unpassed=Flag.UNPASSED,
         own_port=own_port,
     )
+
+
+def make_receiver(
+    registry: FlowRegistry, groups: dict[int, ReplicaGroup], *, hold_s: int
+) -> Receiver | None:
+    """What applies plain deltas to this registry; None for a registry of Python objects."""
+    if load()[0] is None:
+        return None
+    from sync._codec import Receiver
+    from sync.native_registry import NativeRegistry
+
+    assert isinstance(registry, NativeRegistry)
+    return Receiver(registry.table, groups, hold_s, TOMBSTONES_MAX)

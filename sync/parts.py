@@ -30,6 +30,7 @@ from sync.flowhash import FlowHash
 from sync.follower import Follower, FollowerPorts
 from sync.holder import GROUP_MASK, Holder, HolderPorts
 from sync.inbox import Inbox
+from sync.intake import reader
 from sync.localbus import LocalBus
 from sync.outbox import Outbox
 from sync.publish import Publisher, RandomBits
@@ -76,9 +77,12 @@ class Parts:
         """What went wrong at the start and is no reason not to run: alarms of the status."""
         self.transport = Transport(config, node_name)
         self.publisher = Publisher(self.registry, random)
+        self.groups = {number: ReplicaGroup() for number in numbers}
+        self._receiver = native.make_receiver(
+            self.registry, self.groups, hold_s=config.sync.hold_s
+        )
         self._open_stream(config, node.id, ring)
         self.roles = Roles(node.id, numbers)
-        self.groups = {number: ReplicaGroup() for number in numbers}
         self.timeouts_s: dict[str, int] = {}
         self.clean_epochs = CleanEpochs(paths)
         self.holder = Holder(
@@ -106,6 +110,7 @@ class Parts:
                 self._start_dump,
                 lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
             ),
+            receiver=self._receiver,
         )
         self._open_reader(random)
         self.verifier = Verifier(
@@ -136,7 +141,13 @@ class Parts:
             first_said=lambda: publisher.counters["first"],
         )
         self.inbox = Inbox(
-            ring.by_id, node_id, config.cluster_id, self.outbox, self.transport, boot=boot
+            ring.by_id,
+            node_id,
+            config.cluster_id,
+            self.outbox,
+            self.transport,
+            boot=boot,
+            read=reader(self._receiver),
         )
 
     def _open_snapshots(self, config: ClusterConfig, node_name: str, ring: Keyring) -> None:
