@@ -37,6 +37,7 @@ from sync.ctnetlink import (
     build_expect_delete,
     build_update,
     clear_liberal,
+    parse_dump,
 )
 from sync.ctsocket import RequestSocket
 from sync.delta import Destroy, Upsert, decode_deltas
@@ -322,6 +323,8 @@ def _requested(batch: Batch, index: int) -> tuple[KernelOp, bool]:
     """The operation that a message of the native codec is part of, and whether it is the deletion
     with which a Replace begins."""
     kind, is_second, data, header_epoch = batch.request(index)
+    if kind == "sweep":
+        return Remove(parse_dump(data).entries[0].key), False
     (delta,) = decode_deltas(data, header_epoch=header_epoch)
     if isinstance(delta, Destroy):
         return Remove(delta.key), False

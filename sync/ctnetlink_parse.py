@@ -42,6 +42,7 @@ __all__ = [
     "DumpPart",
     "EventKind",
     "MalformedMessageError",
+    "dump_errno",
     "parse_dump",
     "parse_errors",
     "parse_events",
@@ -119,6 +120,15 @@ def parse_dump(buffer: Buffer) -> DumpPart:
         elif kind in (nl.NLMSG_DONE, nl.NLMSG_ERROR):
             errno = _errno(buffer, start - 4, end)
     return DumpPart(entries, errno)
+
+
+def dump_errno(buffer: Buffer) -> int | None:
+    """`DumpPart.errno` alone. Raises MalformedMessageError."""
+    errno: int | None = None
+    for kind, _flags, _pid, start, end in _messages(buffer):
+        if kind in (nl.NLMSG_DONE, nl.NLMSG_ERROR):
+            errno = _errno(buffer, start - 4, end)
+    return errno
 
 
 def parse_errors(buffer: Buffer) -> list[tuple[int, int]]:

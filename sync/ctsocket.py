@@ -27,6 +27,7 @@ from sync.ctnetlink import (
     build_expect_dump,
     build_expect_get,
     build_get,
+    dump_errno,
     is_delete_of_one,
     is_expect_delete_of_one,
     parse_dump,
@@ -282,6 +283,17 @@ class RequestSocket(_Socket):
             if part.errno:
                 raise KernelError(part.errno, "a dump", "the conntrack table")
             if part.errno is not None:
+                return
+
+    def dump_raw(self, mark: int, mask: int) -> Iterator[bytes]:
+        """As `dump`, what the kernel sends."""
+        for received in self._walk(build_dump(seq=1, mark=mark, mask=mask)):
+            chunk = bytes(received)
+            error = dump_errno(chunk)
+            yield chunk
+            if error:
+                raise KernelError(error, "a dump", "the conntrack table")
+            if error is not None:
                 return
 
     def get_expectation(self, key: FlowKey) -> Expectation | None:

@@ -24,6 +24,9 @@ CHUNKS_AHEAD_MAX = 8
 """Chunks (one receive each, about a hundred entries) read ahead of the main loop."""
 
 
+Chunk = list[FlowEntry] | bytes
+
+
 class Waker:
     """An eventfd that other threads write and the main loop polls."""
 
@@ -48,13 +51,15 @@ class Waker:
 class Dumper:
     """One dump of the entries whose ``mark & mask`` is `mark`. Poll `take` when woken."""
 
-    def __init__(self, mark: int, mask: int, waker: Waker, *, avoid_cpu: int | None) -> None:
+    def __init__(
+        self, mark: int, mask: int, waker: Waker, *, avoid_cpu: int | None, raw: bool = False
+    ) -> None:
+        """`raw`: chunks are the kernel's bytes, and nobody reads them here."""
         self._mark, self._mask = mark, mask
+        self._raw = raw
         self._waker = waker
         self._avoid_cpu = avoid_cpu
-        self._queue: queue.Queue[list[FlowEntry] | KernelError | None] = queue.Queue(
-            CHUNKS_AHEAD_MAX
-        )
+        self._queue: queue.Queue[Chunk | KernelError | None] = queue.Queue(CHUNKS_AHEAD_MAX)
         self._cancelled = threading.Event()
         self.done = False
         self.error: KernelError | None = None
@@ -65,13 +70,19 @@ class Dumper:
 
     def take(self) -> list[FlowEntry] | None:
         """The next chunk, or None if none is ready; then look at `done` and `error`."""
+        chunk = self.take_any()
+        assert not isinstance(chunk, bytes), "these are raw"
+        return chunk
+
+    def take_any(self) -> Chunk | None:
+        """As `take`, raw or not."""
         if self.done:
             return None
         try:
             chunk = self._queue.get_nowait()
         except queue.Empty:
             return None
-        if isinstance(chunk, list):
+        if isinstance(chunk, list | bytes):
             return chunk
         self.done = True
         self.error = chunk
@@ -91,7 +102,8 @@ class Dumper:
         try:
             self._keep_off()
             with RequestSocket() as requests:
-                for chunk in requests.dump(self._mark, self._mask):
+                dump = requests.dump_raw if self._raw else requests.dump
+                for chunk in dump(self._mark, self._mask):
                     if not self._put(chunk):
                         return
                 self.expectations = requests.dump_expectations()
@@ -102,7 +114,7 @@ class Dumper:
             code = error.errno if isinstance(error, OSError) else None
             self._put(KernelError(code or errno.EIO, "a dump", "the conntrack table", repr(error)))
 
-    def _put(self, chunk: list[FlowEntry] | KernelError | None) -> bool:
+    def _put(self, chunk: Chunk | KernelError | None) -> bool:
         while not self._cancelled.is_set():
             try:
                 self._queue.put(chunk, timeout=0.2)

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hafw.flow import mark_group
 from sync.applier import Applier
 from sync.delays import Delays
 from sync.delta import Delta, DeltaError
@@ -27,7 +26,6 @@ from sync.dumper import Dumper
 from sync.fetch import Fetch, Phase, Source
 from sync.inbox import Arrived, Incoming
 from sync.intake import Intake
-from sync.ops import KernelOp, Remove
 from sync.patience import TABLE_FULL_ERRNOS, Patience
 from sync.registry import Flag, FlowRegistry
 from sync.replica import Compared, Hole, ReplicaGroup, ReplicaTable, Superseded
@@ -58,6 +56,8 @@ class FollowerPorts:
 
     superseded: Callable[[Superseded], None]
     start_dump: Callable[[int], Dumper]
+    start_sweep: Callable[[int], Dumper]
+    """Its chunks are as `Intake.sweep` takes them."""
     clock_ns: Callable[[], int]
 
 
@@ -315,7 +315,7 @@ class Follower:
                 self._applier.apply(self.table.end_snapshot(fetch.group))
                 fetch.end_seq = message.seq
                 fetch.phase = Phase.SWEEPING
-                fetch.sweep = self._ports.start_dump(fetch.group)
+                fetch.sweep = self._ports.start_sweep(fetch.group)
                 self._client.credit(fetch.chunks, done=True)
                 self._client.close()
 
@@ -341,18 +341,11 @@ class Follower:
         """Delete what the kernel has of the group and nobody knows."""
         assert fetch.sweep is not None
         assert fetch.head is not None
-        chunk = fetch.sweep.take()
+        chunk = fetch.sweep.take_any()
         if chunk is not None:
             fetch.progress_at = now
             self.flush(now=now)
-            orphans: list[KernelOp] = [
-                Remove(entry.key)
-                for entry in chunk
-                if mark_group(entry.mark) == fetch.group
-                and self.table.is_orphan(entry, fetch.group)
-            ]
-            self.counters["orphans_deleted"] += len(orphans)
-            self._applier.apply(orphans)
+            self.counters["orphans_deleted"] += self._intake.sweep(chunk, fetch.group)
         elif fetch.sweep.done:
             if fetch.sweep.error is not None:
                 self._abort("sweep_failed", now)

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from hafw.flow import FlowEntry, mark_group
 from sync.applier import Applier
 from sync.delta import Delta, DeltaError, ExpectDestroy, ExpectUpsert, decode_deltas
 from sync.delta_fields import read_varint
-from sync.ops import KernelOp
+from sync.ops import KernelOp, Remove
 from sync.replica import ReplicaTable
 
 if TYPE_CHECKING:
@@ -95,6 +96,26 @@ class Intake:
         return self._walk(
             payload, epoch, lambda data, at: receiver.take_snapshot(data, at, epoch, group), slow
         )
+
+    def sweep(self, chunk: list[FlowEntry] | bytes, group: int) -> int:
+        """Delete what a chunk of a dump shows and has no place in the group: how many."""
+        if isinstance(chunk, list):
+            orphans: list[KernelOp] = [
+                Remove(entry.key)
+                for entry in chunk
+                if mark_group(entry.mark) == group and self._table.is_orphan(entry, group)
+            ]
+            self._applier.apply(orphans)
+            return len(orphans)
+        receiver = self._receiver
+        assert receiver is not None
+        found = at = 0
+        while at < len(chunk):
+            at, more = receiver.sweep(chunk, at, group)
+            found += more
+            self._send()
+        receiver.batch.clear()
+        return found
 
     def flush(self) -> bool:
         """Everything collected goes to the kernel; whether anything did since the last time."""

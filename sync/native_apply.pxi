@@ -122,6 +122,47 @@ cdef class Receiver:
             at = d.end
         return at
 
+    def sweep(self, bytes dump not None, uint32_t at, int group):
+        """Delete what one receive of a dump shows of the group, or of the buckets that a repair of
+        it is about, and the registry does not know or the snapshot has not named. (Where it
+        stopped, how many): that is the end, or the batch is full. Raises MalformedMessageError."""
+        cdef const uint8_t* base = <const uint8_t*><const char*>dump
+        cdef const uint8_t* here = base + at
+        cdef const uint8_t* end = base + len(dump)
+        cdef uint8_t wanted[256]
+        cdef int bucket
+        cdef int more
+        cdef int found = 0
+        cdef Message message
+        cdef Extras extras
+        cdef NativeDelta d
+        cdef uint64_t h
+        cdef Slot* slot
+        assert at <= <uint32_t>len(dump) and len(dump) <= 0x7FFFFFFF
+        assert 1 <= group < 16, group
+        buckets = self.groups[group].buckets
+        memset(wanted, buckets is None, sizeof(wanted))
+        for bucket in buckets or ():
+            assert 0 <= bucket < BUCKETS, bucket
+            wanted[bucket] = 1
+        self.batch.begin(dump, 0)
+        while not self.batch.is_full():
+            d.start = <uint32_t>(here - base)
+            more = next_message(&here, end, &message)
+            if more == 0:
+                break
+            if more < 0 or (message.kind == MSG_CT_NEW and parse_entry(&message, &d.flow, &extras) < 0):
+                raise MalformedMessageError("a dump is cut, or shows an entry without both tuples")
+            d.end = <uint32_t>(message.end - base)
+            if message.kind != MSG_CT_NEW or <int>(d.flow.mark >> 28) != group:
+                continue
+            h = flow_hash(&self.table.secret, &d.flow)
+            slot = self.table.find(h)
+            if wanted[h >> 56] and (slot == NULL or slot.hashed & FLAG_UNSEEN):
+                self.ask(&d, APPLY_SWEEP)
+                found += 1
+        return <uint32_t>(here - base), found
+
     cdef inline bint authorized(self, const ReplicaView* group, const Slot* slot, const NativeDelta* d, int sender_id) noexcept nogil:
         """Its word counts and is not special. Else the reference says what comes of it."""
         if not group.known or group.active or d.epoch != group.epoch or d.count > 0xFFFF:
@@ -265,7 +306,7 @@ cdef class Receiver:
         cdef uint8_t* out = batch.next()
         if op == APPLY_CREATE:
             batch.add(d, op, write_create(out, &d.flow, self.hold_s, True))
-        elif op == APPLY_REMOVE:
+        elif op == APPLY_REMOVE or op == APPLY_SWEEP:
             batch.add(d, op, write_delete(out, &d.flow))
         elif op == APPLY_REPLACE:
             batch.add(d, op, write_delete(out, &d.flow))

@@ -20,8 +20,9 @@ cdef enum:
     APPLY_REPLACE = 3
     APPLY_REPLACE_PART_2 = 4
     APPLY_REMOVE = 5
+    APPLY_SWEEP = 6
 
-_APPLY_NAMES = ("create", "update", "update_without_tcp", "replace", "replace", "remove")
+_APPLY_NAMES = ("create", "update", "update_without_tcp", "replace", "replace", "remove", "sweep")
 
 cdef struct Request:
     # One message, and the delta it came from: payload `payload`, bytes `start` to `end`.
@@ -66,6 +67,8 @@ cdef class Batch:
 
     cdef int begin(self, bytes payload, uint64_t header_epoch) except -1:
         """What is added from now on comes from this payload."""
+        if self.messages == 0:
+            self.payloads.clear()
         self.payloads.append((payload, header_epoch))
         self.payload_count = <uint32_t>len(self.payloads)
         return 0
@@ -94,7 +97,7 @@ cdef class Batch:
 
     def request(self, uint32_t index):
         """(operation, whether it is the second message of a Replace, the delta, its datagram's
-        epoch) of one message."""
+        epoch) of one message. Of a sweep it is the kernel's message instead of a delta."""
         if index >= self.messages:
             raise IndexError(index)
         cdef const Request* request = &self.requests[index]

@@ -108,6 +108,7 @@ class Parts:
             ports=FollowerPorts(
                 superseded,
                 self._start_dump,
+                self._start_sweep,
                 lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
             ),
             receiver=self._receiver,
@@ -278,6 +279,12 @@ class Parts:
     def _position(self) -> int:
         self.outbox.flush()
         return self.outbox.position
+
+    def _start_sweep(self, number: int) -> Dumper:
+        return Dumper(
+            number << GROUP_SHIFT, GROUP_MASK, self.waker,
+            avoid_cpu=self._lease_cpu, raw=self._receiver is not None,
+        )  # fmt: skip
 
     def _start_dump(self, number: int) -> Dumper:
         return Dumper(number << GROUP_SHIFT, GROUP_MASK, self.waker, avoid_cpu=self._lease_cpu)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from hafw.flow import AF_INET6, FlowEntry, FlowKey, SeqAdj, SynProxy, Tuple, inverse
 from sync.control import Challenge, ChallengeReply, Control, Nack, encode_control
 from sync.control import control_type as type_of
-from sync.delta import ExpectUpsert, encode_delta
+from sync.delta import ExpectUpsert, GroupDigest, encode_delta
 from sync.snapshot_wire import (
     SnapshotChunk,
     SnapshotHead,
@@ -42,6 +42,7 @@ DELTAS = [
     encode_delta(replace(UPSERT, entry=RICH)),
     encode_delta(replace(UPSERT, entry=PING6_ENTRY)) + encode_delta(DESTROY),
     encode_delta(replace(UPSERT, entry=SYNPROXIED)),
+    encode_delta(GroupDigest(1, 254, (7, 1 << 63), UPSERT.version)),
 ]
 REFUSAL = struct.pack("=IHHIIi", 36, 2, 0, 1, 77, -17) + struct.pack("=IHHII", 200, 0x100, 0, 1, 0)
 MESSAGES = [bytes.fromhex(golden) for golden in (*GOLDEN, MADE_V4, MADE_V6)] + [REFUSAL]

@@ -94,6 +94,26 @@ class Answers:
         self.theirs.recv(1 << 20)
 
 
+class Sweeping:
+    """What a dump shows, beside a registry."""
+
+    def __init__(self) -> None:
+        self.applying = Applying()
+
+    def __call__(self, data: bytes) -> None:
+        receiver, at = self.applying.receiver, 0
+        receiver.take(GOOD, 0, EPOCH, 1)
+        while at < len(data):
+            try:
+                at, _ = receiver.sweep(data, at, 1 + len(data) % 15)
+            except MalformedMessageError:
+                break
+            for index in range(receiver.batch.messages):
+                receiver.batch.request(index)
+            receiver.batch.clear()
+        receiver.batch.clear()
+
+
 def messages(data: bytes) -> None:
     try:
         _codec.read_events(data)
@@ -136,6 +156,7 @@ NATIVE_TARGETS: dict[str, tuple[str, Target]] = {
     "native_applying": (PAYLOADS, Applying()),
     "native_answers": (MESSAGES, Answers()),
     "native_messages": (MESSAGES, messages),
+    "native_sweeping": (MESSAGES, Sweeping()),
     "native_pump": (MESSAGES, Pumping()),
 }
 """With the name of the corpus that each begins with."""

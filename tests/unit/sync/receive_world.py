@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import random
+import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,14 +28,25 @@ from hafw.flow import (
 from hafw.human import epoch_node
 from sync._codec import Batch, Receiver
 from sync.applier import Applier
+from sync.ctnetlink import parse_dump
 from sync.ctsocket import RequestSocket
-from sync.delta import Delta, Destroy, ExpectDestroy, ExpectUpsert, Upsert, Version, encode_deltas
+from sync.delta import (
+    Delta,
+    Destroy,
+    ExpectDestroy,
+    ExpectUpsert,
+    GroupDigest,
+    Upsert,
+    Version,
+    encode_deltas,
+)
 from sync.flowhash import FlowHash
 from sync.intake import Intake
 from sync.native_registry import NativeRegistry
 from sync.ops import KernelOp
 from sync.registry import Flag, FlowRegistry, Registry
 from sync.replica import TOMBSTONES_MAX, Compared, Hole, ReplicaGroup, ReplicaTable, Superseded
+from tests.unit.sync.flow_strategies import write_attributes, write_message
 from tests.unit.sync.sync_flows import epoch, tcp, udp
 from tests.unit.sync.test_ctnetlink_expect import V4
 
@@ -89,6 +101,7 @@ class World:
         self.intake = Intake(self.table, self.applier, self.receiver)
         self.seen: list[object] = []
         self.taken = 0
+        self.swept = 0
 
     def live(self, payload: bytes, header_epoch: int, sender_id: int) -> None:
         def slow(delta: Delta) -> None:
@@ -114,6 +127,11 @@ class World:
         for part in [None] if deltas is None else [[delta] for delta in deltas]:
             self.taken += self.intake.snapshot(payload, part, header_epoch, group)
             self.intake.flush()  # As in `live`.
+
+    def sweep(self, dump: bytes, group: int) -> None:
+        self.flush()
+        chunk = parse_dump(dump).entries if self.receiver is None else dump
+        self.swept += self.intake.sweep(chunk, group)
 
     def ops(self, ops: list[KernelOp]) -> None:
         self.flush()
@@ -147,7 +165,7 @@ class Both:
             # Repairs come after their batch, and native batches are longer.
             assert sorted(fast.kernel.asked) == sorted(slow.kernel.asked)
         assert slow.kernel.refuse or fast.kernel.asked == slow.kernel.asked
-        assert (fast.seen, fast.taken) == (slow.seen, slow.taken)
+        assert (fast.seen, fast.taken, fast.swept) == (slow.seen, slow.taken, slow.swept)
         assert fast.groups == slow.groups
         assert len(fast.registry) == len(slow.registry)
         assert [fast.registry.get(key) for key in keys] == [slow.registry.get(key) for key in keys]
@@ -217,6 +235,8 @@ class Script:
         rng = self.rng
         stated = rng.choice(EPOCHS) if self.one_in(12) else header_epoch
         version = Version(stated, rng.randrange(3) if self.one_in(10) else 0)
+        if self.foreign and self.one_in(8):
+            return GroupDigest(rng.choice(GROUPS), 128, tuple(range(128)), version)
         if self.foreign and self.one_in(5):
             child = replace(V4, master=rng.choice(MASTERS).key)
             if rng.randrange(3) == 0:
@@ -233,6 +253,12 @@ class Script:
         incarnation = 5 if known is None or rng.randrange(4) else rng.randrange(5, 8)
         self.lives[entry.key] = entry, incarnation
         return Upsert(entry, incarnation, version, refresh=bool(rng.randrange(2)))
+
+    def dump(self) -> bytes:
+        """Entries that the kernel may show, known or not; and the end."""
+        shown = [self.entry() for _ in range(self.rng.choice((0, 5, 100)))]
+        messages = [write_message(0x100, 2, 0, write_attributes(entry)) for entry in shown]
+        return b"".join(messages) + struct.pack("=IHHIIi", 20, 3, 2, 1, 7, 0)
 
     def payload(self, header_epoch: int) -> bytes:
         count = self.rng.choice((1, 3, 8, 40, 90))
@@ -258,18 +284,21 @@ def step(both: Both, script: Script) -> None:
             for world in both.worlds():
                 world.snapshot(payload, header_epoch, number)
         case "await":
+            buckets = frozenset(range(0, 256, 2)) if script.one_in(2) else None
             for world in both.worlds():
-                world.table.await_snapshot(number)
+                world.table.await_snapshot(number, buckets)
         case "begin" if both.slow.groups[number].snapshot:
             for world in both.worlds():
                 world.table.begin_snapshot(number)
         case "end" if both.slow.groups[number].snapshot:
             broken = rng.randrange(3) == 0
+            dump = script.dump()
             for world in both.worlds():
                 if broken:
                     world.table.abort_snapshot(number)
                 else:
                     world.ops(world.table.end_snapshot(number))
+                    world.sweep(dump, number)
                     world.table.snapshot_swept(number)
         case "role":
             stale, active = rng.randrange(3) == 0, script.one_in(8)

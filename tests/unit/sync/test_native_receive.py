@@ -20,7 +20,7 @@ def test_any_course_of_things_ends_alike(seed: int) -> None:
     both = run(seed, 100)
     assert both.fast.receiver is not None
     # Otherwise it would compare the reference with itself.
-    assert both.fast.receiver.taken > both.fast.taken // 8
+    assert both.fast.receiver.taken > 50
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -34,5 +34,5 @@ def test_what_the_kernel_refuses_is_dealt_with_alike(seed: int) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(100, 140))
 def test_many_courses_end_alike(seed: int) -> None:
-    run(seed, 600)
+    assert run(seed, 600).fast.swept
     run(seed, 600, refuse=7, special=False)
