@@ -330,7 +330,9 @@ class Gateway:
             for line in text.splitlines():
                 words = line.split()
                 if words:
-                    lines.add(" ".join([*words[:4], *(w for w in words[5:] if "mark=" not in w)]))
+                    own = ("mark=", "delta-time=")
+                    kept = [word for word in words[5:] if not word.startswith(own)]
+                    lines.add(" ".join([*words[:4], *kept]))
         return lines
 
     def flush(self) -> None:
