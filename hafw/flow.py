@@ -28,6 +28,7 @@ __all__ = [
     "IPS_CONFIRMED",
     "IPS_DST_NAT",
     "IPS_EXPECTED",
+    "IPS_FIXED_TIMEOUT",
     "IPS_SEEN_REPLY",
     "IPS_SEQ_ADJUST",
     "IPS_SRC_NAT",
@@ -74,6 +75,7 @@ IPS_CONFIRMED = 1 << 3
 IPS_SRC_NAT = 1 << 4
 IPS_DST_NAT = 1 << 5
 IPS_SEQ_ADJUST = 1 << 6
+IPS_FIXED_TIMEOUT = 1 << 10
 
 # linux/netfilter/nf_conntrack_tcp.h
 TCP_FLAG_BE_LIBERAL = 0x08

@@ -12,6 +12,7 @@ Replace     EEXIST     as Create: its own old entry was deleted just before
 create,     ENOENT     its master is not here: once more as a flow of its own
 of a child
 expectation ENOENT     the kernel has no such master: counted; the next refresh says both again
+Update      EPERM      replace: its timeout is fixed (GRE)
 Update      ENOSPC     with labels: no rule of this node sets any, entries have no room for them;
                        all else was done
 any         ENOMEM     the table is full: counted, reported, the flow has no replica here
@@ -230,6 +231,8 @@ class Applier:
                 done = self._make([], entry, self._hold_s)
             case Update(entry) if code == errno.EBUSY:
                 done = self._update_as_it_is(entry)
+            case Update(entry) if code == errno.EPERM:
+                done = self._make([entry.key], entry, self._hold_s)
             case Update(entry) if code == errno.ENOSPC and entry.labels is not None:
                 done = True  # ctnetlink_change_conntrack takes labels last.
             case Create() | Replace() | Update() | Pristine():

@@ -18,6 +18,7 @@ from __future__ import annotations
 from hafw.flow import (
     AF_INET,
     AF_INET6,
+    IPPROTO_GRE,
     IPPROTO_ICMP,
     IPPROTO_ICMPV6,
     IPPROTO_SCTP,
@@ -25,6 +26,7 @@ from hafw.flow import (
     IPS_ASSURED,
     IPS_CONFIRMED,
     IPS_EXPECTED,
+    IPS_FIXED_TIMEOUT,
     IPS_SEEN_REPLY,
     SCTP_STATES,
     TCP_FLAG_BE_LIBERAL,
@@ -59,6 +61,10 @@ TIMEOUT_DEFAULT_S = 60
 """A creation needs a timeout (EINVAL); this one if neither the entry nor the caller has any."""
 
 _CREATE_STATUS = IPS_SEEN_REPLY | IPS_ASSURED
+_ALWAYS = {IPPROTO_GRE: IPS_CONFIRMED | IPS_FIXED_TIMEOUT}
+"""Status bits of a creation. nf_conntrack_gre_packet refreshes a flow by timeouts that its own
+first packet has set: an entry of ours has none and would expire with the first packet that it
+carries. So its timeout is fixed: it lives as long as it was given, however many packets come."""
 _H_ZONE = nl.attribute(nl.CTA_ZONE, 2)
 _H_STATUS = nl.attribute(nl.CTA_STATUS, 4)
 _H_TIMEOUT = nl.attribute(nl.CTA_TIMEOUT, 4)
@@ -101,7 +107,7 @@ def build_create(
         _nat(nl.CTA_NAT_DST, reply.src, orig.sport if _has_icmp(orig) else reply.sport, orig),
         _u32(_H_TIMEOUT, timeout_s),
         # Any other bit is refused or silently ignored at creation.
-        _u32(_H_STATUS, entry.status & _CREATE_STATUS | IPS_CONFIRMED),
+        _u32(_H_STATUS, entry.status & _CREATE_STATUS | _ALWAYS.get(orig.proto, IPS_CONFIRMED)),
     ]
     if entry.key.zone:
         parts.append(_u16(_H_ZONE, entry.key.zone))

@@ -18,6 +18,7 @@ cdef enum:
 
 cdef enum:
     STATUS_CREATED = STATUS_SEEN_REPLY | STATUS_ASSURED
+    STATUS_FIXED_TIMEOUT = 1 << 10
     TCPF_LIBERAL = 0x08
     TCPF_MAXACK = 0x20
     TCPF_UPDATE_MASK = 0xD7
@@ -171,7 +172,8 @@ cdef uint32_t write_create(uint8_t* out, const Flow* f, uint32_t hold_s, bint pr
     p = put_nat(p, 6, f, f.rdst, f.rsport if is_icmp(f.proto) else f.rdport)
     p = put_nat(p, 13, f, f.rsrc, f.osport if is_icmp(f.proto) else f.rsport)
     p = attr_32(p, 7, timeout if timeout else TIMEOUT_WITHOUT_ANY)
-    p = attr_32(p, 3, (f.status & STATUS_CREATED) | STATUS_CONFIRMED)
+    p = attr_32(p, 3, (f.status & STATUS_CREATED) | STATUS_CONFIRMED
+                | (STATUS_FIXED_TIMEOUT if f.proto == PROTO_GRE else 0))
     if f.zone:
         p = attr_16(p, 18, f.zone)
     if f.mark:

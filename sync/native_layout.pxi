@@ -12,6 +12,7 @@ cdef enum:
     PROTO_ICMP = 1
     PROTO_TCP = 6
     PROTO_UDP = 17
+    PROTO_GRE = 47
     PROTO_ICMPV6 = 58
     PROTO_SCTP = 132
     STATUS_EXPECTED = 1 << 0

@@ -113,13 +113,23 @@ def test_every_kind_of_state_goes_there_and_back(pair: World) -> None:
     assert gw1.kernel.execute(changes) == [0] * len(held)
     wait_same(pair, len(flows))
     assert {e.sctp for e in gw2.table().values() if e.sctp is not None} == {ENDING}
+    gre = flows[0]
+    marked = gre.mark | 0xFF00
+    assert gw1.kernel.execute([build_update(gre.key, mark=(marked, 0xFFFFFFFF))]) == [0]
+    wait_for("the mark of GRE, whose timeout is fixed", lambda: _mark(gw2, gre.key) == marked)
     pair.lead(2, 2)
     for gateway in pair.gateways:
         gateway.wait_synced()
     wait_same(pair, len(flows))
+    assert gw2.counter("adopt_EPERM") == 0
     assert {mark_owner(entry.mark) for entry in gw1.table().values()} == {2}, "said by gw2"
     gw2.delete(flows)
     wait_same(pair, 0)
+
+
+def _mark(gateway: Gateway, key: FlowKey) -> int:
+    entry = gateway.table().get(key)
+    return 0 if entry is None else entry.mark
 
 
 def test_flows_of_the_node_and_of_other_classes_never_leave_it(pair: World) -> None:

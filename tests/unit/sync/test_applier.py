@@ -65,3 +65,12 @@ def test_labels_that_this_node_has_no_room_for_are_no_missing_replica() -> None:
     one.apply([Update(labelled), Update(udp(2))])
     assert one.counters["update_ENOSPC"] == 2
     assert one.take_refused() == {udp(2).key: errno.ENOSPC}
+
+
+def test_a_replica_whose_timeout_is_fixed_is_replaced() -> None:
+    """GRE: an update says the timeout, and the kernel refuses the whole of it."""
+    kernel = Kernel([errno.EPERM], [0, 0])
+    one = applier(kernel)
+    one.apply([Update(udp(1))])
+    assert kernel.answers == [], "deleted and created in one write"
+    assert one.take_refused() == {}
