@@ -211,7 +211,7 @@ cdef class Receiver:
         slot = self.table.find(h)
         if slot != NULL and slot.hashed & FLAG_TOUCHED:
             return True  # The stream knows better.
-        if slot == NULL and h in self.groups[number].dead:
+        if h in self.groups[number].dead:
             return True
         if not self.is_plain(slot, number) or self.is_watched(h):
             return False

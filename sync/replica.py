@@ -186,10 +186,11 @@ class ReplicaTable:
         verdict = self._authorize(record.group, group, record, delta.version, sender_id)
         if verdict is not None:
             return verdict
+        if group.snapshot:
+            # Also of another life than the one known here: the snapshot may still name it.
+            self._bury(group, delta.key)
         if (record.incarnation, record.contribution) != (delta.incarnation, delta.contribution):
             return self._refuse("destroy_mismatch")
-        if group.snapshot:
-            self._bury(group, delta.key)
         self.forget(delta.key)
         return [Remove(delta.key)]
 
@@ -240,7 +241,7 @@ class ReplicaTable:
             return []
         record = self._registry.get(key)
         touched = record is not None and record.flags & Flag.TOUCHED
-        if touched or (record is None and self._registry.hashes.flow(key) in group.dead):
+        if touched or self._registry.hashes.flow(key) in group.dead:
             return []  # The stream knows better.
         if record is not None and record.group != number:
             self._refuse("snapshot_other_group")

@@ -10,6 +10,9 @@ The checker knows nothing of the code:
 * *exactly once, in order*: per receiver and session, delivered sequence numbers only grow;
 * *no mistaken death*: a DESTROY ends only the life of the tuple that it was meant for;
 * *no stale word*: no kernel write comes from a delta of an older epoch than the node knows;
+* *identity*: what a node keeps of a flow is of the life that the delta was about; one incarnation
+  never has two translations; a life that ended does not come back within the epoch that ended it;
+* *windows*: who forwards again after another did has no entry with windows from before;
 * *convergence*: when the faults stop, every node's kernel holds exactly the holder's flows worth a
   replica, each in its newest state, and no entry whose windows were learnt before another node
   held the group;
@@ -77,6 +80,7 @@ SETTLED_S = 2.0
 TICK_S = 0.004
 SNAPSHOT_CHUNK = 3
 ASSURED, OPENING = 0x0E, 0x08
+TIME_WAIT = 7
 
 
 class CheckFailed(AssertionError):  # noqa: N818 - it is a verdict, not an error
@@ -91,6 +95,7 @@ class Cores:
     table: type[ReplicaTable] = ReplicaTable
     publisher: type[Publisher] = Publisher
     registry: type[Registry] = Registry
+    roles: type[Roles] = Roles
     digests: bool = True
 
 
@@ -108,6 +113,8 @@ class Faults:
     """Replicas that a kernel drops by itself."""
     overrun: float
     """Events that the holder never hears, and knows that there were some."""
+    away: float
+    """A node hears nobody, its own leased included, while others hold the group in turn."""
 
 
 @dataclass
@@ -128,6 +135,8 @@ class Snapshot:
     seq: int
     todo: list[FlowKey] = field(default_factory=list)
     buckets: frozenset[int] | None = None
+    transit: list[tuple[float, Upsert]] = field(default_factory=list)
+    """What the holder has read, and when it arrives."""
 
 
 class Node:
@@ -138,6 +147,7 @@ class Node:
         self.number = number
         self.kernel: dict[FlowKey, Held] = {}
         self.events: list[CtEvent] = []
+        self.away_until = 0.0
         self.start()
 
     def start(self) -> None:
@@ -148,7 +158,7 @@ class Node:
         self.registry = self.world.cores.registry(HASHES)
         self.watch = DigestWatch()
         self.group = ReplicaGroup()
-        self.roles = Roles(self.number, [GROUP])
+        self.roles = self.world.cores.roles(self.number, [GROUP])
         self.table = self.world.cores.table(self.registry, {GROUP: self.group})
         self.publisher = self.world.cores.publisher(self.registry, rng)
         self.stream = self.world.cores.stream(
@@ -159,6 +169,8 @@ class Node:
         self.snapshot: Snapshot | None = None
         self.liberal: set[FlowKey] = set()
         self.wants_epoch = False
+        self.buried: dict[int, int] = {}
+        """Contribution of a life that the stream ended -> the epoch in which it did."""
         self.delivered: dict[tuple[int, int], int] = {}
         self.events.clear()
 
@@ -233,8 +245,11 @@ class Node:
         )  # fmt: skip
         output = own.on_entries([held.entry for held in self.kernel.values()])
         self.write(output.ops)
-        for held in self.kernel.values():
-            held.learnt = self.world.epoch  # Packets flow here now.
+        if epoch == self.world.epoch:
+            # Else it has not heard yet that it holds anew, or no more.
+            self.world.check_windows(self)
+            for held in self.kernel.values():
+                held.learnt = epoch  # Packets flow here now.
         self.publish(output.publications)
         own.finish()
         self.registry.drop_flagged(GROUP, Flag.UNPASSED)
@@ -278,11 +293,12 @@ class Node:
                 self.publish(self.publisher.publish(entry, effect.epoch))
         for delta in deltas:
             seq = self.ring.high_water + 1
+            self.world.check_translation(delta)
             body = encode_deltas([delta])
             self.ring.push(seq, body)
             for peer in self.world.nodes:
                 if peer is not self:
-                    self.world.carry(self.say(peer, self.session, seq, body))
+                    self.world.carry(self.say(peer, self.session, seq, body), self, peer)
 
     def say(self, peer: Node, session: int, seq: int, body: bytes) -> Callable[[], None]:
         number = self.number
@@ -294,7 +310,7 @@ class Node:
         marks = (self.number, self.session, self.ring.high_water, self.ring.low_water)
         for peer in self.world.nodes:
             if peer is not self:
-                self.world.carry(self.show(peer, *marks))
+                self.world.carry(self.show(peer, *marks), self, peer)
 
     def show(
         self, peer: Node, number: int, session: int, high: int, low: int
@@ -315,9 +331,11 @@ class Node:
                     for delta in decode_deltas(body):
                         self.on_delta(delta, sender_id, seq)
                 case SendChallenge(sender_id, nonce):
-                    self.world.carry(self.challenge(self.world.node(sender_id), nonce))
+                    peer = self.world.node(sender_id)
+                    self.world.carry(self.challenge(peer, nonce), self, peer)
                 case SendNack(sender_id, session, ranges):
-                    self.world.carry(self.nack(self.world.node(sender_id), session, ranges))
+                    peer = self.world.node(sender_id)
+                    self.world.carry(self.nack(peer, session, ranges), self, peer)
                 case SessionAccepted(sender_id) | StreamBroken(sender_id):
                     if self.source is not None and self.source[0] == sender_id:
                         self.source = None
@@ -335,7 +353,7 @@ class Node:
                     )
                 )
 
-            self.world.carry(answer)
+            self.world.carry(answer, sender, self)
 
         return ask
 
@@ -351,7 +369,7 @@ class Node:
                 assert body is not None, seq
                 for peer in self.world.nodes if repair.to_all else [self]:
                     if peer is not sender:
-                        self.world.carry(sender.say(peer, session, seq, body))
+                        self.world.carry(sender.say(peer, session, seq, body), sender, peer)
 
         return ask
 
@@ -361,6 +379,8 @@ class Node:
             one = effects[0]
             self.carry_out(self.roles.on_superseded(one.group, one.epoch, one.holder_id))
             effects = self.table.on_delta(delta, sender_id)
+        if isinstance(delta, Destroy) and delta.version.epoch >= self.group.epoch:
+            self.buried[delta.contribution] = delta.version.epoch
         if effects and isinstance(effects[0], Hole) and self.source and seq > self.source[2]:
             self.source = None
         ops: list[KernelOp] = []
@@ -382,6 +402,8 @@ class Node:
                 f"gw{self.number} ended another life of {delta.key}",
             )
         self.write(ops)
+        if isinstance(delta, Upsert) and ops:
+            self.world.check_life(self, delta)
 
     def on_compared(self, result: Compared, seq: int) -> None:
         if self.source is not None:
@@ -415,7 +437,8 @@ class Node:
                 buckets = frozenset(self.watch.differing)
                 if not buckets:
                     return
-            if not holder.ready or not holder.roles.states[GROUP].active:
+            theirs = holder.roles.states[GROUP]
+            if not holder.ready or not theirs.active or theirs.epoch < state.epoch:
                 return
             self.table.await_snapshot(GROUP, buckets)
             if buckets is not None:
@@ -440,9 +463,16 @@ class Node:
             meant = snapshot.buckets
             if meant is not None and bucket_of(HASHES.flow(key)) not in meant:
                 continue
+            late = self.world.rng.uniform(0.0, 0.0 if self.world.calm else 0.03)
             delta = Upsert(held.entry, record.incarnation, record.version, True)
-            self.write(self.table.on_snapshot_entry(delta, GROUP))
-        if snapshot.todo:
+            snapshot.transit.append((self.world.now + late, delta))
+        while snapshot.transit and snapshot.transit[0][0] <= self.world.now:
+            delta = snapshot.transit.pop(0)[1]
+            ops = self.table.on_snapshot_entry(delta, GROUP)
+            self.write(ops)
+            if ops:
+                self.world.check_life(self, delta)
+        if snapshot.todo or snapshot.transit:
             return
         self.write(self.table.end_snapshot(GROUP))
         for held in list(self.kernel.values()):
@@ -475,6 +505,7 @@ class SimWorld:
             hand_on=rng.choice((0.0, 0.003)),
             vanish=rng.choice((0.0, 0.01)),
             overrun=rng.choice((0.0, 0.01)),
+            away=rng.choice((0.0, 0.003)),
         )
         self.calm = False
         self.now = 0.0
@@ -484,6 +515,8 @@ class SimWorld:
         self.holder = 1
         self.epoch = make_epoch(1, 1, 1)
         self.contiguous = False
+        self.holders = [(self.epoch, self.holder)]
+        self.translations: dict[tuple[FlowKey, int], Tuple] = {}
         self.count = nodes
         self.nodes = [Node(self, number) for number in range(1, nodes + 1)]
         self.known_since: dict[int, float] = {}
@@ -497,9 +530,11 @@ class SimWorld:
 
     # -- the network
 
-    def carry(self, arrive: Callable[[], None]) -> None:
+    def carry(self, arrive: Callable[[], None], sender: Node, to: Node) -> None:
         """Two links: each may lose, delay (and so reorder) or double a datagram."""
         rng, faults = self.rng, self.faults
+        if not self.calm and self.now < max(sender.away_until, to.away_until):
+            return
         for _ in range(2):
             if not self.calm and rng.random() < faults.loss:
                 continue
@@ -546,7 +581,7 @@ class SimWorld:
 
     def _tell_roles(self) -> None:
         for node in self.nodes:
-            if not self.calm and self.rng.random() < 0.3:
+            if not self.calm and (self.now < node.away_until or self.rng.random() < 0.3):
                 continue  # Late by one more beat.
             active = node.number == self.holder
             node.hear_role(
@@ -563,6 +598,17 @@ class SimWorld:
         self.counter += 1
         self.holder = number
         self.epoch = make_epoch(1, self.counter, number)
+        self.holders.append((self.epoch, number))
+
+    def _send_away(self, node: Node) -> None:
+        """Others hold the group meanwhile, the one after the other, and perhaps it again."""
+        node.away_until = self.now + self.rng.choice((0.1, 0.3))
+        others = [other.number for other in self.nodes if other is not node]
+        self._claim(self.rng.choice(others))
+        then = self.rng.choice((*others, node.number))
+        self._count += 1
+        self._queue.append((self.now + 0.09, self._count, lambda: self._claim(then)))
+        heapq.heapify(self._queue)
 
     def _turbulence(self) -> None:
         rng, faults = self.rng, self.faults
@@ -570,6 +616,8 @@ class SimWorld:
             rng.choice(self.nodes).start()
         if rng.random() < faults.hand_on:
             self._claim(rng.choice(self.nodes).number)
+        if rng.random() < faults.away:
+            self._send_away(rng.choice(self.nodes))
         if rng.random() < faults.vanish:
             rng.choice(self.nodes).lose_a_replica()
         holder = self.node(self.holder)
@@ -589,13 +637,15 @@ class SimWorld:
         key = FlowKey(0, orig)
         held = holder.kernel.get(key)
         if held is None:
-            # Each life of a tuple has another translation: mixing two lives up shows.
-            reply = replace(
-                inverse(orig), dst=bytes([198, 51, 100, 254]), dport=rng.getrandbits(16)
-            )
-            tcp = TcpState(1, 0x23, 0, 7, 7) if proto == IPPROTO_TCP else None
-            mark = hafw_mark(GROUP, holder.number, holder.number)
-            holder.happen(EventKind.NEW, FlowEntry(key, reply, OPENING, 60, mark, tcp))
+            holder.happen(EventKind.NEW, self._born(key, holder))
+        elif held.entry.tcp is not None and held.entry.tcp.state >= TIME_WAIT:
+            # nf_conntrack_proto_tcp.c: a SYN in TIME_WAIT starts afresh.
+            holder.happen(EventKind.DESTROY, held.entry)
+            born = self._born(key, holder)
+            holder.happen(EventKind.NEW, born)
+            if rng.random() < 0.5 and born.tcp is not None:
+                opened = replace(born, status=ASSURED, tcp=replace(born.tcp, state=3))
+                holder.happen(EventKind.UPDATE, opened)
         elif rng.random() < 0.3:
             holder.happen(EventKind.DESTROY, held.entry)
         else:
@@ -605,7 +655,47 @@ class SimWorld:
                 tcp = replace(tcp, state=max(3, min(tcp.state + rng.randrange(2), 8)))
             holder.happen(EventKind.UPDATE, replace(entry, status=ASSURED, tcp=tcp))
 
+    def _born(self, key: FlowKey, holder: Node) -> FlowEntry:
+        """Each life of a tuple has another translation: mixing two lives up shows."""
+        port = self.rng.getrandbits(16)
+        reply = replace(inverse(key.orig), dst=bytes([198, 51, 100, 254]), dport=port)
+        tcp = TcpState(1, 0x23, 0, 7, 7) if key.orig.proto == IPPROTO_TCP else None
+        mark = hafw_mark(GROUP, holder.number, holder.number)
+        return FlowEntry(key, reply, OPENING, 60, mark, tcp)
+
     # -- the checker
+
+    def check_life(self, node: Node, delta: Upsert) -> None:
+        """What `node` has just been told and wrote."""
+        record = node.registry.get(delta.entry.key)
+        life = HASHES.contribution(delta.entry, delta.incarnation)
+        self.check(
+            record is not None
+            and (record.incarnation, record.contribution) == (delta.incarnation, life),
+            f"gw{node.number} keeps another life of {delta.entry.key} than it was told of",
+        )
+        self.check(
+            node.buried.get(life, 0) < delta.version.epoch,
+            f"gw{node.number} revives {delta.entry.key}",
+        )
+
+    def check_translation(self, delta: Delta) -> None:
+        if isinstance(delta, Upsert):
+            said = delta.entry.key, delta.incarnation
+            known = self.translations.setdefault(said, delta.entry.reply)
+            self.check(
+                known == delta.entry.reply, f"{delta.entry.key} has two translations in one life"
+            )
+
+    def check_windows(self, node: Node) -> None:
+        """`node` begins to forward: what it has learnt of a flow's windows is still true."""
+        for held in node.kernel.values():
+            if held.learnt and held.entry.tcp is not None and publishable(held.entry):
+                between = [who for epoch, who in self.holders if epoch > held.learnt]
+                self.check(
+                    all(who == node.number for who in between),
+                    f"gw{node.number} forwards {held.entry.key} again with its windows of before",
+                )
 
     def _converged(self) -> None:
         holder = self.node(self.holder)

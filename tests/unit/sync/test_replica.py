@@ -120,6 +120,19 @@ def test_another_life_replaces(bench: Bench) -> None:
     assert bench.destroy(reborn(udp()), incarnation=6) == [Remove(udp().key)]
 
 
+def test_a_life_that_ended_unknown_is_not_revived_by_a_snapshot(bench: Bench) -> None:
+    """The snapshot's word of it was on its way when the stream ended it; what was known of the
+    tuple was a life before."""
+    bench.upsert(udp(), incarnation=5)
+    bench.table.await_snapshot(GROUP)
+    bench.table.begin_snapshot(GROUP)
+    assert bench.destroy(reborn(udp()), incarnation=6) == []
+    late = Upsert(reborn(udp()), 6, Version(E1, 0), True)
+    assert bench.table.on_snapshot_entry(late, GROUP) == []
+    assert bench.table.end_snapshot(GROUP) == []
+    assert bench.table.is_orphan(udp(), GROUP), "and the life before is swept"
+
+
 def test_a_destroy_must_match_the_contribution_too(bench: Bench) -> None:
     bench.upsert(udp())
     assert bench.destroy(udp(), stored=1) == []
