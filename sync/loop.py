@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import math
+import socket
 import sys
 import time
 from collections import Counter
@@ -58,6 +59,7 @@ DRAIN_POSITION_S = 0.02
 IDLE_S_MAX = 0.1
 COLLECT_OBJECTS_MAX = 20_000
 """Objects since the last collection that may be looked through within a turn."""
+JUDGE_EVERY_S = 0.001  # Whether this node is synced is judged anew no more often.
 APPLIED_NEWS_S = 0.005
 """A new applied position is told to leased at once, but not more often than this."""
 
@@ -101,7 +103,7 @@ class Syncd:
         self._beacon_s = config.sync.beacon_ms / 1e3
         self._beacon_at = 0.0
         self._told: SyncBeacon | None = None
-        self._told_at = 0.0
+        self._told_at = self._judged_at = 0.0
         self._second_at = 0.0
         self._reasons: dict[int, str] = {}
 
@@ -134,20 +136,27 @@ class Syncd:
     def _turn(self) -> None:
         now = time.monotonic()
         self._watch_sockets()
-        self._poller.poll(self._wait_ms(now))
-        self._parts.waker.clear()
+        # Only what has something to say is asked: at many turns a second asking is what costs.
+        ready = {ready for ready, _ in self._poller.poll(self._wait_ms(now))}
+        if self._parts.waker.fileno() in ready:
+            self._parts.waker.clear()
         if self._reloading:
             self._reload_keys()
         self._beacons()
-        for message, sender in self._bus.receive():
+        for message, sender in self._bus.receive() if self._bus.socket.fileno() in ready else ():
             self._on_local(message, sender)
-        self._receive(time.monotonic() + RECEIVE_SLICE_S)
+        heard = [sock for sock in self._transport.sockets() if sock.fileno() in ready]
+        self._receive(heard, time.monotonic() + RECEIVE_SLICE_S)
         self._beacons()
-        self._read_events()
+        if self._events.fileno() in ready:
+            self._read_events()
+        else:
+            self._holder.on_drained()
         self._outbox.flush()
         self._beacons()
         now = time.monotonic()
-        self._server.on_readable(now=now)
+        if not ready.isdisjoint(self._server.sockets):
+            self._server.on_readable(now=now)
         self._server.work(now=now)
         self._follower.work(now=now)
         self._beacons()
@@ -267,9 +276,8 @@ class Syncd:
 
     # -- peers
 
-    def _receive(self, until: float) -> bool:
+    def _receive(self, sockets: list[socket.socket], until: float) -> bool:
         """Datagrams, round robin over the sockets; True if some may be left at `until`."""
-        sockets = self._transport.sockets()
         now = time.monotonic()
         found = True
         while found and sockets:
@@ -296,7 +304,8 @@ class Syncd:
     def _drain_peers(self) -> None:
         """Before this node speaks for a group: apply what its holder had sent."""
         until = time.monotonic() + DRAIN_BEFORE_HOLDING_S
-        while self._receive(time.monotonic() + RECEIVE_SLICE_S):
+        sockets = self._transport.sockets()
+        while self._receive(sockets, time.monotonic() + RECEIVE_SLICE_S):
             self._beacons()
             if time.monotonic() >= until:
                 self._counters["drain_before_holding_cut"] += 1
@@ -331,6 +340,9 @@ class Syncd:
             epochs = {n: s.epoch for n, s in self._roles.states.items() if s.epoch}
             self._outbox.beacon(epochs, self._inbox.acks(now=now), self._parts.ring.fingerprints)
             self._on_roles(self._roles.tick(now=now))
+        if not due and now - self._judged_at < JUDGE_EVERY_S:
+            return
+        self._judged_at = now
         news = self._reporter.beacon(now=now)
         told = self._told
         changed = told is None or (news.synced, news.reasons) != (told.synced, told.reasons)
