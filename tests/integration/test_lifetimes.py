@@ -21,7 +21,7 @@ from tests.integration.test_flows_survive import broken, opened
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
-SHORT = Timers(udp_s=2, hold_s=3, refresh_s=1)
+SHORT = Timers(udp_s=8, hold_s=4, refresh_s=1)
 
 
 def udp(world: HelperWorld, number: int) -> list[FlowEntry]:
@@ -70,7 +70,7 @@ def test_steady_udp_for_ten_minutes_survives_its_owner() -> None:
 
 def test_silent_flows_of_a_dead_owner_end_as_the_kernel_ends_them() -> None:
     """Adopted by the next holder, they have the kernel's timeout and not the hold any more."""
-    timers = replace(SHORT, hold_s=900, refresh_s=300)
+    timers = Timers(udp_s=3, hold_s=900, refresh_s=300)
     with helper_world(timers=timers) as world, ExitStack() as stack:
         flows = opened(world, stack, [OneWayUdp, TwoWayUdp])
         world.replicated()
@@ -78,7 +78,7 @@ def test_silent_flows_of_a_dead_owner_end_as_the_kernel_ends_them() -> None:
         assert len(before) == len(flows)
         assert min(entry.timeout_s or 0 for entry in before) > 800
         world.power_cut()
-        wait_for("adopted", lambda: all(left(e) <= 2 for e in udp(world, 2)), 5)
+        wait_for("adopted", lambda: all(left(e) <= 3 for e in udp(world, 2)), 5)
         wait_for(lambda: f"they end: {udp(world, 2)}", lambda: not udp(world, 2), 10)
 
 
