@@ -33,6 +33,8 @@ class Held:
     want_take: bool = False
     want_repair: bool = False
     want_refresh: bool = False
+    says_all: bool = False
+    """The pass under way says every flow, also what the peers know."""
     recovering: bool = False
     overrun: bool = False
     ready: bool = False

@@ -293,7 +293,9 @@ class Holder:
             self._ports.send_to_leased(NewEpochRequest(group, held.epoch, reason))
 
     def _begin(self, group: int, held: Held, now: float) -> None:
-        refresh = held.want_refresh and not (held.want_take or held.want_repair)
+        # A take-over says all, also under an epoch in which all was said: the pause before it may
+        # have swallowed a refresh.
+        held.says_all = held.want_refresh or held.want_take
         kind = "take" if held.want_take else "repair" if held.want_repair else "refresh"
         held.progress = PassProgress(kind, self._registry.count(group), now)
         held.own_pass = OwnPass(
@@ -305,11 +307,11 @@ class Holder:
             publisher=self._publisher,
             timeouts_s=self._timeouts_s,
             liberal=held.liberal.add,
-            refresh=held.want_refresh,
+            refresh=held.says_all,
         )
         held.dump = self._ports.start_dump(group)
         held.want_take = held.want_repair = held.want_refresh = False
-        self.counters["passes_refresh" if refresh else "passes_take"] += 1
+        self.counters["passes_refresh" if kind == "refresh" else "passes_take"] += 1
 
     def _step(self, group: int, held: Held, now: float) -> None:
         """A few chunks, at the pass's pace."""
@@ -367,7 +369,8 @@ class Holder:
         if held.progress is not None:
             held.progress.end(now=now)
         held.overrun = held.want_repair
-        held.refresh_at = now + self._refresh_s
+        if held.says_all:
+            held.refresh_at = now + self._refresh_s
         held.digest_at = now
         self._groups[group].suspect = False
         self._ports.note_clean(group, held.epoch)

@@ -57,6 +57,25 @@ def test_steady_udp_outlives_its_hold_and_then_its_owner() -> None:
 
 
 @pytest.mark.long
+def test_a_holder_whose_role_comes_and_goes_refreshes_all_the_same() -> None:
+    """leased falls silent for a moment, again and again, always before a refresh is due."""
+    timers = Timers(udp_s=7, hold_s=7, refresh_s=7)
+    with helper_world(timers=timers) as world, ExitStack() as stack:
+        flows = opened(world, stack, [OneWayUdp, TwoWayUdp])
+        world.replicated()
+        first, until = world.cluster[1], time.monotonic() + 2 * timers.hold_s
+        while time.monotonic() < until:
+            silences = first.counter("role_leased_silent")
+            first.say(None)
+            wait_for("silence", lambda: first.counter("role_leased_silent") > silences)  # noqa: B023
+            first.hold(1, contiguous=True)
+            first.wait_synced()
+            assert broken(flows) == {}
+            assert len(udp(world, 2)) == len(flows)
+        assert world.cluster[2].counter("replicas_expired") == 0
+
+
+@pytest.mark.long
 def test_without_refresh_its_replicas_expire() -> None:
     assert survives(replace(SHORT, refresh_s=1000), 2 * SHORT.hold_s, 0.3) > 0
 
