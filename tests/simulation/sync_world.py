@@ -514,7 +514,7 @@ class SimWorld:
         self.counter = 1
         self.holder = 1
         self.epoch = make_epoch(1, 1, 1)
-        self.contiguous = False
+        self.contiguous = self.told = False
         self.holders = [(self.epoch, self.holder)]
         self.translations: dict[tuple[FlowKey, int], Tuple] = {}
         self.count = nodes
@@ -584,6 +584,7 @@ class SimWorld:
             if not self.calm and (self.now < node.away_until or self.rng.random() < 0.3):
                 continue  # Late by one more beat.
             active = node.number == self.holder
+            self.told = self.told or active
             node.hear_role(
                 RoleChange(GROUP, active, self.epoch, self.holder, active and self.contiguous)
             )
@@ -594,7 +595,10 @@ class SimWorld:
             self._claim(self.holder)
 
     def _claim(self, number: int) -> None:
-        self.contiguous = number == self.holder
+        # cluster/proposer.py: an epoch that was never opened is no reason to call the next one
+        # contiguous, unless it was contiguous itself.
+        self.contiguous = number == self.holder and (self.contiguous or self.told)
+        self.told = False
         self.counter += 1
         self.holder = number
         self.epoch = make_epoch(1, self.counter, number)
