@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import secrets
+from collections.abc import Callable, Collection
+from functools import partial
 from random import SystemRandom
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -18,7 +20,15 @@ from sync.replica import TOMBSTONES_MAX, ReplicaGroup
 if TYPE_CHECKING:
     from sync._codec import EventPump, Receiver
 
-__all__ = ["CODEC_VARIABLE", "codec_name", "load", "make_pump", "make_receiver", "make_registry"]
+__all__ = [
+    "CODEC_VARIABLE",
+    "codec_name",
+    "load",
+    "make_plain",
+    "make_pump",
+    "make_receiver",
+    "make_registry",
+]
 
 CODEC_VARIABLE = "HAFW_CODEC"
 """``reference`` in the environment forces the reference."""
@@ -83,3 +93,16 @@ def make_receiver(
 
     assert isinstance(registry, NativeRegistry)
     return Receiver(registry.table, groups, hold_s, TOMBSTONES_MAX)
+
+
+def make_plain(
+    registry: FlowRegistry,
+) -> Callable[[bytes, int, Collection[int]], tuple[bytes, int, list[bytes]]] | None:
+    """What `Serving.plain` is to be; None for a registry of Python objects."""
+    if load()[0] is None:
+        return None
+    from sync._codec import serve_dump
+    from sync.native_registry import NativeRegistry
+
+    assert isinstance(registry, NativeRegistry)
+    return partial(serve_dump, registry.table)

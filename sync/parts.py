@@ -108,7 +108,7 @@ class Parts:
             ports=FollowerPorts(
                 superseded,
                 self._start_dump,
-                self._start_sweep,
+                self._start_raw,
                 lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
             ),
             receiver=self._receiver,
@@ -175,7 +175,13 @@ class Parts:
             addresses=addresses[node_name],
             port=port,
             registry=self.registry,
-            serving=Serving(self._serve_from, self._start_dump, self._position, self.holder.doubt),
+            serving=Serving(
+                self._serve_from,
+                self._start_raw,
+                self._position,
+                self.holder.doubt,
+                native.make_plain(self.registry),
+            ),
         )
 
     def _new_sealer(self) -> Sealer:
@@ -280,7 +286,7 @@ class Parts:
         self.outbox.flush()
         return self.outbox.position
 
-    def _start_sweep(self, number: int) -> Dumper:
+    def _start_raw(self, number: int) -> Dumper:
         return Dumper(
             number << GROUP_SHIFT, GROUP_MASK, self.waker,
             avoid_cpu=self._lease_cpu, raw=self._receiver is not None,

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import msgspec
@@ -38,6 +38,7 @@ import zmq
 
 from hafw.flow import Expectation, FlowEntry, FlowKey
 from hafw.keyring import Keyring
+from sync.ctnetlink import parse_dump
 from sync.curve import client_keys, curve_keys
 from sync.delta import Delta, ExpectUpsert, Upsert, encode_delta
 from sync.dumper import Dumper
@@ -77,6 +78,9 @@ class Serving:
     dump: Callable[[int], Dumper]
     position: Callable[[], int]
     doubt: Callable[[int], None]
+    plain: Callable[[bytes, int, Collection[int]], tuple[bytes, int, list[bytes]]] | None = None
+    """If dumps are raw: of a chunk, an epoch and buckets, the deltas of what is plain, how many,
+    and the messages of the rest."""
 
 
 @dataclass(slots=True)
@@ -285,9 +289,9 @@ class SnapshotServer:
         return None
 
     def _step(self, node_id: int, job: _Job) -> None:
-        entries = job.dumper.take()
-        if entries is not None:
-            self._send_chunk(job, self._joined(job, entries))
+        chunk = job.dumper.take_any()
+        if chunk is not None:
+            self._send_joined(job, chunk)
         elif job.dumper.error is not None:
             self.counters["snapshot_dump_failed"] += 1
             self._refuse(job.identity, job.request, str(job.dumper.error))
@@ -297,16 +301,26 @@ class SnapshotServer:
                 expected = [self._join_expectation(job, e) for e in job.dumper.expectations]
                 job.late = [*job.children, *(delta for delta in expected if delta is not None)]
             if job.late:
-                chunk, job.late = job.late[:LATE_PER_CHUNK], job.late[LATE_PER_CHUNK:]
-                self._send_chunk(job, chunk)
+                late, job.late = job.late[:LATE_PER_CHUNK], job.late[LATE_PER_CHUNK:]
+                self._send_chunk(job, late)
             else:
                 position = self._serving.position()
                 job.ended = SnapshotEnd(job.request, job.sent, job.flows, position)
                 self._say(job, job.ended)
 
-    def _send_chunk(self, job: _Job, deltas: list[Delta]) -> None:
+    def _send_joined(self, job: _Job, chunk: list[FlowEntry] | bytes) -> None:
+        plain, flows = b"", 0
+        if isinstance(chunk, bytes):
+            assert self._serving.plain is not None, "a raw dump, and nothing that reads it"
+            plain, flows, rest = self._serving.plain(chunk, job.epoch, job.buckets)
+            chunk = parse_dump(b"".join(rest)).entries
+        job.flows += flows
+        self._send_chunk(job, self._joined(job, chunk), plain)
+
+    def _send_chunk(self, job: _Job, deltas: list[Delta], plain: bytes = b"") -> None:
         job.flows += sum(isinstance(delta, Upsert) for delta in deltas)
-        payload = b"".join(encode_delta(delta, header_epoch=job.epoch) for delta in deltas)
+        said = [encode_delta(delta, header_epoch=job.epoch) for delta in deltas]
+        payload = b"".join((plain, *said))
         chunk = SnapshotChunk(job.request, job.sent, payload)
         job.unacknowledged.append(chunk)
         job.sent += 1
