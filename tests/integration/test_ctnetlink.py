@@ -20,6 +20,7 @@ from hafw.errors import KernelError
 from hafw.flow import (
     AF_INET,
     AF_INET6,
+    IPS_FIXED_TIMEOUT,
     FlowEntry,
     FlowKey,
     SeqAdj,
@@ -172,6 +173,7 @@ def test_a_created_entry_is_what_was_asked_for(
     wanted = KERNEL_STATUS_SENT | BOTH_DONE
     wanted |= SNAT_BIT if nat in ("snat", "both") else 0
     wanted |= DNAT_BIT if nat in ("dnat", "both") else 0
+    wanted |= IPS_FIXED_TIMEOUT if proto == GRE else 0
     assert status == wanted, f"{status:#x}, expected {wanted:#x}"
 
     got = requests.get(entry.key)
