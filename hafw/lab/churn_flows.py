@@ -172,9 +172,13 @@ def _forward(entry: FlowEntry, rng: Random) -> Change:
         sctp = replace(sctp, state=state)
     elif entry.key.orig.proto == _SCTP:
         sctp = SctpState(_SCTP_ESTABLISHED, rng.getrandbits(32), rng.getrandbits(32))
-    after = replace(entry, tcp=tcp, sctp=sctp, status=status, timeout_s=LONG_S)
+    # `build_create` fixes the timeout of GRE: the kernel refuses another one (EPERM).
+    timeout_s = None if entry.key.orig.proto == _GRE else LONG_S
+    after = replace(
+        entry, tcp=tcp, sctp=sctp, status=status, timeout_s=timeout_s or entry.timeout_s
+    )
     message = build_update(
-        entry.key, status=status, timeout_s=LONG_S, tcp=tcp, tcp_flags_mask=0xFF, sctp=sctp
+        entry.key, status=status, timeout_s=timeout_s, tcp=tcp, tcp_flags_mask=0xFF, sctp=sctp
     )
     return Change(message, after)
 

@@ -57,7 +57,8 @@ def test_a_cut_link_costs_no_more_than_what_was_in_flight(world: World) -> None:
     assert (gw2.counter("snapshots_asked"), gw2.counter("snapshots_done")) == (asked, 1)
     assert (gw2.counter("snapshots_resumed"), gw1.counter("snapshots_resumed")) == (1, 1)
     again, sent = gw1.counter("snapshot_chunks_again"), gw1.counter("snapshot_chunks_sent")
-    assert 0 < again <= CHUNKS_IN_FLIGHT < sent // 2
+    # None at all if what was in flight had reached the other end when the link was cut.
+    assert again <= CHUNKS_IN_FLIGHT < sent // 2
     assert gw2.counter("snapshot_entries") == FLOWS, "none was applied twice"
 
 
