@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,14 @@ pytestmark = pytest.mark.integration
 FLOWS = 6_000
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+@contextmanager
+def fetching(tmp_path: Path, *, misses: str = "") -> Iterator[World]:
     """gw1 holds the group with many flows; gw2 will fetch them slowly."""
     with syncd_world(tmp_path) as world:
         gw1, gw2 = world.gateways
         gw2.program = "tests.integration.deaf_syncd"
         gw2.environment["HAFW_TEST_CHUNK_S"] = "0.02"
+        gw2.environment["HAFW_TEST_MISSES"] = misses
         flows = mixed(FLOWS)
         for start in range(0, FLOWS, 500):
             gw1.put(flows[start : start + 500])
@@ -33,6 +35,12 @@ def world(tmp_path: Path) -> Iterator[World]:
         assert gw1.role is not None
         gw2.start()
         gw2.follow(2, 1)
+        yield world
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with fetching(tmp_path) as world:
         yield world
 
 
@@ -57,9 +65,20 @@ def test_a_cut_link_costs_no_more_than_what_was_in_flight(world: World) -> None:
     assert (gw2.counter("snapshots_asked"), gw2.counter("snapshots_done")) == (asked, 1)
     assert (gw2.counter("snapshots_resumed"), gw1.counter("snapshots_resumed")) == (1, 1)
     again, sent = gw1.counter("snapshot_chunks_again"), gw1.counter("snapshot_chunks_sent")
-    # None at all if what was in flight had reached the other end when the link was cut.
+    # None at all if what was in flight had reached the other end when the link was cut: below.
     assert again <= CHUNKS_IN_FLIGHT < sent // 2
     assert gw2.counter("snapshot_entries") == FLOWS, "none was applied twice"
+
+
+def test_what_was_in_flight_and_lost_is_sent_again(tmp_path: Path) -> None:
+    with fetching(tmp_path, misses="flight") as world:
+        gw1, gw2 = world.gateways
+        gw2.wait_synced(40)
+        world.wait_equal(1, 2)
+        assert len(gw2.table()) == FLOWS
+        assert (gw2.counter("snapshots_resumed"), gw1.counter("snapshots_resumed")) == (1, 1)
+        assert gw1.counter("snapshot_chunks_again") == CHUNKS_IN_FLIGHT
+        assert gw2.counter("snapshot_entries") == FLOWS, "none was applied twice"
 
 
 def test_a_server_that_knows_the_request_no_more_is_asked_anew(world: World) -> None:
