@@ -85,6 +85,13 @@ def accept(ring: Keyring, source: Keyring) -> Keyring:
             f"nothing to accept: this node has the keys of that file already ({_ids(source)})"
         )
     if ring.seals not in source.by_id:
+        if not 0 < (_newest(source) - _newest(ring)) % KEY_IDS < KEY_IDS // 2:
+            # With them this node would be back at a key that was dropped, and cut off.
+            raise RefusedError(
+                f"that file is older ({_ids(source)}) than this node's keys ({_ids(ring)}): "
+                "nothing was changed. It is the other gateway that missed a rotation: bring this "
+                "node's key folder there, and on it: hafwctl key rotate accept"
+            )
         return source  # Nobody opens what this node seals.
     if source.by_id[ring.seals] != ring.sealing.key:
         raise RefusedError(f"that file has another key {ring.seals} than this node")
@@ -169,6 +176,10 @@ def abort(ring: Keyring, peers: Collection[Peer], without: Collection[str] = ())
             f"what was sealed with the new key may still be asked for: again in {early:.0f} s"
         )
     return replace(ring, keys=(old,))
+
+
+def _newest(ring: Keyring) -> int:
+    return ring.seals if ring.other is None else _new(ring).id
 
 
 def _new(ring: Keyring) -> RingKey:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 import pytest
@@ -172,6 +173,20 @@ def test_a_peer_that_is_away_may_be_left_behind_and_gets_back_in() -> None:
     alone = finish(sealing, [away], ["gw2"])
     assert accept(old, alone) == alone
     assert accept(old, sealing) == both, "not sealing yet: its own switch decides that"
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 255, 256, 257])
+def test_the_keys_of_one_that_missed_a_rotation_go_nowhere(rounds: int) -> None:
+    world = World(2)
+    for _ in range(rounds - 1):
+        world.rotate()
+    behind = world.rings["gw2"]
+    world.rotate()
+    ahead = world.rings["gw1"]
+    both = begin(ahead, b"n" * 32, "")
+    for ring in (ahead, both, replace(both, seals=both.keys[1].id)):
+        assert "that file is older" in refusal(partial(accept, ring, behind))
+    assert accept(behind, ahead) == ahead
 
 
 def test_a_key_of_the_same_id_is_not_the_same_key() -> None:
