@@ -11,6 +11,7 @@ pointers.
 include "native_layout.pxi"
 include "native_hash.pxi"
 include "native_slots.pxi"
+include "native_crypto.pxi"
 include "native_table.pxi"
 include "native_decode.pxi"
 include "native_build.pxi"
