@@ -109,6 +109,8 @@ class Inbox:
         self.peer_keys = PeerKeys()
         self.beacon_at: dict[int, float] = {}
         """When a peer's last authentic beacon of an accepted session came."""
+        self.epochs: dict[int, int] = {}
+        """Group -> the newest epoch that any peer's beacon named."""
         self._applied: dict[int, tuple[int, int, float]] = {}
         """Sender -> session, seq, since when; beside it what of that was confirmed."""
         self._confirmed: dict[int, tuple[int, int, float]] = {}
@@ -189,6 +191,8 @@ class Inbox:
                         return []
                     self.beacon_at[sender_id] = now
                     self._boots[sender_id] = control.boot
+                    for group, epoch in control.epochs.items():
+                        self.epochs[group] = max(epoch, self.epochs.get(group, 0))
                     self.peer_keys.on_beacon(sender_id, header.key_id, control.keys, now)
                     self._on_ack(sender_id, control.acks.get(self._node_id), now)
                 effects = self.stream.on_beacon(

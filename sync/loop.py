@@ -343,6 +343,8 @@ class Syncd:
         if not due and now - self._judged_at < JUDGE_EVERY_S:
             return
         self._judged_at = now
+        if effects := self._roles.on_told(self._inbox.epochs):
+            self._on_roles(effects)
         news = self._reporter.beacon(now=now)
         told = self._told
         changed = told is None or (news.synced, news.reasons) != (told.synced, told.reasons)
@@ -384,12 +386,8 @@ class Syncd:
         counters = self._counters.copy()
         for part in self._parts.counters():
             counters.update(part)
-        alarms = [
-            *([self._key_problem] if self._key_problem else []),
-            *self._parts.problems,
-            *self._transport.problems(),
-            *self._server_problems,
-        ]
+        alarms = [self._key_problem] if self._key_problem else []
+        alarms += [*self._parts.problems, *self._transport.problems(), *self._server_problems]
         return self._reporter.status(
             session=self._outbox.session,
             seq=self._outbox.position,

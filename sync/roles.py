@@ -1,9 +1,10 @@
 """Who holds each group, as this node knows it, and what follows when that changes. Pure.
 
-Two sources: leased's `RoleChange` (repeated every 100 ms) and a peer's delta of a newer epoch,
-which proves that a lease ended even before leased says so. Epochs only grow: an older word is
-ignored. *dirty* means that this kernel has forwarded the group's packets, so that its windows go
-stale as soon as another node holds the group.
+Three sources: leased's `RoleChange` (repeated every 100 ms); a peer's delta of a newer epoch,
+which proves that a lease ended even before leased says so; and the newest epoch that a peer's
+beacon names, which proves the same to a node whose links have just come back. Epochs only grow:
+an older word is ignored. *dirty* means that this kernel has forwarded the group's packets, so that
+its windows go stale as soon as another node holds the group.
 
 ::
 
@@ -16,8 +17,10 @@ stale as soon as another node holds the group.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hafw.human import epoch_node
 from hafw.messages import RoleChange
 
 __all__ = [
@@ -123,6 +126,18 @@ class Roles:
             return []
         self.counters["role_superseded"] += 1
         return self._follow(s, group, epoch, holder_id, known=s.known)
+
+    def on_told(self, epochs: Mapping[int, int]) -> list[RoleEffect]:
+        """Group -> the newest epoch that any peer knows. Under it its node has held the group;
+        whether that lives still, leased will say."""
+        effects: list[RoleEffect] = []
+        for group, epoch in epochs.items():
+            s, node = self.states.get(group), epoch_node(epoch)
+            if s is not None and s.known and epoch > s.epoch and node != self._node_id:
+                self.counters["role_told_newer"] += 1
+                effects += self._follow(s, group, epoch, node, known=True)
+                s.holder_id = 0
+        return effects
 
     def tick(self, *, now: float) -> list[RoleEffect]:
         effects: list[RoleEffect] = []

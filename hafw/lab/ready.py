@@ -54,6 +54,7 @@ def _group(
     if not with_sync:
         return []
     heard = {peer.node_id: peer for peer in leased[active[0]].peers}
+    holder_id = config.nodes[active[0]].id
     missing = []
     for node in group.order:
         if node in active or node not in syncd:
@@ -62,6 +63,10 @@ def _group(
         if own is None or not own.synced:
             reason = own.reason if own is not None else "it does not know the group"
             missing.append(f"group {name}: {node} is not synced ({reason})")
+            continue
+        if own.holder_id != holder_id:
+            # After a cut a node is synced with what it knew before, until it hears who holds.
+            missing.append(f"group {name}: {node} has not heard that {active[0]} is ACTIVE")
             continue
         peer = heard.get(config.nodes[node].id)
         if peer is None or not peer.alive or not peer.synced.get(group.index, False):

@@ -50,6 +50,28 @@ def test_three_nodes_hand_the_group_round(trio: World) -> None:
     assert len(trio[2].table()) == 40 + 4 * 4
 
 
+def test_after_a_cut_a_node_is_unsynced_until_it_has_heard_the_holder(trio: World) -> None:
+    """Its own leased is behind and the holder is silent; a third node's beacon names the epoch."""
+    gw1, gw2, gw3 = trio.gateways
+    gw1.put(mixed(10))
+    trio.wait_equal(1, 2)
+    trio.cut(0)
+    trio.cut(1)
+    gw1.follow(1, 1, lives=False)
+    gw2.hold(2)
+    gw3.follow(2, 2)
+    gw2.wait_synced()
+    gw1.wait_synced()
+    gw2.signal(signal.SIGSTOP)
+    trio.heal(0)
+    trio.heal(1)
+    gw1.wait_reason("gw2")
+    gw2.signal(signal.SIGCONT)
+    gw1.follow(2, 2)
+    gw1.wait_synced()
+    trio.wait_equal(2, 1)
+
+
 def test_a_restarted_holder_keeps_its_live_entries(trio: World) -> None:
     """Its predecessor noted that they are clean: nothing is deleted under live flows."""
     gw1 = trio[1]

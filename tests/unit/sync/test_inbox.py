@@ -95,6 +95,16 @@ def test_a_replayed_challenge_does_not_keep_a_restarted_peer_out() -> None:
         assert gw2.inbox.stream.accepted_session(1) == 11, "at the first attempt"
 
 
+def test_the_newest_epoch_that_a_proven_peer_names_is_kept() -> None:
+    gw1, gw2 = Node(1, 11, 2), Node(2, 22, 1)
+    gw1.inbox.on_datagram(gw2.outbox.seal(Beacon(0, 0, {1: 9})), now=0.0)
+    assert gw1.inbox.epochs == {}, "its session is not accepted yet"
+    gw1.meet(gw2)
+    for epochs in ({1: 5}, {1: 4, 2: 3}, {}):
+        gw1.inbox.on_datagram(gw2.outbox.seal(Beacon(0, 0, epochs)), now=0.1)
+    assert gw1.inbox.epochs == {1: 5, 2: 3}
+
+
 def test_a_challenge_is_answered_once_over_all_links() -> None:
     gw1, gw2 = Node(1, 11, 2), outbox(2, 22)
     for number in (1, 2):

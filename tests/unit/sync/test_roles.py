@@ -88,6 +88,29 @@ def test_a_peers_newer_word_ends_the_hold_before_leased_does(roles: Roles) -> No
     assert roles.on_superseded(GROUP, epoch(2, PEER), PEER) == []
 
 
+def test_a_peer_that_knows_a_newer_epoch_is_believed_before_leased_knows(roles: Roles) -> None:
+    """Links are back after a cut: this node held the group last, as far as it knows."""
+    hold(roles, 1)
+    follow(roles, 1, holder=0, node=ME)
+    assert roles.on_told({GROUP: epoch(1, ME), 9: epoch(9, PEER)}) == []
+    stale = [BecomeStale(GROUP), Follow(GROUP, PEER, epoch(2, PEER))]
+    assert roles.on_told({GROUP: epoch(2, PEER)}) == stale
+    state = roles.states[GROUP]
+    assert (state.last_holder_id, state.holder_id) == (PEER, 0), "it may have died since"
+    assert roles.on_told({GROUP: epoch(2, PEER)}) == []
+    assert follow(roles, 1, holder=0, node=ME) == [], "leased is behind"
+    assert follow(roles, 2) == []
+    assert state.holder_id == PEER
+
+
+def test_nobody_is_told_of_its_own_epoch_or_before_leased_spoke(roles: Roles) -> None:
+    assert roles.on_told({GROUP: epoch(2, PEER)}) == []
+    hold(roles, 3)
+    assert roles.on_told({GROUP: epoch(4, ME)}) == []
+    assert roles.held() == {GROUP: epoch(3, ME)}
+    assert roles.on_told({GROUP: epoch(4, PEER)})[0] == StopHolding(GROUP)
+
+
 def test_a_silent_leased_ends_the_hold_and_the_same_epoch_resumes_it(roles: Roles) -> None:
     hold(roles, 1, now=10.0)
     assert roles.tick(now=10.0 + LEASED_SILENT_S) == []
