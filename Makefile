@@ -47,13 +47,19 @@ $(VENV)/.conntrackd: $(VENV)/.installed
 drill: install ## all drills once, default timers, IPv4 and IPv6
 	$(BIN)/hafwctl drill run all
 
+# Most tests with a kernel wait for something, so there may be more of them than CPUs; those that
+# measure time, or whose leases are counted in milliseconds, run one after the other.
+BESIDE := -n 3 --dist loadgroup --no-loadscope-reorder tests/packaging tests/fuzz tests/integration
+
 test: install ## what CI runs
 	$(BIN)/pytest -m "not long" -n auto tests/unit tests/simulation
-	$(BIN)/pytest -m "not long" --ignore tests/unit --ignore tests/simulation
+	$(BIN)/pytest -m "not long and not alone" $(BESIDE)
+	$(BIN)/pytest -m "not long and alone" tests/integration
 
 test-all: install ## everything, long simulations and fuzzing included
 	$(BIN)/pytest -n auto tests/unit tests/simulation
-	$(BIN)/pytest --ignore tests/unit --ignore tests/simulation
+	$(BIN)/pytest -m "not long and not alone" $(BESIDE)
+	$(BIN)/pytest -m "long or alone" tests/fuzz tests/integration
 
 check: install ## format, lint, types
 	$(BIN)/ruff format --check .

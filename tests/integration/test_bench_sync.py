@@ -6,7 +6,7 @@ import pytest
 
 from hafw.lab.bench_sync import QUICK, QUICK_PARTS, render_sync_bench, run_sync_bench
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
 
 # Figure -> the systems it is of, the least and the most that it can be.
 BOTH, OURS = {"hafw", "conntrackd FTFW"}, {"hafw"}

@@ -17,7 +17,7 @@ from hafw.lab.probe_record import lost_reason, outage_ns
 from hafw.lab.probes import ProbeSet, lab_addresses, plan_probes
 from tests.integration.running import Running, boottime_ns, wait_for
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(240)]
 SPACE = f"hafw-t-carrier-{os.getpid()}"
 
 

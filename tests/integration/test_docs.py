@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("lab_alone")]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.usefixtures("lab_alone")]
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_INSIDE_A_TEST = {"make drill", "make check", "make test"}

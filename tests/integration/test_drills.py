@@ -18,7 +18,7 @@ from hafw.lab.inside import call_in
 from hafw.lab.lab import Lab
 from hafw.lab.topology import namespace_of
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
 HAFWCTL = str(Path(sys.executable).with_name("hafwctl"))
 ALL_WAIT_S = 180
 """What the drills may take after set-up."""

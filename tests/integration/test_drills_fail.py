@@ -16,7 +16,7 @@ import pytest
 from hafw.lab.files import lab_folder
 from hafw.lab.inside import namespace_path
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("lab_alone")]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.usefixtures("lab_alone")]
 HAFWCTL = str(Path(sys.executable).with_name("hafwctl"))
 WAIT_S = 120
 NAMESPACES = ("hafw-sw", "hafw-gw1", "hafw-gw2", "hafw-wit", "hafw-client", "hafw-server")

@@ -28,7 +28,7 @@ from hafw.lab.probe_frames import build_frame
 from hafw.node.client import LocalClient, Unavailable
 from tests.integration.running import GROUP, LEASE_NS, Running, boottime_ns, wait_for
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(240)]
 STOPPER = Path(__file__).parent / "stopper"
 VIRTUAL_MAC = bytes.fromhex("00005e000101")
 

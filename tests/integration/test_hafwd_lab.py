@@ -18,7 +18,7 @@ from hafw.instance import running_pid
 from hafw.lab.lab import Lab
 from tests.integration.running import Running, wait_for
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from hafw.lab.inside import call_in, namespace_inode
 from hafw.lab.lab import Lab
 from hafw.paths import NodePaths
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
 
 IPV4, ARP, IPV6 = 0x0800, 0x0806, 0x86DD
 ETHERTYPES = {"IPv4": IPV4, "ARP": ARP, "IPv6": IPV6}

@@ -21,6 +21,7 @@ from hafw.lab.probes import Addresses, Probe, ProbeSet, Snapshot, plan_probes
 
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.alone,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces"),
 ]
 

@@ -23,7 +23,7 @@ from hafw.lab.probes import Addresses
 from hafw.node.setup import prepare_node, teardown_node
 from tests.integration.gate_env import CONFIG_TEXT, GROUP, GateNet, Renewal, built_net
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
 DEVICE = "hv7-wan"
 LOOK_S = 0.35
 """Long enough for three looks at the devices."""
