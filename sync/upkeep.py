@@ -3,7 +3,7 @@
 * *Digests* (`sync.digests`) are compared as they come; what differs is asked for by
   `sync.follower`.
 * *A replica that goes* without our doing (it expired, somebody deleted it) is forgotten: the next
-  digest differs by it.
+  digest differs by it. If somebody put another flow in its place, that one is deleted.
 * *A left-over* is an entry of the group that something else made here. It is looked at again after
   `LEFT_OVER_S`, for a node that has just taken over hears of its first flows before it hears of
   its role; then it is deleted.
@@ -24,7 +24,7 @@ from sync.ctnetlink import CtEvent, EventKind
 from sync.digests import DigestWatch
 from sync.dumper import Dumper
 from sync.ops import KernelOp, Remove
-from sync.registry import Flag, FlowRegistry
+from sync.registry import Flag, FlowRegistry, Record
 from sync.roles import RoleState
 
 __all__ = ["LEFT_OVERS_MAX", "LEFT_OVER_S", "Upkeep"]
@@ -77,15 +77,21 @@ class Upkeep:
                 self._on_unknown(event, now)
             elif event.kind is EventKind.DESTROY and not self._roles[record.group].dirty:
                 # (What was ours until another holds, our own next pass would find.)
-                self._on_gone(event, record.group)
+                self._on_gone(event, record)
 
-    def _on_gone(self, event: CtEvent, group: int) -> None:
-        key = event.entry.key
+    def _on_gone(self, event: CtEvent, record: Record) -> None:
+        key, group = event.entry.key, record.group
         try:
-            if self._applier.get(key) is not None:
-                return  # It was made again since.
+            entry = self._applier.get(key)
         except KernelError:
             return
+        if entry is not None:
+            life = self._registry.hashes.contribution(entry, record.incarnation)
+            if life == record.contribution:
+                return  # It was made again since.
+            # By somebody else, as another flow: what its owner says of it would change this one.
+            self.counters["replicas_replaced_by_others"] += 1
+            self._applier.apply([Remove(key)])
         self._registry.remove(key)
         self.counters["replicas_deleted_by_others" if event.pid else "replicas_expired"] += 1
         self.watches[group].note_missing()

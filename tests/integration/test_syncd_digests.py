@@ -5,12 +5,20 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hafw.messages import SyncDigestStatus
-from tests.integration.syncd_world import Gateway, World, mixed, syncd_world, wait_for
+from tests.integration.syncd_world import (
+    Gateway,
+    World,
+    flow,
+    mixed,
+    syncd_world,
+    wait_for,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -94,6 +102,19 @@ def test_an_entry_put_into_a_replicas_kernel_goes(world: World) -> None:
     assert len(gw2.table()) == 64
     world.wait_equal(1, 2, 5)
     assert gw2.counter("left_overs_deleted") == 4
+    assert snapshots(gw2) == before
+
+
+def test_a_replica_that_somebody_replaced_by_another_flow_comes_back(world: World) -> None:
+    lead(world)
+    gw2 = world[2]
+    before = snapshots(gw2)
+    ours = flow(0)
+    gw2.delete([ours])
+    gw2.put([replace(ours, reply=replace(ours.reply, dport=ours.reply.dport + 9000))])
+    world.wait_equal(1, 2, 5)
+    wait_clean(gw2)
+    assert gw2.counter("replicas_replaced_by_others") == 1
     assert snapshots(gw2) == before
 
 
