@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -45,6 +46,13 @@ def churn(
     """
     from hafw.lab.churn import ChurnPlan, churn_to_json, render_churn, run_churn
 
+    if refresh_s * 2 > hold_s:
+        # As `SyncConfig` has it: the daemons would refuse their configuration.
+        raise click.BadParameter(
+            f"must be at most half of --hold-s ({hold_s})", param_hint="--refresh-s"
+        )
+    if not math.isfinite(rate):
+        raise click.BadParameter("must be a number", param_hint="--rate")
     check_writable(json_file)
     plan = ChurnPlan(
         flows=flows,

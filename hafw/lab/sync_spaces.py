@@ -54,6 +54,7 @@ from hafw.messages import (
 from hafw.paths import NodePaths
 
 __all__ = [
+    "DAEMON_ANSWERS_S",
     "SyncNode",
     "SyncSpaces",
     "sync_spaces",
@@ -120,9 +121,14 @@ class SyncNode:
         self.wait_answers()
 
     def wait_answers(self) -> None:
-        wait_for(
-            f"{self.name}'s syncd answers", lambda: self.ask(0.2) is not None, DAEMON_ANSWERS_S
-        )
+        wait_for(f"{self.name}'s syncd answers", self._answers, DAEMON_ANSWERS_S)
+
+    def _answers(self) -> bool:
+        if self.process is not None and (code := self.process.poll()) is not None:
+            # The folder goes with the run, and the log with it.
+            said = self.log.read_text(errors="replace").strip() or "nothing"
+            raise StateError(f"{self.name}'s syncd ended with {code} and said: {said[-1000:]}")
+        return self.ask(0.2) is not None
 
     def launch(self) -> None:
         pin = [] if self.cpu is None else ["taskset", "-c", str(self.cpu)]
@@ -159,15 +165,15 @@ class SyncNode:
         """syncd's status; None if it did not answer."""
         address = self.paths.run / f"q{next(_numbers)}"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.bind(str(address))
             sock.settimeout(timeout_s)
             try:
+                sock.bind(str(address))  # An interrupted run has taken the folder away.
                 sock.sendto(encode(StatusRequest()), str(self.paths.syncd_socket))
                 message = decode_syncd(sock.recv(DATAGRAM_BYTES_MAX))
             except OSError:
                 return None
             finally:
-                address.unlink()
+                address.unlink(missing_ok=True)
         assert isinstance(message, SyncdStatus)
         return message
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import struct
+import time
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
+from hafw.errors import StateError
 from hafw.flow import FlowEntry, FlowKey, SctpState, SeqAdj, TcpState, Tuple, hafw_mark
 from hafw.kernel.netns import entered
 from hafw.lab.churn import ChurnPlan, render_churn, run_churn
 from hafw.lab.ct_compare import compare, timeout_problem
 from hafw.lab.sync_network import GROUP
-from hafw.lab.sync_spaces import sync_spaces
+from hafw.lab.sync_spaces import DAEMON_ANSWERS_S, sync_spaces
 from sync.ctnetlink import build_create
 from sync.ctsocket import RequestSocket
 
@@ -134,6 +136,14 @@ def test_the_hold_bound() -> None:
     assert timeout_problem(1000, 1020, 900, 2) == "timeout above owner and hold"
     assert timeout_problem(432_000, 431_950, 900, 1, refreshed_s=60) == ""
     assert timeout_problem(432_000, 431_950, 900, 1, refreshed_s=30) == "timeout below the owner's"
+
+
+def test_a_syncd_that_does_not_start_says_why() -> None:
+    with sync_spaces(hold_s=60, refresh_s=60) as spaces:
+        began_at = time.monotonic()
+        with pytest.raises(StateError, match=r"gw1's syncd ended with 1 and said: .*refresh_s"):
+            spaces.start()
+        assert time.monotonic() - began_at < DAEMON_ANSWERS_S
 
 
 def test_tables_are_equal_after_churn_under_loss_and_a_restart() -> None:

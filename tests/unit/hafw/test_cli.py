@@ -270,3 +270,18 @@ def test_without_hafwd_the_kernel_is_asked_for_the_policy(
     (row,) = collect(Scope(["gw1"], ROOT / "hafw/lab/cluster.yaml"))["policy"]
     assert (row["state"], row["file"]) == (state, "p.yaml")
     assert row["rules"] == (7 if there else None)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [
+        ("--refresh-s", "451", "must be at most half of --hold-s (900)"),
+        ("--rate", "nan", "must be a number"),
+    ],
+)
+def test_churn_refuses_at_once_what_could_not_be_run(
+    option: str, value: str, problem: str
+) -> None:
+    result = hafwctl("drill", "churn", "--flows", "100", option, value)
+    assert result.returncode == 2
+    assert problem in result.stderr
