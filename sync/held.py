@@ -47,6 +47,8 @@ class Held:
     dump: Dumper | None = None
     progress: PassProgress | None = None
     """Of the pass that runs, or else of the last one."""
+    unheard: int = 0
+    """Flows that the last refresh did not find, although no event was lost."""
     drains_wanted: int = 0
     """The pass's dump is through: it ends when the event queue was empty this many times."""
     next_chunk_at: float = 0.0

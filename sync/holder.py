@@ -356,7 +356,10 @@ class Holder:
             return
         held.own_pass = None
         # Their keys are not known: the next digest tells the peers.
-        self.counters["vanished"] += self._registry.drop_flagged(group, Flag.UNPASSED)
+        vanished = self._registry.drop_flagged(group, Flag.UNPASSED)
+        self.counters["vanished"] += vanished
+        if held.progress is not None and held.progress.kind == "refresh":
+            held.unheard = vanished
         self._finish(group, held, now)
 
     def _carry_out(self, output: PassOutput) -> None:

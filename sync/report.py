@@ -83,6 +83,13 @@ class Reporter:
             for number, watch in self._follower.upkeep.watches.items()
             if watch.alarm and not self._roles[number].active
         ]
+        alarms += [
+            f"group {names[number]}: {held.unheard} flows left it unheard and are replicated no "
+            "more; does somebody else's rule set the ct mark without a mask? Its upper 16 bits "
+            "are hafw's"
+            for number, held in self._holder.held.items()
+            if held.unheard
+        ]
         return SyncdStatus(
             node_id=self._node_id,
             pid=os.getpid(),

@@ -12,7 +12,7 @@ import pytest
 
 from hafw.messages import RoleChange
 from sync.ctnetlink import build_update
-from tests.integration.syncd_world import World, epoch, mixed, syncd_world, wait_for
+from tests.integration.syncd_world import Gateway, World, epoch, mixed, syncd_world, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -41,6 +41,32 @@ def test_flows_that_end_between_two_leases_of_a_node_end_on_the_peer(pair: World
     pair.wait_equal(1, 2)
     assert len(gw2.table()) == 15
     assert gw1.counter("vanished") == 25
+
+
+def test_flows_that_lose_their_mark_to_somebody_else_are_told_of(tmp_path: Path) -> None:
+    with syncd_world(tmp_path) as world:
+        gw1, flows = world[1], mixed(20)
+        gw1.program = "tests.integration.forgetful_syncd"
+        gw1.environment["HAFW_TEST_REFRESH_S"] = "1"
+        world.start()
+        world.lead(1, 1)
+        gw1.put(flows)
+        world.wait_equal(1, 2)
+        wait_for("a refresh", lambda: gw1.counter("passes_refresh"))
+        assert alarms(gw1) == []
+        unmarked = [build_update(entry.key, mark=(5, 0xFFFFFFFF)) for entry in flows[:3]]
+        assert not any(gw1.kernel.execute(unmarked))
+        wait_for("an alarm", lambda: alarms(gw1))
+        (alarm,) = alarms(gw1)
+        assert "group main: 3 flows left it unheard" in alarm
+        assert "without a mask" in alarm
+        wait_for("no alarm", lambda: not alarms(gw1))
+
+
+def alarms(gateway: Gateway) -> list[str]:
+    status = gateway.status()
+    assert status is not None
+    return status.alarms
 
 
 def test_replicas_that_the_kernel_drops_by_itself_come_back(pair: World) -> None:
