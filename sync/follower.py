@@ -84,7 +84,7 @@ class Follower:
         self._client = client
         self._ports = ports
         self.table = ReplicaTable(registry, groups)
-        self._intake = Intake(self.table, applier, receiver)
+        self.intake = Intake(self.table, applier, receiver)
         self.upkeep = Upkeep(
             registry, roles, applier,
             start_dump=ports.start_dump, is_whole=lambda group: group in self.sources,
@@ -104,7 +104,7 @@ class Follower:
         """Collects kernel operations; `flush` carries them out."""
         match item:
             case Arrived():
-                self.counters["deltas_received"] += self._intake.live(
+                self.counters["deltas_received"] += self.intake.live(
                     item.payload, item.deltas, item.epoch, item.sender_id,
                     lambda delta: self._on_delta(delta, item, now),
                 )  # fmt: skip
@@ -115,9 +115,13 @@ class Follower:
                 self.counters["stream_broken"] += 1
                 self._spoil(sender_id, now)
 
+    def note_taken(self) -> None:
+        """Live deltas were taken natively."""
+        self.counters["deltas_received"] += self.intake.note_taken()
+
     def flush(self, *, now: float) -> None:
         """Apply what was collected; then the stream's position is the applied position."""
-        if self._intake.flush():
+        if self.intake.flush():
             for key, code in self._applier.take_refused().items():
                 record = self._registry.get(key)
                 if record is not None and not self._groups[record.group].active:
@@ -147,7 +151,7 @@ class Follower:
                 case Superseded():
                     raise AssertionError("the roles did not learn the epoch")
                 case _:
-                    self._intake.ask(effect)
+                    self.intake.ask(effect)
 
     def _on_compared(self, result: Compared, seq: int, now: float) -> None:
         if result.group not in self.sources:
@@ -324,12 +328,12 @@ class Follower:
             self._abort("chunk_out_of_turn", now)
             return
         try:
-            deltas = self._intake.read(chunk.deltas, fetch.head.epoch)
+            deltas = self.intake.read(chunk.deltas, fetch.head.epoch)
         except DeltaError as error:
             self.counters[f"quarantined_{error.reason}"] += 1
             self._abort("chunk_undecodable", now)
             return
-        self.counters["snapshot_entries"] += self._intake.snapshot(
+        self.counters["snapshot_entries"] += self.intake.snapshot(
             chunk.deltas, deltas, fetch.head.epoch, fetch.group
         )
         self.flush(now=now)
@@ -345,7 +349,7 @@ class Follower:
         if chunk is not None:
             fetch.progress_at = now
             self.flush(now=now)
-            self.counters["orphans_deleted"] += self._intake.sweep(chunk, fetch.group)
+            self.counters["orphans_deleted"] += self.intake.sweep(chunk, fetch.group)
         elif fetch.sweep.done:
             if fetch.sweep.error is not None:
                 self._abort("sweep_failed", now)

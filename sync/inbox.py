@@ -171,6 +171,11 @@ class Inbox:
             acks[sender_id] = Ack(session, seq, beacon, int((now - since) * 1e6))
         return acks
 
+    def comparable(self, sender_id: int, sent_ns: int) -> int:
+        """What a sender's clock said, if it is ours too; else 0."""
+        same_clock = self._boot != 0 and self._boots.get(sender_id) == self._boot
+        return sent_ns if same_clock else 0
+
     # -- control
 
     def _on_control(self, header: Header, payload: bytes, now: float) -> list[Incoming]:
@@ -319,6 +324,5 @@ class Inbox:
             return StreamBroken(
                 effect.sender_id, effect.session, seq, seq, f"undecodable: {reason}"
             )
-        same_clock = self._boot != 0 and self._boots.get(effect.sender_id) == self._boot
-        stamp_ns = sent_ns if same_clock else 0
+        stamp_ns = self.comparable(effect.sender_id, sent_ns)
         return Arrived(effect.sender_id, effect.seq, payload, deltas, epoch, stamp_ns)

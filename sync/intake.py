@@ -66,6 +66,7 @@ class Intake:
         self.read = reader(receiver)
         self._ops: list[KernelOp] = []
         self._sent = False
+        self._taken = 0
 
     def ask(self, op: KernelOp) -> None:
         """The reference wants this done; `flush` does it."""
@@ -97,6 +98,21 @@ class Intake:
             payload, epoch, lambda data, at: receiver.take_snapshot(data, at, epoch, group), slow
         )
 
+    def settle(self) -> None:
+        """What the reference has asked for is done before anything is taken natively."""
+        if self._ops:
+            self.flush()
+            self._sent = True
+
+    def note_taken(self) -> int:
+        """How many deltas were taken natively since the last call."""
+        receiver = self._receiver
+        assert receiver is not None
+        count, self._taken = receiver.taken - self._taken, receiver.taken
+        if count:
+            self._table.counters.update(receiver.take_counters())
+        return count
+
     def sweep(self, chunk: list[FlowEntry] | bytes, group: int) -> int:
         """Delete what a chunk of a dump shows and has no place in the group: how many."""
         if isinstance(chunk, list):
@@ -113,13 +129,13 @@ class Intake:
         while at < len(chunk):
             at, more = receiver.sweep(chunk, at, group)
             found += more
-            self._send()
+            self.send()
         receiver.batch.clear()
         return found
 
     def flush(self) -> bool:
         """Everything collected goes to the kernel; whether anything did since the last time."""
-        self._send()
+        self.send()
         if self._ops:
             ops, self._ops = self._ops, []
             self._applier.apply(ops)
@@ -128,7 +144,7 @@ class Intake:
         return sent
 
     def _all_slow(self, deltas: list[Delta], slow: Slow) -> int:
-        self._send()
+        self.send()
         for delta in deltas:
             slow(delta)
             self._watch(delta)
@@ -137,27 +153,24 @@ class Intake:
     def _walk(self, payload: bytes, epoch: int, walk: Walk, slow: Slow) -> int:
         receiver = self._receiver
         assert receiver is not None
-        before = receiver.taken
         others = at = 0
         while at < len(payload):
-            if self._ops:
-                self.flush()
-                self._sent = True
+            self.settle()
             at = walk(payload, at)
             if receiver.batch.full:
-                self._send()
+                self.send()
             elif at < len(payload):
-                self._send()
+                self.send()
                 length, start = read_varint(payload, at, len(payload))
                 (delta,) = decode_deltas(payload[at : start + length], header_epoch=epoch)
                 slow(delta)
                 self._watch(delta)
                 others += 1
                 at = start + length
-        self._table.counters.update(receiver.take_counters())
-        return receiver.taken - before + others
+        return self.note_taken() + others
 
-    def _send(self) -> None:
+    def send(self) -> None:
+        """What was collected natively goes to the kernel."""
         if self._receiver is not None and self._receiver.batch.messages:
             self._applier.apply_native(self._receiver.batch)
             self._sent = True

@@ -50,7 +50,6 @@ from sync.roles import BecomeStale, Follow, RoleEffect, StartHolding, StopHoldin
 __all__ = ["Syncd"]
 
 RECEIVE_SLICE_S = 0.004
-DATAGRAMS_PER_READ = 8
 BACKLOG_S_MAX = 0.02
 """A NACK waits this long for the sockets to run empty."""
 DRAIN_BEFORE_HOLDING_S = 0.1
@@ -284,11 +283,8 @@ class Syncd:
             found = False
             for _ in range(len(sockets)):
                 self._read_from = (self._read_from + 1) % len(sockets)
-                datagrams = self._transport.receive(sockets[self._read_from], DATAGRAMS_PER_READ)
-                found = found or bool(datagrams)
-                for datagram in datagrams:
-                    for item in self._inbox.on_datagram(datagram, now=now):
-                        self._follower.on_incoming(item, now=now)
+                more = self._parts.reception.read(sockets[self._read_from], now=now)
+                found = found or more
             now = time.monotonic()
             if now >= until:
                 break

@@ -18,12 +18,13 @@ from sync.registry import Flag, FlowRegistry, Registry
 from sync.replica import TOMBSTONES_MAX, ReplicaGroup
 
 if TYPE_CHECKING:
-    from sync._codec import EventPump, Receiver
+    from sync._codec import Arrivals, EventPump, Receiver
 
 __all__ = [
     "CODEC_VARIABLE",
     "codec_name",
     "load",
+    "make_arrivals",
     "make_plain",
     "make_pump",
     "make_receiver",
@@ -93,6 +94,16 @@ def make_receiver(
 
     assert isinstance(registry, NativeRegistry)
     return Receiver(registry.table, groups, hold_s, TOMBSTONES_MAX)
+
+
+def make_arrivals(receiver: Receiver | None, *, cluster_id: int) -> Arrivals | None:
+    """What opens the datagrams of peers for this receiver; None without it, or where libcrypto
+    cannot be used."""
+    if receiver is None:
+        return None
+    from sync._codec import Arrivals, crypto_problem
+
+    return None if crypto_problem() else Arrivals(receiver, cluster_id=cluster_id)
 
 
 def make_plain(

@@ -8,6 +8,8 @@
 
 cdef enum:
     WATCHED_BYTES = 8192
+    # What the longest datagram can have, at 26 bytes a delta.
+    PREPARED_MAX = 80
 
 cdef enum:
     # sync.registry.Flag
@@ -40,6 +42,11 @@ cdef class Receiver:
     cdef uint64_t destroy_unknown
     cdef uint64_t regressions
     cdef uint8_t newest_op
+    # The deltas of one datagram, of which those before `next_prepared` are taken.
+    cdef NativeDelta* prepared
+    cdef uint64_t hashes[80]
+    cdef uint32_t prepared_count
+    cdef uint32_t next_prepared
 
     def __cinit__(self, FlowTable table not None, dict groups not None, uint32_t hold_s, int tombstones_max):
         self.table = table
@@ -47,6 +54,12 @@ cdef class Receiver:
         self.hold_s = hold_s
         self.tombstones_max = tombstones_max
         self.batch = Batch()
+        self.prepared = <NativeDelta*>malloc(PREPARED_MAX * sizeof(NativeDelta))
+        if self.prepared == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.prepared)
 
     # -- what goes the other way
 
@@ -101,6 +114,7 @@ cdef class Receiver:
         cdef const uint8_t* base = <const uint8_t*><const char*>payload
         cdef uint32_t total = <uint32_t>len(payload)
         cdef NativeDelta d
+        cdef uint64_t h
         cdef bint done
         assert len(payload) <= 0x7FFFFFFF
         self.look()
@@ -110,17 +124,59 @@ cdef class Receiver:
         while at < total and not self.batch.is_full():
             if read_delta(base, total, at, &header_epoch, &d):
                 break
-            if d.destroy:
-                done = not snapshot and self.on_destroy(&d, sender_id)
-            elif snapshot:
-                done = self.on_snapshot_entry(&d, snapshot)
+            h = flow_hash(&self.table.secret, &d.flow)
+            if snapshot:
+                done = not d.destroy and self.on_snapshot_entry(&d, h, snapshot)
             else:
-                done = self.on_upsert(&d, sender_id)
+                done = self.on_live(&d, h, sender_id)
             if not done:
                 break
             self.taken += 1
             at = d.end
         return at
+
+    cdef bint prepare(self, bytes payload, uint32_t at, uint64_t header_epoch) except -1:
+        """Read all deltas of a payload of at most PREPARED_MAX, from offset `at` on, and have the
+        registry's memory for them on its way. False if the reference is to read them."""
+        cdef const uint8_t* base = <const uint8_t*><const char*>payload
+        cdef uint32_t total = <uint32_t>len(payload)
+        cdef uint32_t count = 0
+        cdef NativeDelta* d
+        self.prepared_count = self.next_prepared = 0
+        while at < total:
+            if count == PREPARED_MAX:
+                return False
+            d = &self.prepared[count]
+            if read_delta(base, total, at, &header_epoch, d):
+                return False
+            at = d.end
+            self.hashes[count] = flow_hash(&self.table.secret, &d.flow)
+            self.table.fetch(self.hashes[count])
+            count += 1
+        self.prepared_count = count
+        return True
+
+    cdef bint take_prepared(self, bytes payload, uint64_t header_epoch, int sender_id) except -1:
+        """As `take`, the live deltas that were prepared: whether all are done."""
+        self.batch.begin(payload, header_epoch)
+        while self.next_prepared < self.prepared_count:
+            if self.batch.is_full():
+                return False
+            if not self.on_live(
+                &self.prepared[self.next_prepared], self.hashes[self.next_prepared], sender_id
+            ):
+                return False
+            self.taken += 1
+            self.next_prepared += 1
+        return True
+
+    cdef uint32_t waiting(self) except? 0:
+        """Where in its payload the prepared delta begins that is to be taken next."""
+        assert self.next_prepared < self.prepared_count
+        return self.prepared[self.next_prepared].start
+
+    cdef inline bint on_live(self, NativeDelta* d, uint64_t h, int sender_id) except -1:
+        return self.on_destroy(d, h, sender_id) if d.destroy else self.on_upsert(d, h, sender_id)
 
     def sweep(self, bytes dump not None, uint32_t at, int group):
         """Delete what one receive of a dump shows of the group, or of the buckets that a repair of
@@ -181,14 +237,12 @@ cdef class Receiver:
             <unsigned int>(slot.group_tcp >> 4) == number and not slot.status & SLOT_RICH
         )
 
-    cdef bint on_upsert(self, NativeDelta* d, int sender_id) except -1:
+    cdef bint on_upsert(self, NativeDelta* d, uint64_t h, int sender_id) except -1:
         cdef unsigned int number = d.flow.mark >> 28
         cdef ReplicaView* group = &self.views[number]
-        cdef uint64_t h
         cdef Slot* slot
         if d.flow.rich or d.flow.labels_len or not group.known:
             return False
-        h = flow_hash(&self.table.secret, &d.flow)
         slot = self.table.find(h)
         if not self.authorized(group, slot, d, sender_id):
             return False
@@ -202,12 +256,10 @@ cdef class Receiver:
             self.table.flag_slot(slot, FLAG_UNSEEN, False)
         return True
 
-    cdef bint on_snapshot_entry(self, NativeDelta* d, int number) except -1:
-        cdef uint64_t h
+    cdef bint on_snapshot_entry(self, NativeDelta* d, uint64_t h, int number) except -1:
         cdef Slot* slot
         if d.flow.rich or d.flow.labels_len or <int>(d.flow.mark >> 28) != number or d.count > 0xFFFF:
             return False
-        h = flow_hash(&self.table.secret, &d.flow)
         slot = self.table.find(h)
         if slot != NULL and slot.hashed & FLAG_TOUCHED:
             return True  # The stream knows better.
@@ -224,8 +276,7 @@ cdef class Receiver:
             self.groups[number].repaired += 1
         return True
 
-    cdef bint on_destroy(self, NativeDelta* d, int sender_id) except -1:
-        cdef uint64_t h = flow_hash(&self.table.secret, &d.flow)
+    cdef bint on_destroy(self, NativeDelta* d, uint64_t h, int sender_id) except -1:
         cdef Slot* slot = self.table.find(h)
         cdef unsigned int number
         cdef int other

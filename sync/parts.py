@@ -34,6 +34,7 @@ from sync.intake import reader
 from sync.localbus import LocalBus
 from sync.outbox import Outbox
 from sync.publish import Publisher, RandomBits
+from sync.reception import Reception
 from sync.replica import ReplicaGroup, Superseded
 from sync.roles import Roles
 from sync.snapshot import Serving, SnapshotServer
@@ -70,17 +71,14 @@ class Parts:
             rcvbuf_bytes=EVENTS_RCVBUF_BYTES, groups=CONNTRACK_GROUPS + EXPECTATION_GROUPS
         )
         self.registry, random = native.make_registry(FlowHash(ring.flow_secret))
-        self.applier = Applier(
-            hold_s=config.sync.hold_s, expectations_of=self.registry.expectations.of
-        )
+        hold_s = config.sync.hold_s
+        self.applier = Applier(hold_s=hold_s, expectations_of=self.registry.expectations.of)
         self.problems = self._filter_events()
         """What went wrong at the start and is no reason not to run: alarms of the status."""
         self.transport = Transport(config, node_name)
         self.publisher = Publisher(self.registry, random)
         self.groups = {number: ReplicaGroup() for number in numbers}
-        self._receiver = native.make_receiver(
-            self.registry, self.groups, hold_s=config.sync.hold_s
-        )
+        self._receiver = native.make_receiver(self.registry, self.groups, hold_s=hold_s)
         self._open_stream(config, node.id, ring)
         self.roles = Roles(node.id, numbers)
         self.timeouts_s: dict[str, int] = {}
@@ -113,6 +111,8 @@ class Parts:
             ),
             receiver=self._receiver,
         )
+        arrivals = native.make_arrivals(self._receiver, cluster_id=config.cluster_id)
+        self.reception = Reception(self.transport, self.inbox, self.follower, arrivals)
         self._open_reader(random)
         self.verifier = Verifier(
             node.id, self.registry, self.roles.states, self.follower.upkeep.watches, self.applier,
@@ -223,6 +223,7 @@ class Parts:
             return f"key {self._key_file} is of another cluster, or new: restart hafw-syncd"
         self.ring = ring
         self.inbox.opener.accept_keys(ring.by_id)
+        self.reception.forget_keys()
         if ring.seals != self.outbox.sealer.key_id:
             self.outbox.flush()
             self.outbox.sealer.use_key(ring.seals, ring.sealing.key)

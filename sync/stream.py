@@ -177,6 +177,25 @@ class StreamReceiver:
             return None
         return StreamView(s.session, s.delivered, s.high_water, s.heard_at, s.gap_since)
 
+    def standings(self) -> list[tuple[int, int, int, bool]]:
+        """(sender, session, delivered, plain) of each accepted session; plain: nothing of it is
+        missing, so that the next datagram alone can be delivered, and `taken_until` said."""
+        return [
+            (sender_id, s.session, s.delivered, s.gap_since is None and not s.buffered)
+            for sender_id, s in self._accepted.items()
+        ]
+
+    def taken_until(self, sender_id: int, seq: int, *, now: float) -> None:
+        """All up to `seq` was delivered in order, without this class, of a session that was
+        plain: as if it had come through `on_datagram`."""
+        s = self._accepted[sender_id]
+        assert s.gap_since is None, s
+        assert not s.buffered, s
+        assert seq > s.delivered, (seq, s)
+        s.delivered = seq
+        s.high_water = max(s.high_water, seq)
+        s.heard_at = now
+
     # -- input
 
     def on_datagram(

@@ -134,9 +134,13 @@ class Transport:
             except BlockingIOError:
                 break
             except OSError as error:
-                self._count("receive", error)
+                self.receive_failed(error)
                 break
         return datagrams
+
+    def receive_failed(self, error: OSError) -> None:
+        """A socket that waits again, or for ever: its link is opened anew if it is gone."""
+        self._count("receive", error)
 
     def multicast(self, datagram: bytes) -> None:
         """Over every link: a receiver drops the copies by seq."""

@@ -304,6 +304,17 @@ class Opener:
                 self._keys.popitem(last=False)
         return payload
 
+    def key_of(self, key_id: int, sender_id: int, session: int) -> bytes | None:
+        """The key of a session, if it has opened something."""
+        if (key_id, sender_id, session) not in self._keys:
+            return None
+        return derive_key(
+            self._masters[key_id],
+            cluster_id=self._cluster_id,
+            sender_id=sender_id,
+            session=session,
+        )
+
     @property
     def cached_keys(self) -> int:
         return len(self._keys)

@@ -5,6 +5,7 @@ Without any test library: the sanitized child runs these, beside a codec of its 
 
 from __future__ import annotations
 
+import random
 import socket
 
 from hafw.human import make_epoch
@@ -16,12 +17,15 @@ from sync.flowhash import FlowHash
 from sync.native_registry import NativeRegistry
 from sync.registry import Flag
 from sync.replica import TOMBSTONES_MAX, ReplicaGroup
+from sync.wire import MessageType, Sealer, derive_key
 from tests.fuzz.mutation import Target
+from tests.fuzz.targets import CLUSTER_ID, MASTER
 
 __all__ = ["NATIVE_TARGETS"]
 
 EPOCH = make_epoch(1, 1, 1)
 PAYLOADS = "delta"
+DATAGRAMS = "datagram"
 MESSAGES = "message"
 
 
@@ -146,6 +150,49 @@ class Pumping:
             self.pump.drain(self.ours.fileno(), 64)
 
 
+class Arriving:
+    """A datagram as somebody says it, and a peer's own with these bytes for its payload."""
+
+    SESSION = 5
+
+    def __init__(self) -> None:
+        self.applying = Applying()
+        self.arrivals = _codec.Arrivals(self.applying.receiver, cluster_id=CLUSTER_ID)
+        key = derive_key(MASTER, cluster_id=CLUSTER_ID, sender_id=1, session=self.SESSION)
+        self.arrivals.use_key(1, self.SESSION, 0, key)
+        self.sealer = Sealer(
+            MASTER,
+            key_id=0,
+            cluster_id=CLUSTER_ID,
+            sender_id=1,
+            session=self.SESSION,
+            draw=random.Random(1).randbytes,
+        )
+        self.seq = 0
+
+    def __call__(self, data: bytes) -> None:
+        self.hear([data, data], 0)
+        self.seq += 1
+        sealed = self.sealer.seal(MessageType.DELTAS, self.seq, EPOCH, data[:60_000])
+        self.hear([sealed, sealed], self.seq - 1)
+
+    def hear(self, datagrams: list[bytes], delivered: int) -> None:
+        """As `Reception` does, but for what the reference would do."""
+        arrivals, batch = self.arrivals, self.applying.receiver.batch
+        arrivals.feed(datagrams)
+        arrivals.stand(1, self.SESSION, delivered, True)
+        while (why := arrivals.run()) != arrivals.EMPTY:
+            arrivals.moved()
+            if why == arrivals.REST:
+                arrivals.rest()
+            elif why in (arrivals.RAW, arrivals.UNKEYED):
+                arrivals.last()
+            for index in range(batch.messages):
+                batch.request(index)
+            batch.clear()
+        arrivals.moved()
+
+
 GOOD = bytes.fromhex(
     "26006806c000020ac63364019c400050a1b2c3d4000e1141000780af1ac63364fe040003772323"
 )
@@ -158,5 +205,7 @@ NATIVE_TARGETS: dict[str, tuple[str, Target]] = {
     "native_messages": (MESSAGES, messages),
     "native_sweeping": (MESSAGES, Sweeping()),
     "native_pump": (MESSAGES, Pumping()),
+    "native_arriving": (DATAGRAMS, Arriving()),
+    "native_opened": (PAYLOADS, Arriving()),
 }
 """With the name of the corpus that each begins with."""

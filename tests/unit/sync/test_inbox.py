@@ -30,6 +30,10 @@ class Wire:
         assert peer_id in self.peer_ids
         self.sent.append(datagram)
 
+    def unicast(self, peer_id: int, datagram: bytes, *, attempt: int) -> None:
+        assert attempt >= 0
+        self.unicast_everywhere(peer_id, datagram)
+
     def take(self) -> list[bytes]:
         sent, self.sent = self.sent, []
         return sent
