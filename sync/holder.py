@@ -71,7 +71,7 @@ class Holder:
         timeouts_s: dict[str, int],
         ports: HolderPorts,
     ) -> None:
-        self._refresh_s = config.sync.refresh_s
+        self._refresh_s, self._hold_s = config.sync.refresh_s, config.sync.hold_s
         self._node_id = node_id
         self._registry = registry
         self._groups = groups
@@ -319,7 +319,9 @@ class Holder:
         if held.dump is None:
             self._end(group, held, now)
             return
-        rate = REFRESH_ENTRIES_PER_S if held.ready else TAKE_ENTRIES_PER_S
+        rate = float(REFRESH_ENTRIES_PER_S if held.ready else TAKE_ENTRIES_PER_S)
+        if held.progress is not None:  # Replicas of a large table must not expire meanwhile.
+            rate = max(rate, 3 * held.progress.total / self._hold_s)
         for _ in range(CHUNKS_PER_SLICE):
             if now < held.next_chunk_at:
                 return
@@ -373,7 +375,8 @@ class Holder:
             held.progress.end(now=now)
         held.overrun = held.want_repair
         if held.says_all:
-            held.refresh_at = now + self._refresh_s
+            began_at = now if held.progress is None else held.progress.began_at
+            held.refresh_at = max(began_at + self._refresh_s, now + self._refresh_s / 4)
         held.digest_at = now
         self._groups[group].suspect = False
         self._ports.note_clean(group, held.epoch)

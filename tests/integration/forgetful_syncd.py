@@ -56,6 +56,9 @@ if __name__ == "__main__":
     holder.TAKE_ENTRIES_PER_S = int(
         os.environ.get("HAFW_TEST_TAKE_PER_S", holder.TAKE_ENTRIES_PER_S)
     )
+    holder.REFRESH_ENTRIES_PER_S = int(
+        os.environ.get("HAFW_TEST_REFRESH_PER_S", holder.REFRESH_ENTRIES_PER_S)
+    )
     Outbox.put = _forgetful_put  # type: ignore[method-assign, assignment]
     daemon._load = _loaded
     daemon.main()

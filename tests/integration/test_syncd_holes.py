@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hafw.messages import RoleChange
+from hafw.messages import RoleChange, SyncPassStatus
 from sync.ctnetlink import build_update
 from tests.integration.syncd_world import Gateway, World, epoch, mixed, syncd_world, wait_for
 
@@ -62,6 +62,28 @@ def test_flows_that_lose_their_mark_to_somebody_else_are_told_of(tmp_path: Path)
         assert re.match("group main: [1-3] flows left it unheard", alarm)
         assert "without a mask" in alarm
         wait_for("no alarm", lambda: not alarms(gw1))
+
+
+def test_a_refresh_of_a_large_table_is_through_in_a_third_of_the_hold(tmp_path: Path) -> None:
+    with syncd_world(tmp_path, 1) as world:
+        gw1 = world[1]
+        gw1.program = "tests.integration.forgetful_syncd"
+        gw1.environment.update(
+            HAFW_TEST_HOLD_S="6", HAFW_TEST_REFRESH_S="2", HAFW_TEST_REFRESH_PER_S="20"
+        )
+        world.start()
+        world.lead(1, 1)
+        gw1.wait_synced()
+        gw1.put(mixed(200))
+
+        def refreshed() -> SyncPassStatus | None:
+            status = gw1.status()
+            own_pass = None if status is None else status.groups[0].own_pass
+            if own_pass is None or own_pass.kind != "refresh" or own_pass.running:
+                return None
+            return own_pass if own_pass.done >= 200 else None
+
+        assert wait_for("a refresh of all", refreshed).per_s > 60
 
 
 def alarms(gateway: Gateway) -> list[str]:
