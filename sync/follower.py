@@ -55,7 +55,6 @@ class FollowerPorts:
     (and so `ReplicaGroup.epoch`) when it returns."""
 
     superseded: Callable[[Superseded], None]
-    start_dump: Callable[[int], Dumper]
     start_sweep: Callable[[int], Dumper]
     """Its chunks are as `Intake.sweep` takes them."""
     clock_ns: Callable[[], int]
@@ -87,7 +86,8 @@ class Follower:
         self.intake = Intake(self.table, applier, receiver)
         self.upkeep = Upkeep(
             registry, roles, applier,
-            start_dump=ports.start_dump, is_whole=lambda group: group in self.sources,
+            start_dump=ports.start_sweep, pass_over=self.intake.pass_over,
+            is_whole=lambda group: group in self.sources,
         )  # fmt: skip
         self.sources: dict[int, Source] = {}
         """Group -> its last finished snapshot, as long as nothing spoilt it."""
@@ -126,7 +126,10 @@ class Follower:
                 record = self._registry.get(key)
                 if record is not None and not self._groups[record.group].active:
                     self.counters["replicas_refused"] += 1
-                    if code in TABLE_FULL_ERRNOS:
+                    if code == errno.EEXIST and record.group in self.sources:
+                        # Another flow has one of its tuples, for now: the next digest asks again.
+                        self.upkeep.watches[record.group].note_missing()
+                    elif code in TABLE_FULL_ERRNOS:
                         self.patience.table_full(record.group, now=now)
                         self.sources.pop(record.group, None)
                     else:

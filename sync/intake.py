@@ -108,9 +108,10 @@ class Intake:
         """How many deltas were taken natively since the last call."""
         receiver = self._receiver
         assert receiver is not None
+        counted = receiver.take_counters()
+        if counted is not None:
+            self._table.counters.update(counted)
         count, self._taken = receiver.taken - self._taken, receiver.taken
-        if count:
-            self._table.counters.update(receiver.take_counters())
         return count
 
     def sweep(self, chunk: list[FlowEntry] | bytes, group: int) -> int:
@@ -123,11 +124,20 @@ class Intake:
             ]
             self._applier.apply(orphans)
             return len(orphans)
+        return self._sweep(chunk, group, passing=False)
+
+    def pass_over(self, chunk: bytes, group: int) -> int:
+        """What a chunk of a dump shows of the group has passed (`Flag.UNPASSED`); what of it
+        nobody knows is deleted: how many."""
+        return self._sweep(chunk, group, passing=True)
+
+    def _sweep(self, chunk: bytes, group: int, *, passing: bool) -> int:
         receiver = self._receiver
         assert receiver is not None
+        self.send()
         found = at = 0
         while at < len(chunk):
-            at, more = receiver.sweep(chunk, at, group)
+            at, more = receiver.sweep(chunk, at, group, passing)
             found += more
             self.send()
         receiver.batch.clear()

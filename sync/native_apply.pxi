@@ -178,10 +178,11 @@ cdef class Receiver:
     cdef inline bint on_live(self, NativeDelta* d, uint64_t h, int sender_id) except -1:
         return self.on_destroy(d, h, sender_id) if d.destroy else self.on_upsert(d, h, sender_id)
 
-    def sweep(self, bytes dump not None, uint32_t at, int group):
+    def sweep(self, bytes dump not None, uint32_t at, int group, bint passing=False):
         """Delete what one receive of a dump shows of the group, or of the buckets that a repair of
-        it is about, and the registry does not know or the snapshot has not named. (Where it
-        stopped, how many): that is the end, or the batch is full. Raises MalformedMessageError."""
+        it is about, and the registry does not know or the snapshot has not named. `passing`: of
+        all buckets what it does not know; what it knows has passed. (Where it stopped, how many):
+        that is the end, or the batch is full. Raises MalformedMessageError."""
         cdef const uint8_t* base = <const uint8_t*><const char*>dump
         cdef const uint8_t* here = base + at
         cdef const uint8_t* end = base + len(dump)
@@ -196,7 +197,7 @@ cdef class Receiver:
         cdef Slot* slot
         assert at <= <uint32_t>len(dump) and len(dump) <= 0x7FFFFFFF
         assert 1 <= group < 16, group
-        buckets = self.groups[group].buckets
+        buckets = None if passing else self.groups[group].buckets
         memset(wanted, buckets is None, sizeof(wanted))
         for bucket in buckets or ():
             assert 0 <= bucket < BUCKETS, bucket
@@ -214,7 +215,9 @@ cdef class Receiver:
                 continue
             h = flow_hash(&self.table.secret, &d.flow)
             slot = self.table.find(h)
-            if wanted[h >> 56] and (slot == NULL or slot.hashed & FLAG_UNSEEN):
+            if passing and slot != NULL:
+                self.table.flag_slot(slot, FLAG_UNPASSED, False)
+            elif wanted[h >> 56] and (slot == NULL or slot.hashed & FLAG_UNSEEN):
                 self.ask(&d, APPLY_SWEEP)
                 found += 1
         return <uint32_t>(here - base), found
@@ -367,7 +370,9 @@ cdef class Receiver:
         batch.ops += 1
 
     def take_counters(self):
-        """What ReplicaTable would have counted, since the last call."""
+        """What ReplicaTable would have counted, since the last call; None for nothing."""
+        if not (self.destroy_unknown or self.regressions):
+            return None  # Asked at each turn, and nearly always so.
         found = {"destroy_unknown": self.destroy_unknown, "tcp_regressions_refused": self.regressions}
         self.destroy_unknown = self.regressions = 0
         return {name: count for name, count in found.items() if count}

@@ -105,7 +105,6 @@ class Parts:
             client=self.client,
             ports=FollowerPorts(
                 superseded,
-                self._start_dump,
                 self._start_raw,
                 lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
             ),

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hafw.errors import KernelError
-from hafw.flow import FlowKey, mark_group
+from hafw.flow import FlowEntry, FlowKey, mark_group
 from sync.applier import Applier
 from sync.ctnetlink import CtEvent, EventKind
 from sync.digests import DigestWatch
@@ -53,13 +53,16 @@ class Upkeep:
         applier: Applier,
         *,
         start_dump: Callable[[int], Dumper],
+        pass_over: Callable[[bytes, int], int],
         is_whole: Callable[[int], bool],
     ) -> None:
-        """`is_whole`: a snapshot of the group was finished and nothing spoilt it since."""
+        """`pass_over`: `Intake.pass_over`, for what `start_dump` has raw. `is_whole`: a snapshot
+        of the group was finished and nothing spoilt it since."""
         self._registry = registry
         self._roles = roles
         self._applier = applier
         self._start_dump = start_dump
+        self._pass_over = pass_over
         self._is_whole = is_whole
         self.watches = {group: DigestWatch() for group in roles}
         self._left_overs: dict[FlowKey, float] = {}
@@ -173,16 +176,9 @@ class Upkeep:
         self._applier.apply([Remove(key)])
 
     def _step(self, sweep: _Sweep, now: float) -> None:
-        chunk = sweep.dump.take()
+        chunk = sweep.dump.take_any()
         if chunk is not None:
-            unknown: list[KernelOp] = [
-                Remove(entry.key)
-                for entry in chunk
-                if mark_group(entry.mark) == sweep.group
-                and not self._registry.clear(entry.key, Flag.UNPASSED)
-            ]
-            self.counters["left_overs_deleted"] += len(unknown)
-            self._applier.apply(unknown)
+            self.counters["left_overs_deleted"] += self.look_over(chunk, sweep.group)
         elif sweep.dump.done:
             self._sweep = None
             if sweep.dump.error is not None:
@@ -192,3 +188,16 @@ class Upkeep:
             self.counters["sweep_forgotten"] += gone
             if gone:
                 self.watches[sweep.group].note_missing(gone)
+
+    def look_over(self, chunk: list[FlowEntry] | bytes, group: int) -> int:
+        """What the registry has of a chunk has passed; the rest is deleted: how many."""
+        if isinstance(chunk, bytes):
+            return self._pass_over(chunk, group)
+        unknown: list[KernelOp] = [
+            Remove(entry.key)
+            for entry in chunk
+            if mark_group(entry.mark) == group
+            and not self._registry.clear(entry.key, Flag.UNPASSED)
+        ]
+        self._applier.apply(unknown)
+        return len(unknown)

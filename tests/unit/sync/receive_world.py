@@ -40,12 +40,14 @@ from sync.delta import (
     Version,
     encode_deltas,
 )
+from sync.dumper import Dumper
 from sync.flowhash import FlowHash
 from sync.intake import Intake
 from sync.native_registry import NativeRegistry
 from sync.ops import KernelOp
 from sync.registry import Flag, FlowRegistry, Registry
 from sync.replica import TOMBSTONES_MAX, Compared, Hole, ReplicaGroup, ReplicaTable, Superseded
+from sync.upkeep import Upkeep
 from tests.unit.sync.flow_strategies import write_attributes, write_message
 from tests.unit.sync.sync_flows import epoch, tcp, udp
 from tests.unit.sync.test_ctnetlink_expect import V4
@@ -53,8 +55,12 @@ from tests.unit.sync.test_ctnetlink_expect import V4
 HASHES = FlowHash(bytes(range(7, 39)))
 HOLD_S = 900
 GROUPS = (1, 2)
-FLAGS = [flag for flag in Flag if flag not in (Flag.UNPASSED, Flag.PASSED_BY)]
+FLAGS = [flag for flag in Flag if flag is not Flag.PASSED_BY]
 REFUSALS = (errno.EEXIST, errno.ENOENT, errno.EBUSY, errno.ENOMEM)
+
+
+def no_dump(group: int) -> Dumper:
+    raise AssertionError(f"nobody dumps group {group} here")
 
 
 class Kernel:
@@ -62,6 +68,8 @@ class Kernel:
 
     def __init__(self, refuse: int) -> None:
         self.refuse = refuse
+        self.code = 0
+        """Instead: every request is answered by this."""
         self.asked: list[bytes] = []
 
     def execute(self, messages: Sequence[bytes]) -> list[int]:
@@ -76,6 +84,8 @@ class Kernel:
         return None
 
     def _answer(self, message: bytes) -> int:
+        if self.code:
+            return self.code
         if not self.refuse:
             return 0
         luck, which = divmod(zlib.crc32(message), len(REFUSALS))
@@ -99,6 +109,14 @@ class World:
         if isinstance(registry, NativeRegistry):
             self.receiver = Receiver(registry.table, self.groups, HOLD_S, TOMBSTONES_MAX)
         self.intake = Intake(self.table, self.applier, self.receiver)
+        self.upkeep = Upkeep(
+            registry,
+            {},
+            self.applier,
+            start_dump=no_dump,
+            pass_over=self.intake.pass_over,
+            is_whole=lambda group: True,
+        )
         self.seen: list[object] = []
         self.taken = 0
         self.swept = 0
@@ -132,6 +150,13 @@ class World:
         self.flush()
         chunk = parse_dump(dump).entries if self.receiver is None else dump
         self.swept += self.intake.sweep(chunk, group)
+
+    def look_over(self, dump: bytes, group: int) -> None:
+        """As `Upkeep` after lost events, without its end."""
+        self.flush()
+        chunk = parse_dump(dump).entries if self.receiver is None else dump
+        self.registry.set_all(group, Flag.UNPASSED)
+        self.swept += self.upkeep.look_over(chunk, group)
 
     def ops(self, ops: list[KernelOp]) -> None:
         self.flush()
@@ -273,7 +298,9 @@ def step(both: Both, script: Script) -> None:
     number = 2 if script.one_in(6) else 1
     header_epoch = rng.choice(EPOCHS) if script.one_in(6) else both.slow.groups[number].epoch
     header_epoch = header_epoch or EPOCHS[0]
-    match rng.choice(("live",) * 6 + ("snapshot",) * 3 + ("await", "begin", "end", "role")):
+    match rng.choice(
+        ("live",) * 6 + ("snapshot",) * 3 + ("await", "begin", "end", "role", "pass")
+    ):
         case "live":
             payload = script.payload(header_epoch)
             sender_id = rng.choice((1, 2, 3)) if script.one_in(8) else epoch_node(header_epoch)
@@ -300,6 +327,10 @@ def step(both: Both, script: Script) -> None:
                     world.ops(world.table.end_snapshot(number))
                     world.sweep(dump, number)
                     world.table.snapshot_swept(number)
+        case "pass":
+            dump = script.dump()
+            for world in both.worlds():
+                world.look_over(dump, number)
         case "role":
             stale, active = rng.randrange(3) == 0, script.one_in(8)
             suspect = rng.randrange(2) == 0

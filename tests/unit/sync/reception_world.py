@@ -23,7 +23,6 @@ from sync.control import (
 )
 from sync.ctsocket import RequestSocket
 from sync.delta import Delta, ExpectDestroy, ExpectUpsert, encode_delta
-from sync.dumper import Dumper
 from sync.follower import Follower, FollowerPorts
 from sync.inbox import Inbox
 from sync.intake import reader
@@ -37,11 +36,19 @@ from sync.snapshot_client import SnapshotClient
 from sync.stream import StreamReceiver
 from sync.transport import Transport
 from sync.wire import MessageType, Opener, Sealer
-from tests.unit.sync.receive_world import GROUPS, HASHES, HOLD_S, KEYS, Kernel, Script
+from tests.unit.sync.receive_world import (
+    GROUPS,
+    HASHES,
+    HOLD_S,
+    KEYS,
+    Kernel,
+    Script,
+    no_dump,
+)
 from tests.unit.sync.sync_flows import epoch
 from tests.unit.sync.test_inbox import Wire
 
-__all__ = ["CLUSTER", "KEYRING", "Pair"]
+__all__ = ["CLUSTER", "KEYRING", "Pair", "Receiving"]
 
 CLUSTER = 7
 KEYRING = {0: bytes(range(32)), 1: bytes(range(1, 33)), 9: bytes(range(9, 41))}
@@ -96,7 +103,7 @@ class Receiving:
             stream=self.inbox.stream,
             client=cast(SnapshotClient, None),
             ports=FollowerPorts(
-                self.superseded, no_dump, no_dump, lambda: self.clock_ns
+                self.superseded, no_dump, lambda: self.clock_ns
             ),
             receiver=self.receiver,
         )  # fmt: skip
@@ -124,10 +131,6 @@ class Receiving:
         applier = self.follower._applier
         parts = (self.inbox, self.inbox.stream, self.follower, self.follower.table, applier)
         return [+part.counters for part in parts]
-
-
-def no_dump(group: int) -> Dumper:
-    raise AssertionError(f"nobody dumps group {group} here")
 
 
 class Spoken(Script):

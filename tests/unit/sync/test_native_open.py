@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.sync.reception_world import Pair
+from hafw.flow import hafw_mark
+from sync.delta import Upsert, Version, encode_delta
+from sync.fetch import Source
+from sync.wire import MessageType
+from tests.unit.sync.reception_world import EPOCHS, Pair
+from tests.unit.sync.sync_flows import udp
 
 
 def run(seed: int, turns: int) -> Pair:
@@ -34,3 +42,25 @@ def test_a_long_course_ends_alike_and_is_mostly_native(seed: int) -> None:
     assert counters["refused_truncated"]
     assert pair.fast.inbox.stream.counters["gaps"]
     assert pair.fast.inbox.stream.counters["sessions_accepted"] > 1
+
+
+@pytest.mark.parametrize(
+    ("code", "stays"), [(errno.EEXIST, True), (errno.EINVAL, False)], ids=["clash", "other"]
+)
+def test_a_clash_is_left_to_the_digest(code: int, *, stays: bool) -> None:
+    """A tuple that another flow has for now is no reason to fetch the whole group again."""
+    pair = Pair(1)
+    for one in (pair.slow, pair.fast):
+        one.kernel.code = code
+        one.follower.sources[1] = Source(1, pair.sealer.session, 0)
+    entry = replace(udp(1), mark=hafw_mark(1, 1, 1))
+    payload = encode_delta(Upsert(entry, 7, Version(EPOCHS[0], 0)), header_epoch=EPOCHS[0])
+    pair.hear([pair.seal(MessageType.DELTAS, bytes(8) + payload, EPOCHS[0])])
+    for one in (pair.slow, pair.fast):
+        assert one.follower.counters["replicas_refused"] == 1
+        assert one.registry.get(entry.key) is None
+        assert (1 in one.follower.sources) == stays
+        watch = one.follower.upkeep.watches[1]
+        assert watch.missing == stays
+        # The node is unsynced either way, until the holder's digest or snapshot says otherwise.
+        assert bool(watch.reason("gw1")) == stays
