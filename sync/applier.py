@@ -3,8 +3,8 @@
 =========== ========== =========================================================================
 operation   errno      what is done
 =========== ========== =========================================================================
-Create      EEXIST     GET. Same REPLY: update. Another: replace. No such entry: another flow has
-                       our reply tuple; it goes, and the creation is tried once more
+Create      EEXIST     GET. Same REPLY: update. Another: replace. Another flow has our reply tuple
+                       (perhaps also): it goes. Then the creation is tried once more
 Update      ENOENT     create
 Update      EBUSY      once more as what it may be here instead: an expected flow or not; then
                        replace (a status bit that the entry here has and the sender's has not)
@@ -247,20 +247,21 @@ class Applier:
             self.refused.setdefault(op_key(op), code)
 
     def _resolve(self, entry: FlowEntry, hold_s: int | None) -> bool:
-        """A creation met EEXIST: one of its two tuples is taken."""
+        """A creation met EEXIST: one of its two tuples is taken, or each by another flow."""
         there = self.look_up(entry.key)
         if there is not None and there.reply == entry.reply:
             self.counters["exists_updated"] += 1
             return self._once([self._update(entry)], entry)
+        clear: list[FlowKey] = []
         if there is not None:
             self.counters["exists_replaced"] += 1
-            return self._make([entry.key], entry, hold_s)
+            clear.append(there.key)
         # ctnetlink looks a tuple up in either direction: this finds who has our reply tuple.
         clash = self.look_up(FlowKey(entry.key.zone, entry.reply))
-        if clash is None:
-            return self._make([], entry, hold_s)  # It has gone in the meantime.
-        self.counters["clash_repaired"] += 1
-        return self._make([clash.key], entry, hold_s)
+        if clash is not None and clash.key not in clear:
+            self.counters["clash_repaired"] += 1
+            clear.append(clash.key)
+        return self._make(clear, entry, hold_s)  # Without any: it has gone in the meantime.
 
     def _update_as_it_is(self, entry: FlowEntry) -> bool:
         """An update met EBUSY: the entry here is an expected flow and the sender's is not, or the

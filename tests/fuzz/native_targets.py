@@ -109,7 +109,7 @@ class Sweeping:
         receiver.take(GOOD, 0, EPOCH, 1)
         while at < len(data):
             try:
-                at, _ = receiver.sweep(data, at, 1 + len(data) % 15)
+                at, _ = receiver.sweep(data, at, 1 + len(data) % 15, len(data) % 2 == 0)
             except MalformedMessageError:
                 break
             for index in range(receiver.batch.messages):

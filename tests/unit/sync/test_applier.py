@@ -10,6 +10,7 @@ from typing import cast
 from hafw.errors import KernelError
 from hafw.flow import FlowEntry, FlowKey
 from sync.applier import Applier
+from sync.ctnetlink import build_delete
 from sync.ctsocket import RequestSocket
 from sync.ops import Create, Update
 from tests.unit.sync.sync_flows import tcp, udp
@@ -20,16 +21,20 @@ class Kernel:
 
     def __init__(self, *answers: list[int] | int) -> None:
         self.answers = list(answers)
+        self.entries: list[FlowEntry] = []
+        self.asked: list[bytes] = []
 
     def execute(self, messages: Sequence[bytes]) -> list[int]:
         answer = self.answers.pop(0)
+        self.asked += messages
         if isinstance(answer, int):
             raise KernelError(answer, "a batch of requests", "the conntrack socket")
         assert len(answer) == len(messages)
         return answer
 
     def get(self, key: FlowKey) -> FlowEntry | None:
-        return None
+        """As ctnetlink: by a tuple of either direction."""
+        return next((e for e in self.entries if key.orig in (e.key.orig, e.reply)), None)
 
 
 def applier(kernel: Kernel) -> Applier:
@@ -74,3 +79,21 @@ def test_a_replica_whose_timeout_is_fixed_is_replaced() -> None:
     one.apply([Update(udp(1))])
     assert kernel.answers == [], "deleted and created in one write"
     assert one.take_refused() == {}
+
+
+def test_both_tuples_taken_by_two_flows_are_set_free() -> None:
+    """Ports used again: one flow has its original tuple still, another its reply tuple."""
+    wanted = udp(1)
+    before = replace(wanted, reply=replace(wanted.reply, dport=7))
+    squatter = replace(udp(2), reply=wanted.reply)
+    kernel = Kernel([errno.EEXIST], [0, 0, 0])
+    kernel.entries = [before, squatter]
+    one = applier(kernel)
+    one.apply([Create(wanted)])
+    assert one.take_refused() == {}
+    assert kernel.asked[1:3] == [build_delete(before.key), build_delete(squatter.key)]
+    assert one.counters["exists_replaced"] == one.counters["clash_repaired"] == 1
+    kernel.answers, kernel.entries = [[errno.EEXIST], [0, 0]], [before]
+    one.apply([Create(wanted)])
+    assert kernel.asked[-2] == build_delete(before.key)
+    assert one.counters["clash_repaired"] == 1, "nobody else had a tuple of it"
