@@ -19,6 +19,7 @@ import hashlib
 import hmac
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,7 @@ __all__ = [
     "read_key_file",
     "read_keyring",
     "show_fingerprint",
+    "show_keys",
 ]
 
 KEY_BYTES = 32
@@ -56,6 +58,11 @@ def fingerprint(key: bytes) -> int:
 
 def show_fingerprint(value: int) -> str:
     return f"{value:08x}"
+
+
+def show_keys(opens: Mapping[int, int]) -> str:
+    """Fingerprints by id, as ``0 (2ba3ffe6) and 1 (f0270607)``."""
+    return " and ".join(f"{id_} ({show_fingerprint(opens[id_])})" for id_ in sorted(opens))
 
 
 def flow_secret_of(key: bytes) -> bytes:

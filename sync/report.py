@@ -110,7 +110,8 @@ class Reporter:
         return [
             f"what {self._config.node_name(peer_id)} sends is refused: it is sealed with key "
             f"{key_id}, which {own} does not have; one of the two missed a rotation: compare "
-            "hafwctl key show on both, then on the one behind: hafwctl key rotate accept"
+            "hafwctl key show on both, then on the one behind: hafwctl key rotate accept "
+            "--node NODE --from COPY"
             for peer_id, key_id in strangers.items()
         ]
 

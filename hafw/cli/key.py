@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +12,7 @@ from hafw.cli.render import format_option, render
 
 if TYPE_CHECKING:
     from hafw.keyring import Keyring
+    from hafw.paths import NodePaths
 
 __all__ = ["key"]
 
@@ -21,7 +23,9 @@ def key() -> None:
 
 
 @key.command()
-@click.option("--node", required=True, envvar="HAFW_NODE", help="The node whose keys to make.")
+@click.option(
+    "--node", required=True, envvar="HAFW_NODE", help="The node whose keys to make (or HAFW_NODE)."
+)
 @click.option(
     "--from",
     "source",
@@ -37,29 +41,42 @@ def init(node: str, source: Path | None, witness: bool, force: bool) -> None:
     /etc/hafw/NODE of the first over a channel you trust, and name it with --from. A witness gets
     the lease key and never the sync key.
     """
+    from hafw.errors import RefusedError
     from hafw.node.keys import init_keys
     from hafw.paths import NodePaths
 
+    if not witness and _is_witness(node):
+        raise RefusedError(
+            f"{node} is a witness: it must never have the sync key; add --witness. "
+            "Nothing was changed"
+        )
     role: Literal["gateway", "witness"] = "witness" if witness else "gateway"
     for path in init_keys(NodePaths(node), role=role, source=source, force=force):
         click.echo(path)
 
 
 @key.command()
-@click.option("--node", required=True, envvar="HAFW_NODE", help="The node to ask.")
+@click.option("--node", required=True, envvar="HAFW_NODE", help="The node to ask (or HAFW_NODE).")
 @format_option
 def show(node: str, fmt: str) -> None:
     """Which sync keys this node and its peers open and seal with.
 
-    Keys are shown by number and fingerprint. A row for each gateway: this node's from its file,
-    the others' as their sealed beacons say.
+    A row for each gateway: this node's from its file, the others' as their sealed beacons say.
+
+    \b
+    opens      NUMBER:FINGERPRINT of each key; the fingerprint tells keys apart and nothing else
+    seals      the number of the key it seals with
+    seals_s    for how long, as heard here
+    state      rest: no rotation. accepted: it opens a new key. switched: it seals with it.
+               not heard: nothing is known of it now. another key N: two rotations were begun
     """
     from hafw.keyring import read_keyring
     from hafw.node.rotate import syncd_status
-    from hafw.node.rotation import BEACON_MS_MAX, phase
+    from hafw.node.rotation import conflicts, peers_of, phase, step_of
     from hafw.paths import NodePaths
 
     paths = NodePaths(node)
+    _require_sync_key(paths)
     ring = read_keyring(paths.sync_key)
     status = syncd_status(paths)
     in_use = status is not None and (status.opens_keys, status.seals_key) == (
@@ -70,14 +87,14 @@ def show(node: str, fmt: str) -> None:
     if not in_use:
         stage += ", syncd is down" if status is None else ", syncd uses other keys"
     rows = [_row(node, ring.fingerprints, ring.seals, None, stage)]
-    for peer in status.peers if status is not None else []:
-        heard = peer.beacon_age_ms is not None and peer.beacon_age_ms <= BEACON_MS_MAX
-        if heard:
-            rows.append(
-                _row(peer.name, peer.opens_keys, peer.seals_key, peer.seals_key_s, "heard")
-            )
-        else:
+    for peer in [] if status is None else peers_of(status):
+        if not peer.heard:
             rows.append(_row(peer.name, {}, None, None, "not heard"))
+            continue
+        opens = dict(peer.opens or {})
+        words = [step_of(opens, peer.seals)]
+        words += [f"another key {key_id}" for _, key_id, _ in conflicts(ring.fingerprints, [peer])]
+        rows.append(_row(peer.name, opens, peer.seals, peer.seals_s, ", ".join(words)))
     click.echo(render(rows, fmt), nl=False)
 
 
@@ -95,6 +112,50 @@ def _row(
     }
 
 
+def _is_witness(node: str) -> bool:
+    """As the node's configuration says, if there is one here to read."""
+    from hafw.cli.where import find_scope
+    from hafw.errors import HafwError
+
+    named = os.environ.get("HAFW_CONFIG")
+    try:
+        found = find_scope(node, Path(named) if named else None).config().nodes.get(node)
+    except HafwError:
+        return False
+    return found is not None and found.role == "witness"
+
+
+def _require_sync_key(paths: NodePaths) -> None:
+    """Raises RefusedError or StateError where making a key would be the wrong advice."""
+    from hafw.errors import RefusedError, StateError
+
+    if _is_witness(paths.node):
+        raise RefusedError(
+            f"{paths.node} is a witness: it has no sync key, and must never get one"
+        )
+    if _is_missing(paths.etc):
+        raise StateError(
+            f"no keys of {paths.node} are on this machine ({paths.etc} does not exist): run this "
+            f"on the machine of {paths.node}, or make its keys first (hafwctl key init --help)"
+        )
+    if _is_missing(paths.sync_key) and not _is_missing(paths.lease_key):
+        raise StateError(
+            f"{paths.etc} has a lease key and no sync key: these are the keys of a witness, which "
+            "must never get one. If it is a gateway, copy another gateway's: hafwctl key init "
+            f"--node {paths.node} --from COPY --force"
+        )
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:  # Whoever opens it says why.
+        return False
+    return False
+
+
 @key.group()
 def rotate() -> None:
     """Replace the sync key while flows are replicated.
@@ -108,31 +169,36 @@ def rotate() -> None:
 
     Each step changes this node only, refuses what would lose replication, and can be done again
     or left for tomorrow: between the steps everything works. hafwctl key show tells where all
-    gateways are.
+    gateways are. Every step wants --node, or HAFW_NODE in the environment.
     """
 
 
-_NODE = click.option("--node", required=True, envvar="HAFW_NODE", help="The node to change.")
+_NODE = click.option(
+    "--node", required=True, envvar="HAFW_NODE", help="The node to change (or HAFW_NODE)."
+)
 _WITHOUT = click.option(
     "--without",
     multiple=True,
     metavar="PEER",
-    help="Leave a gateway that is not heard behind: it will be refused until it has the new key.",
+    help="Leave a gateway that was not heard for 3 s behind: it will be refused until it has the "
+    "new key. Refused while it is heard.",
 )
 
 
 @rotate.command()
 @_NODE
 def begin(node: str) -> None:
-    """Make a new key. Nothing is sealed with it yet."""
-    ring = _step(node, "begin")
+    """Make a new key. Nothing is sealed with it yet.
+
+    Refused while another gateway is heard to have a rotation under way.
+    """
+    _say(node, _step(node, "begin"))
     click.echo(
         f"Next, on every other gateway: bring the folder of {node}'s keys there over a channel "
         "you trust, and\n  hafwctl key rotate accept --node PEER --from COPY\nthen on every "
         "gateway\n  hafwctl key rotate switch --node NODE",
         err=True,
     )
-    _say(node, ring)
 
 
 @rotate.command()
@@ -150,9 +216,9 @@ def accept(node: str, source: Path) -> None:
     A gateway that was away while the others finished a rotation gets back in by this, too.
     """
     ring = _step(node, "accept", source=source)
-    if ring.other is not None:
-        click.echo("Next, once every gateway has it: hafwctl key rotate switch", err=True)
     _say(node, ring)
+    if ring.other is not None:
+        _next("once every gateway has it, on each", "switch")
 
 
 @rotate.command()
@@ -160,9 +226,8 @@ def accept(node: str, source: Path) -> None:
 @_WITHOUT
 def switch(node: str, without: tuple[str, ...]) -> None:
     """Seal with the new key. Refused unless every other gateway opens it."""
-    ring = _step(node, "switch", without=without)
-    click.echo("Next, once every gateway has switched: hafwctl key rotate finish", err=True)
-    _say(node, ring)
+    _say(node, _step(node, "switch", without=without))
+    _next("once every gateway has switched, on each", "finish")
 
 
 @rotate.command()
@@ -179,9 +244,9 @@ def finish(node: str, without: tuple[str, ...]) -> None:
 def abort(node: str, without: tuple[str, ...]) -> None:
     """Go back one step: from switched to accepted, from accepted to before."""
     ring = _step(node, "abort", without=without)
-    if ring.other is not None:
-        click.echo("Next, once no gateway seals with the new key: abort again", err=True)
     _say(node, ring)
+    if ring.other is not None:
+        _next("once no gateway seals with the new key, on each", "abort")
 
 
 def _step(
@@ -195,12 +260,19 @@ def _step(
     from hafw.paths import NodePaths
 
     require_root()
-    return do(NodePaths(node), step, source=source, without=without)
+    paths = NodePaths(node)
+    _require_sync_key(paths)
+    return do(paths, step, source=source, without=without)
 
 
 def _say(node: str, ring: Keyring) -> None:
-    from hafw.keyring import fingerprint, show_fingerprint
+    from hafw.keyring import show_keys
 
-    opens = " and ".join(f"{k.id} ({show_fingerprint(fingerprint(k.key))})" for k in ring.keys)
     plural = "s" if len(ring.keys) > 1 else ""
+    opens = show_keys(ring.fingerprints)
     click.echo(f"{node} opens with key{plural} {opens}, seals with {ring.seals}")
+
+
+def _next(when: str, step: str) -> None:
+    """After the result, so that both are in this order where both go to one file."""
+    click.echo(f"Next, {when}: hafwctl key rotate {step} --node NODE", err=True)

@@ -25,7 +25,13 @@ Rows = list[dict[str, Any]]
 @click.command()
 @scope_options
 @format_option
-@click.option("-v", "--verbose", is_flag=True, help="Devices, links and all counters as well.")
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="Devices and links as well, and every counter of every daemon. Without it: syncd's that "
+    "are not 0.",
+)
 @click.pass_context
 def status(
     ctx: click.Context, node: str | None, config_file: Path | None, fmt: str, verbose: bool

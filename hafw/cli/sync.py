@@ -43,9 +43,12 @@ def status(ctx: click.Context, node: str | None, config_file: Path | None, fmt: 
     from hafw.cli.status import collect
     from hafw.node.sync_rows import sync_rows
 
-    rows = sync_rows(collect(find_scope(node, config_file)))
+    scope = find_scope(node, config_file)
+    rows = sync_rows(collect(Scope(_gateways(scope), scope.config_file)))
+    if not rows:  # Where no configuration can be read, the nodes' own words decide.
+        raise _no_gateway(scope)
     click.echo(render(rows, fmt), nl=False)
-    ctx.exit(0 if rows and all(row["in_sync"] for row in rows) else EXIT_REFUSED)
+    ctx.exit(0 if all(row["in_sync"] for row in rows) else EXIT_REFUSED)
 
 
 @sync.command()
@@ -88,14 +91,15 @@ def resync(target: str, yes: bool, config_file: Path | None) -> None:
     """Fetch all flows of the groups that others hold into NODE again, and wait until it is done.
 
     Replication repairs itself; this is for when you do not believe it. Until it is done NODE is
-    unsynced: the group does not move there while another synced gateway lives. Run it on NODE.
+    unsynced: the group does not move there while another synced gateway lives. Run it on the
+    machine of NODE.
     """
     require_root()
     if not NodePaths(target).run.is_dir():
         raise StateError(f"{target} is not a node of this machine: run this command there")
     scope = find_scope(target, config_file)
     if target not in _gateways(scope):
-        raise RefusedError(f"{target} is no gateway: it holds no flows")
+        raise _no_gateway(Scope([target], scope.config_file))
     before = _done(scope, target)
     click.echo(
         f"{target} fetches all flows of the groups that others hold, and is unsynced until then",
@@ -122,8 +126,12 @@ def _gateways(scope: Scope) -> list[str]:
         raise StateError(f"{scope.config_file} has no node {unknown[0]}")
     found = [name for name in scope.nodes if nodes[name].role == "gateway"]
     if not found:
-        raise RefusedError(f"{', '.join(scope.nodes)} is no gateway: it holds no flows")
+        raise _no_gateway(scope)
     return found
+
+
+def _no_gateway(scope: Scope) -> RefusedError:
+    return RefusedError(f"{', '.join(scope.nodes)} is no gateway: it holds no flows")
 
 
 def _verify(scope: Scope, node: str) -> Rows:

@@ -64,6 +64,11 @@ def init_keys(
 def _new_or_copied(name: str, source: Path | None) -> bytes:
     if source is None:
         return os.urandom(KEY_BYTES)
+    if not (source / name).exists():
+        raise RefusedError(
+            f"{source / name} does not exist: --from names a folder with copies of another "
+            "node's key files; nothing was changed"
+        )
     if name != "sync.key":
         return read_key(source / name)
     return read_key_file(source / name)

@@ -10,11 +10,11 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, assert_never
 
 from hafw.errors import RefusedError, StateError
 from hafw.instance import running_pid
@@ -25,7 +25,7 @@ from hafw.node.client import LocalClient, Unavailable
 from hafw.node.keys import write_key
 from hafw.paths import NodePaths
 
-__all__ = ["Step", "peers_of", "rotate", "syncd_status"]
+__all__ = ["Step", "rotate", "syncd_status"]
 
 Step = Literal["begin", "accept", "switch", "finish", "abort"]
 TAKEN_S_MAX = 5.0
@@ -61,10 +61,13 @@ def _decide(
 ) -> Keyring:
     if step == "begin":
         made = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return rotation.begin(ring, os.urandom(KEY_BYTES), made)
+        # Without syncd nobody is heard: two that begin so are told at their `switch`.
+        said = syncd_status(paths)
+        peers = [] if said is None else rotation.peers_of(said)
+        return rotation.begin(ring, os.urandom(KEY_BYTES), made, peers, node=paths.node)
     if step == "accept":
         assert source is not None, "the command requires it"
-        return rotation.accept(ring, read_keyring(source / paths.sync_key.name))
+        return rotation.accept(ring, _brought(source / paths.sync_key.name), node=paths.node)
     status = syncd_status(paths)
     if status is None:
         raise RefusedError(
@@ -76,24 +79,26 @@ def _decide(
             f"hafw-syncd does not use the keys of {paths.sync_key}: nothing was changed. "
             "See the alarms of hafwctl status; a restart of hafw-syncd reads the file again"
         )
-    decide: Callable[..., Keyring] = {
-        "switch": rotation.switch, "finish": rotation.finish, "abort": rotation.abort,
-    }[step]  # fmt: skip
-    return decide(ring, peers_of(status), without)
+    peers = rotation.peers_of(status)
+    match step:
+        case "switch":
+            return rotation.switch(ring, peers, without, node=paths.node)
+        case "finish":
+            return rotation.finish(ring, peers, without, node=paths.node)
+        case "abort":
+            return rotation.abort(ring, peers, without)
+        case _:
+            assert_never(step)
 
 
-def peers_of(status: SyncdStatus) -> list[rotation.Peer]:
-    """The other gateways, as this node's syncd hears them."""
-    return [
-        rotation.Peer(
-            peer.name,
-            peer.beacon_age_ms is not None and peer.beacon_age_ms <= rotation.BEACON_MS_MAX,
-            peer.seals_key,
-            peer.seals_key_s,
-            peer.opens_keys,
+def _brought(file: Path) -> Keyring:
+    """The copy of another node's key file."""
+    if not file.exists():
+        raise RefusedError(
+            f"{file} does not exist: --from names a folder with a copy of another gateway's "
+            f"{file.name}"
         )
-        for peer in status.peers
-    ]
+    return read_keyring(file)
 
 
 def syncd_status(paths: NodePaths) -> SyncdStatus | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from hafw.errors import RefusedError, StateError
-from hafw.keyring import read_keyring
+from hafw.keyring import encode_keyring, read_keyring
 from hafw.node import rotation
 from hafw.node.rotate import Step, rotate
 from tests.integration.syncd_world import ROOT, Gateway, World, mixed, syncd_world, wait_for
@@ -241,10 +241,26 @@ def test_the_command_shows_where_all_are(trio: World, tmp_path: Path) -> None:
     )
     rows = json.loads(hafwctl(gw1, "show", "--json"))
     assert [list(row) for row in rows] == [["node", "opens", "seals", "seals_s", "state"]] * 3
-    assert [row["state"] for row in rows] == ["accepted", "heard", "heard"]
+    assert [row["state"] for row in rows] == ["accepted", "accepted", "rest"]
     assert rows[0]["opens"] == rows[1]["opens"] != rows[2]["opens"] == rows[0]["opens"][:1]
     refused = hafwctl(gw1, "rotate", "switch", code=1)
     assert refused.startswith("hafwctl: error: gw3 would refuse what is sealed with key 1")
+    refused = hafwctl(gw3, "rotate", "begin", code=1)
+    assert refused.startswith("hafwctl: error: a rotation is under way: gw1 has key 1 (")
+    refused = hafwctl(gw1, "rotate", "switch", "--without", "gw3", code=1)
+    assert refused.startswith("hafwctl: error: gw3 is heard, and would be cut off")
+    assert hafwctl(gw2, "rotate", "abort").startswith("gw2 opens with key 0 (")
+    # What two have begun when neither heard of the other's.
+    ring = rotation.begin(read_keyring(gw2.paths.sync_key), bytes(32), "")
+    gw2.paths.sync_key.write_bytes(encode_keyring(ring))
+    gw2.signal(1)
+
+    def states() -> list[str]:
+        return [row["state"] for row in json.loads(hafwctl(gw1, "show", "--json"))]
+
+    wait_for("gw1 hears it", lambda: states() == ["accepted", "accepted, another key 1", "rest"])
+    refused = hafwctl(gw1, "rotate", "switch", code=1)
+    assert refused.startswith("hafwctl: error: two rotations were begun: gw2 has another key 1 (")
     gw3.stop()
     assert json.loads(hafwctl(gw3, "show", "--json"))[0]["state"] == "rest, syncd is down"
 

@@ -203,6 +203,56 @@ def test_key_init_makes_copies_and_refuses() -> None:
     assert result.stdout == f"{NodePaths('wit').lease_key}\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("key show --node wit", "wit is a witness: it has no sync key, and must never get one"),
+        ("key rotate begin --node wit", "wit is a witness: it has no sync key"),
+        ("key init --node wit", "wit is a witness: it must never have the sync key"),
+        ("key show --node gw1", "no keys of gw1 are on this machine"),
+        ("key rotate begin --node gw1", "no keys of gw1 are on this machine"),
+        ("key show --node gw2", "no sync key: these are the keys of a witness"),
+        ("sync status --node wit", "wit is no gateway: it holds no flows"),
+        ("sync verify --node wit", "wit is no gateway: it holds no flows"),
+    ],
+)
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may ask for flows, or change keys")
+def test_what_cannot_be_asked_of_a_node_is_said_and_nothing_is_advised_that_harms(
+    monkeypatch: pytest.MonkeyPatch, words: str, told: str
+) -> None:
+    monkeypatch.setenv("HAFW_CONFIG", str(ROOT / "hafw/lab/cluster.yaml"))
+    init_keys(NodePaths("gw2"), role="witness")
+    result = hafwctl(*words.split())
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("hafwctl: error: ")
+    assert told in result.stderr
+    assert "init --node wit" not in result.stderr
+    assert not NodePaths("wit").etc.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may change keys")
+def test_a_step_of_a_rotation_says_first_what_is_and_then_what_is_next(tmp_path: Path) -> None:
+    init_keys(NodePaths("gw1"))
+    init_keys(NodePaths("gw2"), source=NodePaths("gw1").etc)
+    log = tmp_path / "log"
+    for words in ("begin --node gw1", f"accept --node gw2 --from {NodePaths('gw1').etc}"):
+        with log.open("w") as file:
+            subprocess.run(
+                [sys.executable, "-c", "from hafw.cli.main import main; main()", "key", "rotate",
+                 *words.split()],
+                stdout=file, stderr=subprocess.STDOUT, timeout=60, check=True,
+            )  # fmt: skip
+        opens, following, *_ = log.read_text().splitlines()
+        assert "opens with keys 0 (" in opens
+        assert following.startswith("Next, ")
+        assert "hafwctl key rotate switch --node NODE" in log.read_text()
+    result = hafwctl("key", "rotate", "accept", "--node", "gw2", "--from", tmp_path)
+    assert "sync.key does not exist: --from names a folder with a copy" in result.stderr
+    result = hafwctl("key", "init", "--node", "gw3", "--from", tmp_path)
+    assert "lease.key does not exist: --from names a folder with copies" in result.stderr
+    assert not NodePaths("gw3").etc.exists()
+
+
 def test_move_with_daemons_down_is_refused() -> None:
     config = ROOT / "hafw/lab/cluster.yaml"
     arguments = ("group", "move", "main", "gw2", "--yes", "--node", "gw1", "--config", config)

@@ -17,8 +17,21 @@ from hafw.keyring import (
     encode_keyring,
     fingerprint,
     flow_secret_of,
+    show_fingerprint,
+    show_keys,
 )
-from hafw.node.rotation import SETTLED_S, Peer, abort, accept, begin, finish, phase, switch
+from hafw.node.rotation import (
+    SETTLED_S,
+    Peer,
+    abort,
+    accept,
+    begin,
+    conflicts,
+    finish,
+    phase,
+    step_of,
+    switch,
+)
 
 FIRST = decode_keyring(bytes(range(32)))
 NAMES = ("gw1", "gw2", "gw3", "gw4")
@@ -42,7 +55,9 @@ class World:
     def do(self, name: str, step: str, source: str = "") -> bool:
         ring = self.rings[name]
         steps: dict[str, Callable[[], Keyring]] = {
-            "begin": lambda: begin(ring, self.rng.randbytes(32), "2026-01-01T00:00:00Z"),
+            "begin": lambda: begin(
+                ring, self.rng.randbytes(32), "2026-01-01T00:00:00Z", self.peers(name)
+            ),
             "accept": lambda: accept(ring, self.rings[source]),
             "switch": lambda: switch(ring, self.peers(name)),
             "finish": lambda: finish(ring, self.peers(name)),
@@ -89,12 +104,11 @@ def test_no_order_of_steps_makes_one_refuse_another(seed: int) -> None:
     for _ in range(300):
         name = rng.choice(list(world.rings))
         source = rng.choice([other for other in world.rings if other != name])
-        # Two who begin at once each have to abort; that would go on for ever if all may.
-        steps = STEPS if name == "gw1" else STEPS[1:]
-        done += world.do(name, rng.choice(steps), source)
+        done += world.do(name, rng.choice(STEPS), source)
+        # Each hears the others at once here, so no two rotations can be under way.
+        assert not any(conflicts(r.fingerprints, world.peers(n)) for n, r in world.rings.items())
     assert done > 20
-    # From wherever it stands it can be brought to its end, or (two keys of two who began, or who
-    # went back and began anew) back to its beginning.
+    # From wherever it stands it can be brought to its end.
     names = list(world.rings)
     for step in ("accept", "switch", "finish", "accept", "abort", "abort"):
         for name in names:
@@ -108,14 +122,65 @@ def test_no_order_of_steps_makes_one_refuse_another(seed: int) -> None:
 
 def test_two_that_begin_at_once_are_told_and_can_go_back() -> None:
     world = World(2)
-    assert world.do("gw1", "begin")
-    assert world.do("gw2", "begin")
-    with pytest.raises(RefusedError, match="two rotations at once; abort one"):
-        accept(world.rings["gw2"], world.rings["gw1"])
-    with pytest.raises(RefusedError, match="gw2 would refuse what is sealed with key 1"):
-        switch(world.rings["gw1"], world.peers("gw1"))
+    for name, key in (("gw1", b"a" * 32), ("gw2", b"b" * 32)):
+        world.rings[name] = begin(FIRST, key, "")  # Neither has heard of the other's yet.
+    one, two = (show_fingerprint(fingerprint(key * 32)) for key in (b"a", b"b"))
+    first = show_fingerprint(fingerprint(FIRST.sealing.key))
+    gw1, gw2 = world.rings.values()
+    assert conflicts(gw1.fingerprints, world.peers("gw1")) == [("gw2", 1, fingerprint(b"b" * 32))]
+    assert conflicts(FIRST.fingerprints, world.peers("gw1")) == []
+    said = refusal(lambda: accept(gw2, gw1, node="gw2"))
+    assert f"this node has keys 0 ({first}) and 1 ({two}), that file has 0 ({first}) and" in said
+    assert "first here: hafwctl key rotate abort --node gw2" in said
+    said = refusal(lambda: switch(gw1, world.peers("gw1"), node="gw1"))
+    assert f"gw2 has another key 1 ({two}) than this node ({one})" in said
+    assert "first on gw2: hafwctl key rotate abort --node gw2" in said
     assert world.do("gw2", "abort")
     assert world.do("gw2", "accept", "gw1")
+    assert world.do("gw1", "switch")
+
+
+def test_none_begins_while_another_is_heard_to_have_begun() -> None:
+    ring, both = two()
+    said = refusal(lambda: begin(ring, b"x" * 32, "", [peer(both)], node="gw1"))
+    assert f"gw2 has key {show_keys({1: fingerprint(b'n' * 32)})}, which this node has not" in said
+    assert "accept --node gw1 --from a copy of gw2's key folder" in said
+    assert len(begin(ring, b"x" * 32, "", [peer(both, heard=False), peer(ring)]).keys) == 2
+    alone = replace(both, keys=both.keys[1:], seals=1)
+    said = refusal(lambda: begin(alone, b"x" * 32, "", [peer(replace(both, seals=1))]))
+    assert "gw2 has not finished the last rotation: it still opens key 0" in said
+    assert "First on gw2: hafwctl key rotate finish --node gw2" in said
+    third = begin(alone, b"x" * 32, "")
+    said = refusal(lambda: accept(replace(both, seals=1), third, node="gw2"))
+    assert "first: hafwctl key rotate finish --node gw2" in said
+
+
+def test_none_that_is_heard_is_left_behind() -> None:
+    ring, both = two()
+    sealing = replace(both, seals=1)
+    for step in (
+        lambda: switch(both, [peer(ring)], ["gw2"]),
+        lambda: finish(sealing, [peer(both)], ["gw2"]),
+        lambda: abort(sealing, [peer(both)], ["gw2"]),
+    ):
+        assert "gw2 is heard, and would be cut off" in refusal(step)
+
+
+@pytest.mark.parametrize(
+    ("opens", "seals", "step"),
+    [
+        ({}, None, "rest"),
+        ({4: 1}, 4, "rest"),
+        ({4: 1, 5: 2}, 4, "accepted"),
+        ({4: 1, 5: 2}, 5, "switched"),
+        ({255: 1, 0: 2}, 255, "accepted"),
+        ({255: 1, 0: 2}, 0, "switched"),
+    ],
+)
+def test_the_step_of_a_peer_is_read_from_its_beacon(
+    opens: dict[int, int], seals: int | None, step: str
+) -> None:
+    assert step_of(opens, seals) == step
 
 
 def two() -> tuple[Keyring, Keyring]:
@@ -145,12 +210,15 @@ def test_every_refusal_says_what_to_do() -> None:
     assert "nothing to accept" in refusal(lambda: accept(both, old))
     forged = replace(both, keys=(RingKey(0, b"f" * 32), both.keys[1]))
     assert "another key 0" in refusal(lambda: accept(old, forged))
-    assert "key rotate begin, or accept" in refusal(lambda: switch(old, []))
+    assert "begin --node NODE, or accept" in refusal(lambda: switch(old, []))
     assert "next: finish" in refusal(lambda: switch(sealing, []))
     assert "gw2 is not heard" in refusal(lambda: switch(both, [peer(both, heard=False)]))
     assert "--without gw2" in refusal(lambda: finish(sealing, [peer(both, heard=False)]))
     assert "gw9 is no other gateway" in refusal(lambda: switch(both, [peer(both)], ["gw9"]))
-    assert "First on gw2: hafwctl key rotate accept" in refusal(lambda: switch(both, [peer(old)]))
+    said = refusal(lambda: switch(both, [peer(old)]))
+    assert "First on gw2: hafwctl key rotate accept --node gw2 --from a copy" in said
+    said = refusal(lambda: finish(sealing, [peer(old)]))
+    assert "First on gw2: hafwctl key rotate accept --node gw2 --from a copy" in said
     assert "nothing to finish" in refusal(lambda: finish(old, []))
     assert "first: hafwctl key rotate switch" in refusal(lambda: finish(both, []))
     assert "First on gw2: hafwctl key rotate switch" in refusal(
@@ -192,7 +260,7 @@ def test_the_keys_of_one_that_missed_a_rotation_go_nowhere(rounds: int) -> None:
 def test_a_key_of_the_same_id_is_not_the_same_key() -> None:
     _, both = two()
     wrong = {0: fingerprint(FIRST.sealing.key), 1: fingerprint(b"w" * 32)}
-    assert "gw2 would refuse" in refusal(lambda: switch(both, [peer(both, opens=wrong)]))
+    assert "gw2 has another key 1" in refusal(lambda: switch(both, [peer(both, opens=wrong)]))
 
 
 def test_the_file_is_read_as_it_was_written() -> None:

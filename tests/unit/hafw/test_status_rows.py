@@ -114,6 +114,27 @@ def test_a_healthy_cluster_has_no_problem() -> None:
     assert result["cluster"] == "lab"
 
 
+def test_a_rotation_is_a_note_and_two_are_an_alarm() -> None:
+    nodes = healthy()
+    own = nodes["gw1"].syncd
+    assert own is not None
+    (gw2,) = own.peers
+    beacon = structs.replace(gw2, name="gw2", seals_key=0, opens_keys={0: 7, 1: 9})
+    both = structs.replace(own, opens_keys={0: 7, 1: 9}, peers=[beacon])
+    nodes["gw1"] = replace(nodes["gw1"], syncd=both)
+    (note,) = document(nodes)["notes"]
+    assert note["source"] == "syncd"
+    assert "under way, accepted here: opens with keys 0 (00000007) and 1" in note["note"]
+    assert problems(nodes) == []
+    other = structs.replace(both, opens_keys={0: 7, 1: 8})
+    nodes["gw1"] = replace(nodes["gw1"], syncd=other)
+    (problem,) = problems(nodes)
+    assert "gw2 has another key 1 (00000009) than gw1 (00000008); abort one" in problem
+    silent = structs.replace(other, peers=[structs.replace(beacon, beacon_age_ms=3001.0)])
+    nodes["gw1"] = replace(nodes["gw1"], syncd=silent)
+    assert problems(nodes) == []
+
+
 def test_every_row_has_exactly_the_declared_keys() -> None:
     result = document(healthy())
     assert set(result) == {"cluster", "healthy", "problems", *COLUMNS}
