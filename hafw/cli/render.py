@@ -30,7 +30,12 @@ def format_option(function: Any) -> Any:
         function
     )
     return click.option(
-        "--format", "fmt", type=click.Choice(FORMATS), default="pretty", show_default=True
+        "--format",
+        "fmt",
+        type=click.Choice(FORMATS),
+        default="pretty",
+        show_default=True,
+        help="For people, for shells or for programs.",
     )(function)
 
 
