@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,10 +22,30 @@ from hafw.node.sync_rows import (
 )
 from tests.unit.hafw.test_status_rows import CONFIG, facts
 
+ROOT = Path(__file__).resolve().parents[3]
 EQUAL = SyncVerdict(
     group=1, active=False, flows=7, entries=7, missing=0, stale=0, left_over=0, differing=0,
     seq=9, took_s=0.12345,
 )  # fmt: skip
+
+
+def test_every_key_and_counter_of_the_page_is_there() -> None:
+    page = (ROOT / "docs/reference/status.md").read_text()
+    for command, keys in (("status", SYNC_KEYS), ("verify", VERIFY_KEYS)):
+        section = page.split(f"# `hafwctl sync {command}`\n")[1].split("\n# `")[0]
+        assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(keys)
+    section = (
+        page.split("\n## Table `counters`")[1].split("\n## ")[0].split("when it is normal")[1]
+    )
+    named = re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\|[^|]*", section, re.MULTILINE)))
+    assert len(named) > 20
+    source = "".join(
+        file.read_text() for folder in ("sync", "cluster") for file in (ROOT / folder).glob("*.py")
+    )
+    for name in named:
+        # Of a family the end is the reason: f"refused_{reason}".
+        reason = name.removeprefix("refused_").removeprefix("snapshot_aborted_")
+        assert f'"{reason}"' in source, name
 
 
 def rows_of(*verdict: SyncVerdict) -> list[dict[str, Any]]:
