@@ -329,6 +329,8 @@ def _requested(batch: Batch, index: int) -> tuple[KernelOp, bool]:
     kind, is_second, data, header_epoch = batch.request(index)
     if kind == "sweep":
         return Remove(parse_dump(data).entries[0].key), False
+    if kind == "strict":
+        return MakeStrict(parse_dump(data).entries[0].key), False
     (delta,) = decode_deltas(data, header_epoch=header_epoch)
     if isinstance(delta, Destroy):
         return Remove(delta.key), False

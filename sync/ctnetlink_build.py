@@ -30,6 +30,7 @@ from hafw.flow import (
     IPS_SEEN_REPLY,
     SCTP_STATES,
     TCP_FLAG_BE_LIBERAL,
+    TCP_FLAG_DATA_UNACKNOWLEDGED,
     TCP_FLAG_MAXACK_SET,
     FlowEntry,
     FlowKey,
@@ -55,7 +56,9 @@ __all__ = [
     "tcp_is_learnt",
 ]
 
-TCP_FLAGS_UPDATE_MASK = 0xFF & ~(TCP_FLAG_BE_LIBERAL | TCP_FLAG_MAXACK_SET)
+_OF_ONE_NODE = TCP_FLAG_DATA_UNACKNOWLEDGED | TCP_FLAG_MAXACK_SET
+"""What packets teach a kernel, and no other: octets under way, an ACK seen."""
+TCP_FLAGS_UPDATE_MASK = 0xFF & ~(TCP_FLAG_BE_LIBERAL | _OF_ONE_NODE)
 """An update leaves alone what says whether this node has learnt the windows."""
 TIMEOUT_DEFAULT_S = 60
 """A creation needs a timeout (EINVAL); this one if neither the entry nor the caller has any."""
@@ -89,10 +92,10 @@ def build_create(
 ) -> bytes:
     """A request that creates `entry`, or fails with EEXIST if either of its tuples is taken.
 
-    `pristine` (TCP): BE_LIBERAL on both sides and MAXACK_SET on neither, the state in which a
-    replica must start (DESIGN section 4). The timeout is the greater of the entry's and `hold_s`;
-    `mark` replaces the entry's. `with_master` states CTA_TUPLE_MASTER, which fails with ENOENT if
-    this node has no such flow; without it the entry is a flow of its own.
+    `pristine` (TCP): BE_LIBERAL on both sides, MAXACK_SET and DATA_UNACKNOWLEDGED on neither, the
+    state in which a replica must start (DESIGN section 4). The timeout is the greater of the
+    entry's and `hold_s`; `mark` replaces the entry's. `with_master` states CTA_TUPLE_MASTER, which
+    fails with ENOENT if this node has no such flow; without it the entry is a flow of its own.
     """
     orig = entry.key.orig
     reply = entry.reply
@@ -303,7 +306,7 @@ def _nat(kind: int, address: bytes, key: int, orig: Tuple) -> bytes:
 
 
 def _pristine(tcp: TcpState) -> TcpState:
-    keep, liberal = 0xFF & ~TCP_FLAG_MAXACK_SET, TCP_FLAG_BE_LIBERAL
+    keep, liberal = 0xFF & ~_OF_ONE_NODE, TCP_FLAG_BE_LIBERAL
     return TcpState(
         tcp.state,
         (tcp.flags_orig | liberal) & keep,

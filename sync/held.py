@@ -19,6 +19,8 @@ class HolderPorts:
     """What the holder needs of the process around it."""
 
     start_dump: Callable[[int], Dumper]
+    start_raw: Callable[[int], Dumper]
+    """As `LiberalFlows` reads it."""
     send_to_leased: Callable[[NewEpochRequest], None]
     note_clean: Callable[[int, int], None]
     """Group, epoch: no entry of the group is stale here, and this node holds it."""

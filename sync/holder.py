@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from hafw.config.model import ClusterConfig
 from hafw.errors import KernelError
@@ -37,6 +38,9 @@ from sync.publish import LookUp, PublishEffect, Publisher, publishable
 from sync.registry import Flag, FlowRegistry
 from sync.replica import ReplicaGroup
 from sync.roles import StartHolding
+
+if TYPE_CHECKING:
+    from sync._codec import StrictMaker
 
 __all__ = ["GROUP_MASK", "Holder", "HolderPorts"]
 
@@ -70,6 +74,7 @@ class Holder:
         outbox: Outbox,
         timeouts_s: dict[str, int],
         ports: HolderPorts,
+        strict: StrictMaker | None = None,
     ) -> None:
         self._refresh_s, self._hold_s = config.sync.refresh_s, config.sync.hold_s
         self._node_id = node_id
@@ -80,6 +85,7 @@ class Holder:
         self._outbox = outbox
         self._timeouts_s = timeouts_s
         self._ports = ports
+        self._strict = strict
         self.held: dict[int, Held] = {}
         self._drained = True
         self._drains = 0
@@ -91,9 +97,10 @@ class Holder:
 
     def start(self, effect: StartHolding, *, now: float) -> None:
         old = self.held.pop(effect.group, None)
+        liberal = LiberalFlows(self._registry, effect.group, self._strict)
         if old is not None:
             old.cancel()
-        liberal = LiberalFlows(self._registry, effect.group) if old is None else old.liberal
+            liberal = old.liberal
         held = Held(effect.epoch, liberal, refresh_at=now + self._refresh_s)
         self.held[effect.group] = held
         if effect.first:
@@ -247,7 +254,7 @@ class Holder:
                 wanted = held.want_take or held.want_repair or held.want_refresh
                 if wanted and self._drained and now >= held.retry_at:
                     self._begin(group, held, now)
-            held.liberal.work(self._applier, self._ports.start_dump, now=now)
+            held.liberal.work(self._applier, self._ports.start_raw, now=now)
             if 0 < held.adopted_until < now and held.own_pass is None:
                 held.adopted_until = 0.0
                 self._registry.clear_all(group, Flag.ADOPTED)

@@ -18,7 +18,7 @@ from sync.registry import Flag, FlowRegistry, Registry
 from sync.replica import TOMBSTONES_MAX, ReplicaGroup
 
 if TYPE_CHECKING:
-    from sync._codec import Arrivals, EventPump, Receiver
+    from sync._codec import Arrivals, EventPump, Receiver, StrictMaker
 
 __all__ = [
     "CODEC_VARIABLE",
@@ -29,6 +29,7 @@ __all__ = [
     "make_pump",
     "make_receiver",
     "make_registry",
+    "make_strict",
 ]
 
 CODEC_VARIABLE = "HAFW_CODEC"
@@ -104,6 +105,17 @@ def make_arrivals(receiver: Receiver | None, *, cluster_id: int) -> Arrivals | N
     from sync._codec import Arrivals, crypto_problem
 
     return None if crypto_problem() else Arrivals(receiver, cluster_id=cluster_id)
+
+
+def make_strict(registry: FlowRegistry) -> StrictMaker | None:
+    """What makes liberal flows of a dump strict; None for a registry of Python objects."""
+    if load()[0] is None:
+        return None
+    from sync._codec import StrictMaker
+    from sync.native_registry import NativeRegistry
+
+    assert isinstance(registry, NativeRegistry)
+    return StrictMaker(registry.table, Flag.LIBERAL)
 
 
 def make_plain(

@@ -21,8 +21,11 @@ cdef enum:
     APPLY_REPLACE_PART_2 = 4
     APPLY_REMOVE = 5
     APPLY_SWEEP = 6
+    APPLY_STRICT = 7
 
-_APPLY_NAMES = ("create", "update", "update_without_tcp", "replace", "replace", "remove", "sweep")
+_APPLY_NAMES = (
+    "create", "update", "update_without_tcp", "replace", "replace", "remove", "sweep", "strict",
+)
 
 cdef struct Request:
     # One message, and the delta it came from: payload `payload`, bytes `start` to `end`.
@@ -97,7 +100,7 @@ cdef class Batch:
 
     def request(self, uint32_t index):
         """(operation, whether it is the second message of a Replace, the delta, its datagram's
-        epoch) of one message. Of a sweep it is the kernel's message instead of a delta."""
+        epoch) of one message. Of a sweep and of "strict" it is the kernel's message instead of a delta."""
         if index >= self.messages:
             raise IndexError(index)
         cdef const Request* request = &self.requests[index]

@@ -21,7 +21,8 @@ cdef enum:
     STATUS_FIXED_TIMEOUT = 1 << 10
     TCPF_LIBERAL = 0x08
     TCPF_MAXACK = 0x20
-    TCPF_UPDATE_MASK = 0xD7
+    TCPF_OF_ONE_NODE = 0x30
+    TCPF_UPDATE_MASK = 0xC7
 
 
 cdef inline uint8_t* put_nla(uint8_t* p, uint16_t length, uint16_t kind) noexcept nogil:
@@ -160,7 +161,7 @@ cdef uint32_t write_create(uint8_t* out, const Flow* f, uint32_t hold_s, bint pr
     cdef uint16_t sport, dport
     cdef uint32_t timeout = f.timeout if f.has_timeout else 0
     cdef uint8_t liberal = TCPF_LIBERAL if pristine else 0
-    cdef uint8_t keep = (0xFF & ~TCPF_MAXACK) if pristine else 0xFF
+    cdef uint8_t keep = (0xFF & ~TCPF_OF_ONE_NODE) if pristine else 0xFF
     if not is_family(f.family):
         return 0
     if hold_s > timeout:

@@ -38,6 +38,7 @@ Say = Callable[[str], None]
 LIBERAL_AFTER_S = 5.0
 STEADY_S = 0.4
 DOWN_SHARE = 0.05
+DOWN_S_MIN = 1.0
 """Of all flows: as many are made while the receiver is down."""
 LIVE_FROM = 0.75
 """Of all flows: the others wait until the receiver is synced again."""
@@ -154,6 +155,7 @@ def _churn(
             node.stop(signal.SIGKILL)
             down_at = time.monotonic()
         elif down_at and not report.down_s and made >= plan.flows * (0.5 + DOWN_SHARE):
+            time.sleep(max(0.0, down_at + DOWN_S_MIN - time.monotonic()))
             report.down_s = time.monotonic() - down_at
             starting.start()
         elif report.down_s and not report.back_s and made >= plan.flows * LIVE_FROM:
@@ -257,7 +259,11 @@ def _take_over(
 def render_churn(report: ChurnReport) -> str:
     """For people. Pure."""
     requests = ", ".join(f"{count} {name}" for name, count in report.requests.items())
-    strict = "never" if report.strict_again_s is None else f"{report.strict_again_s:.1f} s"
+    strict = (
+        f"{report.liberal_after_5_s} still liberal after {LIBERAL_AFTER_S:g} s"
+        if report.strict_again_s is None
+        else f"all strict after {report.strict_again_s:.1f} s"
+    )
     lines = [
         f"churn of {report.flows} flows in {report.churn_s:.1f} s (seed {report.seed}, codec "
         f"{report.codec}): {requests}",
@@ -266,7 +272,7 @@ def render_churn(report: ChurnReport) -> str:
         f"settled in {report.settled_s:.1f} s, swept in {report.swept_s:.1f} s",
         f"compared: {report.compared} flows with {report.on_replica} entries of the replica; "
         f"{report.not_worth} not worth a replica",
-        f"{report.connections} connections through the other node: all strict after {strict}",
+        f"{report.connections} connections through the other node: {strict}",
     ]
     for what, texts in report.examples.items():
         lines += [f"{what}: {text}" for text in texts]

@@ -253,6 +253,9 @@ def _reply(orig: Tuple, slot: int, *, dnat: bool, nat: bool) -> Tuple:
     moved = replace(plain, src=_server(slot, v6=v6), dst=vip)
     if orig.proto in (IPPROTO_ICMP, IPPROTO_ICMPV6):
         return replace(moved, sport=port)
+    if orig.proto == _GRE:
+        # nf_nat_core.c leaves the keys of GRE alone, so that the address must tell slots apart.
+        return replace(moved, src=_address(slot, 0x20, v6=v6))
     return replace(moved, dport=port)
 
 

@@ -5,7 +5,8 @@ decodes what the kernel answers. pyroute2 maps two attributes wrongly (CTA_HELP 
 is nested, CTA_LABELS as one number of fixed size); `EntryMessage` says what they are.
 
 Compared: both tuples (so NAT), zone, helper, mark, labels, sequence adjustment, window scales, TCP
-state, all TCP flags but 0x08 (BE_LIBERAL) and 0x20 (MAXACK_SET), SCTP state and verification
+state, all TCP flags but 0x08 (BE_LIBERAL) and 0x20 (MAXACK_SET), and 0x10 (DATA_UNACKNOWLEDGED:
+octets are under way) of the replica, which must not have it; SCTP state and verification
 tags, synproxy and every status bit. Timeouts are judged by `timeout_problem`.
 
 What the owner alone must have (a TCP or SCTP flow that was never ASSURED, a flow of no group) must
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 TCP_FLAGS_COMPARED = 0xFF & ~(0x08 | 0x20)
+_UNACKNOWLEDGED = 0x10
 TIMEOUT_SLACK_S = 3
 """Timeouts are whole seconds, and the two tables are not read at one moment."""
 AGAIN_AFTER_S = 1.0
@@ -182,14 +184,22 @@ def _tuple(value: Any) -> tuple[Any, ...]:
 
 
 def timeout_problem(
-    owner_s: int, replica_s: int, hold_s: int, apart_s: float, *, refreshed_s: float = 0.0
+    owner_s: int,
+    replica_s: int,
+    hold_s: int,
+    apart_s: float,
+    *,
+    refreshed_s: float = 0.0,
+    sends: bool = False,
 ) -> str:
     """Why a replica's timeout is wrong, or nothing. `apart_s`: how much later than the owner's
     table the replica's was read. It must not be below what the owner's flow has left, nor above
     the greater of that and the hold. `refreshed_s`: how long ago packets may have refreshed the
-    owner's timer without an event since the flow was said last."""
+    owner's timer without an event since the flow was said last. The timer of one that `sends` also
+    changes its length in silence (nf_conntrack_proto_tcp.c: 300 s while octets are under way, 5
+    days after the ACK), so that its replica is only bound to outlive the next refresh."""
     slack = TIMEOUT_SLACK_S + abs(apart_s)
-    if replica_s < owner_s - slack - refreshed_s:
+    if replica_s < (min(owner_s, hold_s) if sends else owner_s) - slack - refreshed_s:
         return "timeout below the owner's"
     if replica_s > max(owner_s, hold_s) + slack:
         return "timeout above owner and hold"
@@ -245,16 +255,21 @@ def compare_tables(
         if theirs is None:
             result.note("missing", key, f"owner {mine}")
             continue
+        if mine.tcp_flags is not None:
+            first, second = mine.tcp_flags
+            mine = mine._replace(tcp_flags=(first & ~_UNACKNOWLEDGED, second & ~_UNACKNOWLEDGED))
         for name in _FIELDS:
             one, other = getattr(mine, name), getattr(theirs, name)
             if one != other:
                 result.note(name, key, f"owner {one}, replica {other}")
+        sends = key[1] == sender
         problem = timeout_problem(
             mine.timeout_s,
             theirs.timeout_s,
             hold_s,
             apart_s,
-            refreshed_s=refreshed_s if key[1] == sender else 0.0,
+            refreshed_s=refreshed_s if sends else 0.0,
+            sends=sends,
         )
         if problem:
             result.note(problem, key, f"owner {mine.timeout_s} s, replica {theirs.timeout_s} s")

@@ -71,6 +71,8 @@ PLANTED: dict[str, tuple[dict[str, Any], set[str]]] = {
     "TCP state": ({"tcp": TcpState(4, 0x23, 0x23, 7, 9)}, {"tcp_state"}),
     "TCP flags": ({"tcp": TcpState(3, 0x21, 0x23, 7, 9)}, {"tcp_flags"}),
     "liberal, learnt": ({"tcp": TcpState(3, 0x0B, 0x03, 7, 9)}, set()),
+    "octets under way": ({"owner_tcp": TcpState(3, 0x33, 0x23, 7, 9)}, set()),
+    "believed under way": ({"tcp": TcpState(3, 0x33, 0x23, 7, 9)}, {"tcp_flags"}),
     "status": ({"status": 0x0A}, {"status"}),
     "synproxy": ({"synproxy": 5}, {"synproxy"}),
     "SCTP, nothing": ({}, set()),
@@ -100,8 +102,8 @@ def test_each_planted_difference_is_found_and_nothing_else() -> None:
         change = dict(planted)
         one = sctp_entry(number) if name.startswith("SCTP") else entry(number)
         if not change.pop("owner_absent", False):
-            status = change.pop("owner_status", one.status)
-            mine.append(build_create(replace(one, status=status), pristine=False))
+            status, tcp = change.pop("owner_status", one.status), change.pop("owner_tcp", one.tcp)
+            mine.append(build_create(replace(one, status=status, tcp=tcp), pristine=False))
         if change.pop("absent", False):
             continue
         other = replace(one, key=FlowKey(change.pop("zone", 2), one.key.orig))
@@ -136,6 +138,9 @@ def test_the_hold_bound() -> None:
     assert timeout_problem(1000, 1020, 900, 2) == "timeout above owner and hold"
     assert timeout_problem(432_000, 431_950, 900, 1, refreshed_s=60) == ""
     assert timeout_problem(432_000, 431_950, 900, 1, refreshed_s=30) == "timeout below the owner's"
+    assert timeout_problem(431_999, 890, 900, 1, refreshed_s=10) == "timeout below the owner's"
+    assert timeout_problem(431_999, 890, 900, 1, refreshed_s=10, sends=True) == ""
+    assert timeout_problem(431_999, 880, 900, 1, refreshed_s=10, sends=True) != ""
 
 
 def test_a_syncd_that_does_not_start_says_why() -> None:

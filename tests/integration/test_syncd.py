@@ -31,6 +31,7 @@ from hafw.flow import (
 from hafw.kernel.netns import entered
 from hafw.messages import RoleChange, SyncPassStatus
 from sync.ctnetlink import build_create, build_delete, build_update
+from sync.liberal import BY_GET_MAX
 from tests.integration.ct_spaces import inside
 from tests.integration.syncd_world import (
     ROOT,
@@ -199,23 +200,30 @@ def flows_by_key(flows: list[FlowEntry]) -> dict[FlowKey, FlowEntry]:
     return {entry.key: entry for entry in flows}
 
 
-def test_learnt_windows_make_a_flow_strict_again_and_that_is_not_published(pair: World) -> None:
+@pytest.mark.parametrize(
+    ("count", "left"), [(8, 3), (BY_GET_MAX + 100, BY_GET_MAX + 90), (BY_GET_MAX + 100, 3)]
+)
+def test_learnt_windows_make_a_flow_strict_again_and_that_is_not_published(
+    pair: World, count: int, left: int
+) -> None:
+    """By look-ups, by dumps, and by a dump that leaves few enough for look-ups."""
     gw1, gw2 = pair[1], pair[2]
-    flows = [flow(number, v6=bool(number & 1)) for number in range(8)]
+    flows = [flow(number, v6=bool(number & 1)) for number in range(count)]
     gw1.put(flows)
     pair.wait_equal(1, 2)
     pair.lead(2, 2)
     gw1.wait_synced()
-    wait_for("adopted", lambda: gw2.counter("updates") >= 8)
+    wait_for("adopted", lambda: gw2.counter("updates") >= count)
     learnt = TcpState(3, TCP_FLAG_MAXACK_SET, TCP_FLAG_MAXACK_SET, 7, 7)
-    for entry in flows[:5]:
-        message = build_update(entry.key, tcp=learnt, tcp_flags_mask=TCP_FLAG_MAXACK_SET)
-        assert gw2.kernel.execute([message]) == [0]
-    wait_for("five strict again", lambda: len(liberal(list(gw2.table().values()))) == 3, 5)
-    status = gw2.status()
-    assert status is not None
-    assert status.groups[0].liberal == 3
-    assert len(liberal(list(gw1.table().values()))) == 8, "a replica stays pristine"
+    learning = [
+        build_update(entry.key, tcp=learnt, tcp_flags_mask=TCP_FLAG_MAXACK_SET)
+        for entry in flows[left:]
+    ]
+    for first, last, remain in ((1, len(learning), left + 1), (0, 1, left)):
+        assert not any(gw2.kernel.execute(learning[first:last]))
+        wait_for("strict", lambda: len(liberal(list(gw2.table().values()))) == remain, 8)  # noqa: B023
+    wait_for("count", lambda: (s := gw2.status()) is not None and s.groups[0].liberal == left)
+    assert len(liberal(list(gw1.table().values()))) == count, "a replica stays pristine"
 
 
 def test_a_returning_node_replaces_every_stale_entry(pair: World) -> None:
