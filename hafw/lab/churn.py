@@ -38,8 +38,8 @@ Say = Callable[[str], None]
 LIBERAL_AFTER_S = 5.0
 STEADY_S = 0.4
 DOWN_SHARE = 0.05
-DOWN_S_MIN = 1.0
 """Of all flows: as many are made while the receiver is down."""
+DOWN_S_MIN = 1.0
 LIVE_FROM = 0.75
 """Of all flows: the others wait until the receiver is synced again."""
 
