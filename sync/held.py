@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hafw.messages import NewEpochRequest
 from sync.adopt import OwnPass
 from sync.dumper import Dumper
 from sync.liberal import LiberalFlows
 from sync.progress import PassProgress
+
+if TYPE_CHECKING:
+    from sync._codec import StrictMaker
 
 __all__ = ["Held", "HolderPorts"]
 
@@ -24,6 +28,7 @@ class HolderPorts:
     send_to_leased: Callable[[NewEpochRequest], None]
     note_clean: Callable[[int, int], None]
     """Group, epoch: no entry of the group is stale here, and this node holds it."""
+    strict: StrictMaker | None = None
 
 
 @dataclass(slots=True)

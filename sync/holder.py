@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from typing import TYPE_CHECKING
 
 from hafw.config.model import ClusterConfig
 from hafw.errors import KernelError
@@ -38,9 +37,6 @@ from sync.publish import LookUp, PublishEffect, Publisher, publishable
 from sync.registry import Flag, FlowRegistry
 from sync.replica import ReplicaGroup
 from sync.roles import StartHolding
-
-if TYPE_CHECKING:
-    from sync._codec import StrictMaker
 
 __all__ = ["GROUP_MASK", "Holder", "HolderPorts"]
 
@@ -74,7 +70,6 @@ class Holder:
         outbox: Outbox,
         timeouts_s: dict[str, int],
         ports: HolderPorts,
-        strict: StrictMaker | None = None,
     ) -> None:
         self._refresh_s, self._hold_s = config.sync.refresh_s, config.sync.hold_s
         self._node_id = node_id
@@ -85,7 +80,6 @@ class Holder:
         self._outbox = outbox
         self._timeouts_s = timeouts_s
         self._ports = ports
-        self._strict = strict
         self.held: dict[int, Held] = {}
         self._drained = True
         self._drains = 0
@@ -97,7 +91,7 @@ class Holder:
 
     def start(self, effect: StartHolding, *, now: float) -> None:
         old = self.held.pop(effect.group, None)
-        liberal = LiberalFlows(self._registry, effect.group, self._strict)
+        liberal = LiberalFlows(self._registry, effect.group, self._ports.strict)
         if old is not None:
             old.cancel()
             liberal = old.liberal

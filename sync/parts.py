@@ -93,9 +93,12 @@ class Parts:
             outbox=self.outbox,
             timeouts_s=self.timeouts_s,
             ports=HolderPorts(
-                self._start_dump, self._start_raw, self.bus.to_leased, self.clean_epochs.note
-            ),
-            strict=native.make_strict(self.registry),
+                self._start_dump,
+                self._start_raw,
+                self.bus.to_leased,
+                self.clean_epochs.note,
+                native.make_strict(self.registry),
+            ),  # fmt: skip
         )
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._open_snapshots(config, node_name, ring)
