@@ -92,13 +92,7 @@ class Parts:
             applier=self.applier,
             outbox=self.outbox,
             timeouts_s=self.timeouts_s,
-            ports=HolderPorts(
-                self._start_dump,
-                self._start_raw,
-                self.bus.to_leased,
-                self.clean_epochs.note,
-                native.make_strict(self.registry),
-            ),  # fmt: skip
+            ports=self._holder_ports(),
         )
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._open_snapshots(config, node_name, ring)
@@ -287,6 +281,15 @@ class Parts:
             return "not all flows are published yet" if held else "the group is not held here"
         self.outbox.flush()
         return self.outbox.session, self.outbox.position, epoch
+
+    def _holder_ports(self) -> HolderPorts:
+        return HolderPorts(
+            self._start_dump,
+            self._start_raw,
+            self.bus.to_leased,
+            self.clean_epochs.note,
+            native.make_strict(self.registry),
+        )
 
     def _position(self) -> int:
         self.outbox.flush()
