@@ -4,7 +4,11 @@ Every receiver that misses a datagram asks for it, and with more than two nodes 
 the same one (it was lost before the switch parted it). So a repair goes to all, and is not sent
 again for `REPAIR_HOLD_S`: who asked meanwhile hears it, and who does not asks again after that.
 A long gap is one node's own trouble (it was paused, its link was cut): it alone gets what it
-asks for. All repairs together keep to `REPAIRS_PER_S_MAX`, whatever is asked.
+asks for.
+
+All repairs together keep to a rate. Most of them sent for the second time mean that they do not
+arrive: then the rate is halved, else doubled, between `REPAIRS_PER_S_MIN` and `_MAX`. Else a
+link that is full would be filled with repairs of what it dropped.
 """
 
 from __future__ import annotations
@@ -16,8 +20,10 @@ from dataclasses import dataclass
 __all__ = [
     "REPAIRS_BURST",
     "REPAIRS_PER_S_MAX",
+    "REPAIRS_PER_S_MIN",
     "REPAIR_DATAGRAMS_MAX",
     "REPAIR_HOLD_S",
+    "REPAIR_MEMORY_S",
     "SHARED_GAP_MAX",
     "Repair",
     "Repairer",
@@ -30,8 +36,15 @@ REPAIR_HOLD_S = 0.0015
 """Less than what a receiver waits before it asks again (`sync.stream`: 2 ms, then longer)."""
 SHARED_GAP_MAX = 64
 """A NACK for more datagrams than this is answered to its sender alone."""
+REPAIR_MEMORY_S = 0.5
+"""A repair asked for again within this time has not arrived."""
 REPAIRS_PER_S_MAX = 20_000
+REPAIRS_PER_S_MIN = 200
 REPAIRS_BURST = 1024
+"""At the greatest rate; less in proportion, but some."""
+REPAIRS_BURST_MIN = 16
+RATE_STEP_S = 0.02
+"""The rate changes at most this often: longer than the way there and back."""
 
 
 class SendRing:
@@ -81,6 +94,8 @@ class Repairer:
         self._peers = peers
         self._sent: dict[int, tuple[float, int]] = {}
         """Seq -> when it was last repaired, and for whom: 0 for all. In the order of time."""
+        self._rate = float(REPAIRS_PER_S_MAX)
+        self._rate_at = 0.0
         self._tokens = float(REPAIRS_BURST)
         self._filled_at = 0.0
         self.counters: Counter[str] = Counter() if counters is None else counters
@@ -110,9 +125,11 @@ class Repairer:
             self.counters["repairs_rate_limited"] += 1
             del wanted[int(self._tokens) :]
         to_all = self._peers > 1 and asked <= SHARED_GAP_MAX
+        again = 0
         for seq in wanted:
-            self._sent.pop(seq, None)
+            again += self._sent.pop(seq, (0.0, -1))[1] in (0, peer_id)
             self._sent[seq] = (now, 0 if to_all else peer_id)
+        self._adapt(again, len(wanted), now)
         self._tokens -= len(wanted)
         self.counters["repairs_sent"] += len(wanted)
         return Repair(wanted, to_all)
@@ -121,13 +138,20 @@ class Repairer:
         at, whom = self._sent.get(seq, (-1.0, 0))
         return whom in (0, peer_id) and at >= 0 and now - at < REPAIR_HOLD_S
 
+    def _adapt(self, again: int, sent: int, now: float) -> None:
+        if not sent or now - self._rate_at < RATE_STEP_S:
+            return
+        rate = self._rate / 2 if 2 * again > sent else self._rate * 2
+        self._rate = min(max(rate, REPAIRS_PER_S_MIN), REPAIRS_PER_S_MAX)
+        self._rate_at = now
+
     def _refill(self, now: float) -> None:
-        self._tokens = min(
-            self._tokens + max(now - self._filled_at, 0.0) * REPAIRS_PER_S_MAX, REPAIRS_BURST
-        )
+        burst = max(REPAIRS_BURST * self._rate / REPAIRS_PER_S_MAX, REPAIRS_BURST_MIN)
+        earned = max(now - self._filled_at, 0.0) * self._rate
+        self._tokens = min(self._tokens + earned, burst)
         self._filled_at = now
         while self._sent:
             oldest = next(iter(self._sent))
-            if now - self._sent[oldest][0] < REPAIR_HOLD_S:
+            if now - self._sent[oldest][0] < REPAIR_MEMORY_S:
                 break
             del self._sent[oldest]

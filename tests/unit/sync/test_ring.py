@@ -7,6 +7,7 @@ import pytest
 from sync.ring import (
     REPAIR_DATAGRAMS_MAX,
     REPAIR_HOLD_S,
+    REPAIR_MEMORY_S,
     REPAIRS_BURST,
     REPAIRS_PER_S_MAX,
     SHARED_GAP_MAX,
@@ -82,12 +83,14 @@ def test_what_went_to_another_alone_is_sent() -> None:
 
 
 def test_all_repairs_together_keep_to_a_rate() -> None:
-    answer = repairer(4096, 4000, peers=7)
+    answer = repairer(1 << 17, 1 << 17, peers=7)
     sent = 0
     now = 10.0
     while now < 10.5:
         for peer in range(2, 9):
-            sent += len(answer.answer(peer, [(1, 4000)], now=now).seqs)
+            # What comes after the last answer: all of it has arrived.
+            first = sent + 1
+            sent += len(answer.answer(peer, [(first, first + 4000)], now=now).seqs)
         now += 0.002
     assert sent <= REPAIRS_BURST + 0.5 * REPAIRS_PER_S_MAX
     assert sent > 0.45 * REPAIRS_PER_S_MAX
@@ -98,4 +101,36 @@ def test_the_memory_of_repairs_is_bounded_by_the_rate() -> None:
     answer = repairer(4096, 4000)
     for step in range(2000):
         answer.answer(GW2, [(step, step + 99)], now=1.0 + step / 100)
-    assert len(answer._sent) <= 100
+    assert len(answer._sent) <= 99 + REPAIR_MEMORY_S * 100
+
+
+def over_a_full_link(answer: Repairer, count: int) -> tuple[int, float]:
+    """All of `count` datagrams are repaired over a link that carries 200 a second and drops the
+    rest, a receiver asking every 2 ms: how many repairs were sent, and how long it took."""
+    missing, room, sent, now = set(range(1, count + 1)), 4.0, 0, 1.0
+    while missing:
+        assert now < 60, len(missing)
+        room = min(room + 0.4, 4.0)
+        for seq in answer.answer(GW2, [(seq, seq) for seq in sorted(missing)], now=now).seqs:
+            sent += 1
+            if room >= 1:
+                room -= 1
+                missing.discard(seq)
+        now += 0.002
+    return sent, now - 1
+
+
+def test_a_full_link_is_not_filled_with_repairs() -> None:
+    sent, took = over_a_full_link(repairer(1024, 1000, peers=1), 600)
+    assert took < 6, "twice what the link needs for them"
+    assert sent < 10 * 600
+
+
+def test_after_a_full_link_the_rate_is_soon_the_greatest_again() -> None:
+    answer = repairer(1 << 15, 1 << 15, peers=1)
+    over_a_full_link(answer, 600)
+    sent = 0
+    for step in range(500):
+        first = 1000 + sent
+        sent += len(answer.answer(GW2, [(first, first + 4000)], now=70 + step / 1000).seqs)
+    assert sent > 0.5 * 0.5 * REPAIRS_PER_S_MAX
