@@ -3,7 +3,9 @@
 `python -m hafw.lab.probe_gate deadlines|devices --config FILE --prefix hafw-`; JSON lines on stdin
 (`{"op": "report"}` gives what was recorded and forgets it) and stdout; ends with stdin.
 
-`deadlines` maps the pinned page of every gateway read-only and samples it every millisecond.
+`deadlines` maps the pinned page of every gateway read-only and samples it every millisecond, from
+two CPUs: what the kernel does without letting go of a CPU (an nft load, the end of a namespace)
+would hide a tenth of a second from whoever waits for that one, however urgent.
 `devices` looks every 100 ms, in each gateway's namespace, for virtual MAC devices that are up
 without *our gate* first on both hooks. "Our gate" is decided by the kernel's tag of the program's
 instructions, compared with that of a program assembled afresh: no name and no flag is believed.
@@ -117,7 +119,7 @@ class _GatewayPage:
 
 
 class GateSampler:
-    """Samples the pages of all gateways."""
+    """Samples the pages of all gateways. Any thread may."""
 
     def __init__(self, config: ClusterConfig) -> None:
         groups = {name: group.index for name, group in config.groups.items()}
@@ -126,10 +128,15 @@ class GateSampler:
             for name, node in config.nodes.items()
             if node.role == "gateway"
         }
+        self._lock = threading.Lock()
         self._last_ns = now_ns()
         self._gaps_ns: list[int] = []
 
     def sample(self) -> None:
+        with self._lock:
+            self._sample()
+
+    def _sample(self) -> None:
         # Taken before the reading, so that what is read is true at this moment or later.
         now = now_ns()
         for page in self._pages.values():
@@ -141,9 +148,10 @@ class GateSampler:
         self._last_ns = now
 
     def take(self) -> DeadlineRecord:
-        gaps_ns, self._gaps_ns = self._gaps_ns, []
-        changes = {name: page.take() for name, page in self._pages.items()}
-        return DeadlineRecord(changes, self._last_ns, gaps_ns)
+        with self._lock:
+            gaps_ns, self._gaps_ns = self._gaps_ns, []
+            changes = {name: page.take() for name, page in self._pages.items()}
+            return DeadlineRecord(changes, self._last_ns, gaps_ns)
 
 
 class DeviceWatch(threading.Thread):
@@ -287,15 +295,26 @@ def main() -> None:
 
 def _run_deadlines(config: ClusterConfig) -> None:
     sampler = GateSampler(config)
-    # An nft load cannot be preempted and would hide up to a tenth of a second from whoever is on
-    # its CPU; loads keep off the lease loop's, whose own priority is higher than ours.
-    become_realtime(lease_cpu(config.cpus, usable_cpus()))
+    # Our own nft loads keep off the lease loop's CPU, whose own priority is higher than ours.
+    cpus = usable_cpus()
+    own = lease_cpu(config.cpus, cpus)
+    if others := cpus - {own}:
+        beside = (sampler, min(others))
+        threading.Thread(target=_sample_beside, args=beside, name="beside", daemon=True).start()
+    become_realtime(own)
     for number in range(sys.maxsize):
         sampler.sample()
         if number % _COMMAND_EVERY == 0 and select.select([0], [], [], 0)[0]:
             if not _read_request():
                 return
             _answer(sampler.take())
+        time.sleep(SAMPLE_S)
+
+
+def _sample_beside(sampler: GateSampler, cpu: int) -> None:
+    become_realtime(cpu)
+    while True:
+        sampler.sample()
         time.sleep(SAMPLE_S)
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from cluster import bpf
 from cluster.gate import Hook
 from cluster.gate_program import program_bytes, program_name
+from hafw.cpus import lease_cpu, usable_cpus
 from hafw.lab.judges import LOOK_GAP_NS_MAX, FrameVerdict, GateVerdict, MoveWindow
 from hafw.lab.probe_frames import TEST_MAC
 from hafw.lab.probe_judges import FrameJudge, GateJudge
@@ -25,6 +27,15 @@ from tests.integration.gate_env import CONFIG_TEXT, GROUP, GateNet, Renewal, bui
 
 pytestmark = [pytest.mark.integration, pytest.mark.alone]
 DEVICE = "hv7-wan"
+HOLD_CPU = """
+import os, sys, time
+os.sched_setaffinity(0, {int(sys.argv[1])})
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+begun = time.monotonic()
+while time.monotonic() - begun < 0.2:
+    pass
+print((time.monotonic() - begun) * 1e3)
+"""
 LOOK_S = 0.35
 """Long enough for three looks at the devices."""
 
@@ -76,6 +87,19 @@ def test_shut_gates_and_one_holder_after_the_other_are_clean(
     takeover_ns = record.takeover_ns(start_ns, "gw1")
     assert takeover_ns is not None
     assert second_ns < takeover_ns < over_ns
+
+
+def test_a_busy_cpu_does_not_blind_the_judge_of_the_gates(
+    nodes: GateNet, judge: GateJudge
+) -> None:
+    """As the kernel holds it: whoever wakes there waits, and nobody is interrupted."""
+    cpu = lease_cpu(nodes.config.cpus, usable_cpus())
+    argv = [sys.executable, "-c", HOLD_CPU, str(cpu)]
+    held = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert held.returncode == 0, held.stderr
+    held_ms = float(held.stdout)
+    assert held_ms >= 200
+    assert verdict(judge).sample_gap_max_ms < held_ms / 2
 
 
 def test_two_holders_at_once_are_dual(nodes: GateNet, judge: GateJudge) -> None:
