@@ -49,7 +49,7 @@ drill: install ## all drills once, default timers, IPv4 and IPv6
 
 # Most tests with a kernel wait for something, so there may be more of them than CPUs; those that
 # measure time, or whose leases are counted in milliseconds, run one after the other.
-BESIDE := -n 3 --dist loadgroup --no-loadscope-reorder tests/packaging tests/fuzz tests/integration
+BESIDE := -n 3 --dist loadscope --no-loadscope-reorder tests/packaging tests/fuzz tests/integration
 
 test: install ## what CI runs
 	$(BIN)/pytest -m "not long" -n auto tests/unit tests/simulation

@@ -1,23 +1,39 @@
 """For all tests: Hypothesis judges no test by the clock, which tells of the machine's load; and
-which tests may run beside each other under `--dist loadgroup`."""
+which tests may run beside each other under `--dist loadscope`."""
 
 from __future__ import annotations
 
+import re
+from functools import cache
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 settings.register_profile("hafw", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("hafw")
+ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist's own reads the marks.
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs all that needs the lab, whose names are the machine's, and one each module
-    that shares what it builds. All other tests go where there is room."""
-    for item in items:
-        assert isinstance(item, pytest.Function)
-        fixtures = item._fixtureinfo.name2fixturedefs
-        if "lab_alone" in fixtures:
-            item.add_marker(pytest.mark.xdist_group("lab"))
-        elif any(found[-1].scope == "module" for found in fixtures.values()):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+@cache
+def scope_of(file: str) -> str:
+    """Tests of one scope run in one process: all that needs the lab, whose names are the
+    machine's, and those of a module that shares what it builds. Empty: the file makes none."""
+    text = (ROOT / file).read_text()
+    if re.search(r"\b(lab_alone|bare_lab)\b", text):
+        return "lab"
+    return file if 'scope="module"' in text else ""
+
+
+class KernelScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """All other tests go where there is room."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return scope_of(nodeid.partition("::")[0]) or nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> KernelScheduling | None:
+    wanted = config.getoption("dist") == "loadscope"
+    return KernelScheduling(config, log) if wanted else None

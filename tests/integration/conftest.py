@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hafw.lab.lab import Lab
+from tests.integration.syncd_world import World, syncd_world
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +38,20 @@ def bare_lab(lab_alone: None) -> Iterator[Lab]:
     lab.up(bare=True)
     yield lab
     lab.down()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """Two gateways, their syncds not started."""
+    with syncd_world(tmp_path) as one:
+        yield one
+
+
+@pytest.fixture
+def pair(world: World) -> World:
+    """Their syncds run: gw1 holds the group, gw2 is synced."""
+    world.start()
+    world.lead(1, 1)
+    world[2].wait_synced()
+    world[1].wait_synced()
+    return world

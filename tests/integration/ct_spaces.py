@@ -39,19 +39,24 @@ def inside(space: str, *argv: str, stdin: str | None = None) -> str:
     return run("ip", "netns", "exec", space, *argv, stdin=stdin)
 
 
+def batch(space: str, *commands: str) -> None:
+    """`ip` commands, by one process."""
+    run("ip", "-n", space, "-batch", "-", stdin="\n".join(commands))
+
+
 @contextmanager
 def spaces(*names: str) -> Iterator[list[str]]:
     full = [f"{PREFIX}-{name}" for name in names]
     try:
         for name in full:
             run("ip", "netns", "add", name)
-            for setting in (
+            settings = (
                 "net.ipv4.ping_group_range=0 0",
                 "net.ipv6.conf.all.accept_dad=0",
                 "net.ipv6.conf.default.accept_dad=0",
-            ):
-                inside(name, "sysctl", "-qw", setting)
-            inside(name, "ip", "link", "set", "lo", "up")
+            )
+            inside(name, "sysctl", "-qw", *settings)
+            batch(name, "link set lo up")
         yield full
     finally:
         for name in full:
@@ -60,13 +65,9 @@ def spaces(*names: str) -> Iterator[list[str]]:
 
 def strict(space: str) -> None:
     """What every gateway of ours has: strict TCP, events, timestamps."""
-    for name, value in (
-        ("net.netfilter.nf_conntrack_tcp_loose", 0),
-        ("net.netfilter.nf_conntrack_tcp_be_liberal", 0),
-        ("net.netfilter.nf_conntrack_events", 1),
-        ("net.netfilter.nf_conntrack_timestamp", 1),
-    ):
-        inside(space, "sysctl", "-qw", f"{name}={value}")
+    values = {"tcp_loose": 0, "tcp_be_liberal": 0, "events": 1, "timestamp": 1}
+    settings = [f"net.netfilter.nf_conntrack_{name}={value}" for name, value in values.items()]
+    inside(space, "sysctl", "-qw", *settings)
 
 
 def kernel_tree(space: str, key: FlowKey) -> dict[int, Any]:
@@ -154,14 +155,15 @@ class World:
     def carry(self, gateway: str) -> None:
         """From now on this gateway carries the packets, both ways."""
         number = {self.a: 1, self.b: 2}[gateway]
+        near, far = [], []
         for version, family in (("-4", "10.7{}.{}.{}"), ("-6", "fd77:{}{}::{}")):
             to_server, to_client = _ENDS[version]
-            near = family.format(number, 1, 1)
-            far = family.format(number, 2, 1)
-            for target in to_server:
-                inside(self.client, "ip", version, "route", "replace", target, "via", near)
-            for target in to_client:
-                inside(self.server, "ip", version, "route", "replace", target, "via", far)
+            way = family.format(number, 1, 1)
+            near += [f"route replace {target} via {way}" for target in to_server]
+            way = family.format(number, 2, 1)
+            far += [f"route replace {target} via {way}" for target in to_client]
+        batch(self.client, *near)
+        batch(self.server, *far)
 
 
 _ENDS = {
@@ -185,11 +187,10 @@ def world() -> Iterator[World]:
     with spaces("client", "a", "b", "server") as names:
         client, a, b, server = names
         for end, own in ((client, "client"), (server, "server")):
-            for address in _ADDRESSES[own]:
-                inside(end, "ip", "address", "add", address, "dev", "lo")
+            batch(end, *(f"address add {address} dev lo" for address in _ADDRESSES[own]))
         for number, gateway in ((1, a), (2, b)):
-            for name in ("ipv4.ip_forward", "ipv6.conf.all.forwarding"):
-                inside(gateway, "sysctl", "-qw", f"net.{name}=1")
+            settings = ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+            inside(gateway, "sysctl", "-qw", *settings)
             strict(gateway)
             _join(client, gateway, number, 1, _ADDRESSES["client"])
             _join(server, gateway, number, 2, _ADDRESSES["server"])
@@ -232,16 +233,15 @@ def _join(end: str, gateway: str, number: int, side: int, owned: tuple[str, ...]
     """A veth between an end and a gateway, and the gateway's routes to the end's addresses."""
     name, peer = f"gw{number}", f"side{side}"
     run("ip", "link", "add", name, "netns", end, "type", "veth", "peer", peer, "netns", gateway)
-    plan = (("10.7{}.{}.{}/24", "-4"), ("fd77:{}{}::{}/64", "-6"))
     for space, device, host in ((gateway, peer, 1), (end, name, 2)):
-        for path in (f"net.ipv4.conf.{device}.rp_filter", "net.ipv4.conf.all.rp_filter"):
-            inside(space, "sysctl", "-qw", f"{path}=0")
-        for form, version in plan:
-            nodad = ("nodad",) if version == "-6" else ()
-            address = form.format(number, side, host)
-            inside(space, "ip", "address", "add", address, "dev", device, *nodad)
-        inside(space, "ip", "link", "set", device, "up")
-    for address in owned:
-        version = "-6" if ":" in address else "-4"
-        via = "fd77:{}{}::2" if version == "-6" else "10.7{}.{}.2"
-        inside(gateway, "ip", version, "route", "add", address, "via", via.format(number, side))
+        settings = [f"net.ipv4.conf.{which}.rp_filter=0" for which in (device, "all")]
+        inside(space, "sysctl", "-qw", *settings)
+        batch(
+            space,
+            f"address add 10.7{number}.{side}.{host}/24 dev {device}",
+            f"address add fd77:{number}{side}::{host}/64 dev {device} nodad",
+            f"link set {device} up",
+        )
+    ways = (f"fd77:{number}{side}::2" if ":" in a else f"10.7{number}.{side}.2" for a in owned)
+    routes = (f"route add {address} via {way}" for address, way in zip(owned, ways, strict=True))
+    batch(gateway, *routes)

@@ -53,7 +53,7 @@ from hafw.messages import (
 from hafw.paths import NodePaths
 from sync.ctnetlink import build_create, build_delete, build_update
 from sync.ctsocket import RequestSocket
-from tests.integration.ct_spaces import inside, run, strict
+from tests.integration.ct_spaces import batch, inside, run, strict
 
 _numbers = itertools.count()
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,13 +183,19 @@ class Gateway:
     # -- the process
 
     def start(self) -> None:
+        self.launch()
+        self.wait_answers()
+
+    def wait_answers(self) -> None:
+        wait_for(f"{self.name} answers", lambda: self.status(0.2), 15)
+
+    def launch(self) -> None:
         argv = ["nsenter", f"--net=/run/netns/{self.space}", sys.executable, "-m", self.program]
         argv += ["--node", self.name, "--config", str(self._config)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 argv, cwd=ROOT, env=self.environment, stderr=log, stdout=log
             )
-        wait_for(f"{self.name} answers", lambda: self.status(0.2))
 
     def signal(self, number: int) -> None:
         assert self.process is not None
@@ -352,7 +358,9 @@ class World:
 
     def start(self) -> None:
         for gateway in self.gateways:
-            gateway.start()
+            gateway.launch()
+        for gateway in self.gateways:
+            gateway.wait_answers()
 
     def lead(self, number: int, counter: int, *, contiguous: bool = False) -> None:
         """`number` holds the group under a new epoch and all know it."""
@@ -457,20 +465,23 @@ def write_key(paths: NodePaths, key: bytes) -> None:
 
 
 def _build_network(switch: str, names: list[str]) -> None:
-    run("ip", "netns", "add", switch)
+    bridges, ports = [], []
     for link in (0, 1):
-        inside(switch, "ip", "link", "add", f"br{link}", "type", "bridge", "mcast_snooping", "0")
-        inside(switch, "ip", "link", "set", f"br{link}", "up")
-    for number, name in enumerate(names, 1):
-        run("ip", "netns", "add", name)
-        strict(name)
-        inside(name, "ip", "link", "set", "lo", "up")
-        inside(name, "nft", "-f", "-", stdin=GATEWAY_RULES)
-        for link in (0, 1):
+        bridges.append(f"link add br{link} type bridge mcast_snooping 0")
+        bridges.append(f"link set br{link} up")
+        for number, name in enumerate(names, 1):
             port = f"l{link}p{number}"
-            run("ip", "link", "add", port, "netns", switch, "type", "veth",
-                "peer", f"sync{link}", "netns", name)  # fmt: skip
-            inside(switch, "ip", "link", "set", port, "master", f"br{link}", "up")
-            address = f"203.0.113.{128 * link + number}/25"
-            inside(name, "ip", "address", "add", address, "dev", f"sync{link}")
-            inside(name, "ip", "link", "set", f"sync{link}", "up")
+            ports.append(f"link add {port} type veth peer sync{link} netns {name}")
+            ports.append(f"link set {port} master br{link} up")
+    run("ip", "netns", "add", switch)
+    for name in names:
+        run("ip", "netns", "add", name)
+    batch(switch, *bridges, *ports)
+    for number, name in enumerate(names, 1):
+        strict(name)
+        inside(name, "nft", "-f", "-", stdin=GATEWAY_RULES)
+        plan = ["link set lo up"]
+        for link in (0, 1):
+            plan.append(f"address add 203.0.113.{128 * link + number}/25 dev sync{link}")
+            plan.append(f"link set sync{link} up")
+        batch(name, *plan)

@@ -19,17 +19,6 @@ from tests.integration.syncd_world import Gateway, World, mixed, syncd_world, wa
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[World]:
-    """gw1 holds the group, gw2 is synced."""
-    with syncd_world(tmp_path) as world:
-        world.start()
-        world.lead(1, 1)
-        world[2].wait_synced()
-        world[1].wait_synced()
-        yield world
-
-
 @contextmanager
 def no_descriptor_free(gateway: Gateway) -> Iterator[None]:
     assert gateway.process is not None

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +14,6 @@ from tests.integration.syncd_world import (
     World,
     flow,
     mixed,
-    syncd_world,
     wait_for,
 )
 
@@ -25,12 +22,6 @@ pytestmark = pytest.mark.integration
 DEAF = "tests.integration.deaf_syncd"
 SMALL_BUFFER = {"HAFW_TEST_RCVBUF": "4096"}
 """The kernel doubles it; a few dozen events fill it."""
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with syncd_world(tmp_path) as world:
-        yield world
 
 
 def lead(world: World, count: int = 60) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,17 +15,6 @@ from sync.ctnetlink import build_update
 from tests.integration.syncd_world import Gateway, World, epoch, mixed, syncd_world, wait_for
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[World]:
-    """gw1 holds the group, gw2 is synced."""
-    with syncd_world(tmp_path) as world:
-        world.start()
-        world.lead(1, 1)
-        world[2].wait_synced()
-        world[1].wait_synced()
-        yield world
 
 
 def test_flows_that_end_between_two_leases_of_a_node_end_on_the_peer(pair: World) -> None:

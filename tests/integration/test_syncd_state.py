@@ -39,19 +39,28 @@ from tests.integration.syncd_world import (
     Gateway,
     World,
     flow,
+    mixed,
     syncd_world,
     wait_for,
 )
 
 pytestmark = pytest.mark.integration
 ESP, DCCP, OTHER = 50, 33, 253
+NATIVE, REFERENCE = "native", "reference"
 UP, ENDING = SctpState(4, 11, 22), SctpState(5, 11, 22)
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[World]:
+def codecs() -> tuple[str, str]:
+    return NATIVE, NATIVE
+
+
+@pytest.fixture
+def pair(tmp_path: Path, codecs: tuple[str, str]) -> Iterator[World]:
     """gw1 holds the group, gw2 is synced."""
     with syncd_world(tmp_path) as world:
+        for gateway, codec in zip(world.gateways, codecs, strict=True):
+            gateway.environment["HAFW_CODEC"] = codec
         world.start()
         world.lead(1, 1)
         for gateway in world.gateways:
@@ -103,9 +112,16 @@ def wait_same(world: World, count: int) -> None:
     )
 
 
-def test_every_kind_of_state_goes_there_and_back(pair: World) -> None:
+@pytest.mark.parametrize(
+    "codecs", [(NATIVE, NATIVE), (REFERENCE, REFERENCE), (NATIVE, REFERENCE), (REFERENCE, NATIVE)]
+)
+def test_every_kind_of_state_goes_there_and_back(pair: World, codecs: tuple[str, str]) -> None:
     gw1, gw2 = pair[1], pair[2]
-    flows = all_kinds()
+    for gateway, codec in zip(pair.gateways, codecs, strict=True):
+        status = gateway.status()
+        assert status is not None
+        assert status.codec.split()[0] == codec
+    flows = [*all_kinds(), *mixed(8)]
     gw1.put(flows)
     wait_same(pair, len(flows))
     held = [entry for entry in flows if entry.sctp is not None]

@@ -26,7 +26,7 @@ from sync.control import Beacon, ChallengeReply, Nack, encode_control
 from sync.curve import CurveKeys, curve_keys
 from sync.snapshot_wire import ASK_BYTES_MAX, SnapshotRequest, encode_snapshot
 from sync.wire import HEADER_BYTES, MessageType, Sealer
-from tests.integration.syncd_world import Gateway, World, mixed, syncd_world, wait_for
+from tests.integration.syncd_world import Gateway, World, mixed, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -34,17 +34,6 @@ pytestmark = pytest.mark.integration
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
 LONG_COMMAND = 0x06
 _rounds = [0]
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[World]:
-    """gw1 holds the group, gw2 is synced."""
-    with syncd_world(tmp_path) as world:
-        world.start()
-        world.lead(1, 1)
-        world[2].wait_synced()
-        world[1].wait_synced()
-        yield world
 
 
 def resident_mb(gateway: Gateway) -> float:

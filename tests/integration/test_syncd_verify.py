@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from hafw.messages import SyncVerdict
 from hafw.node.client import LocalClient, Unavailable
-from tests.integration.syncd_world import Gateway, World, flow, mixed, syncd_world, wait_for
+from tests.integration.syncd_world import Gateway, World, flow, mixed, wait_for
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with syncd_world(tmp_path) as world:
-        yield world
 
 
 def lead(world: World) -> None:

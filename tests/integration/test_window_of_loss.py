@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from hafw.messages import SyncPeerStatus
 from tests.integration.ct_spaces import inside
-from tests.integration.syncd_world import Gateway, World, mixed, syncd_world, wait_for
+from tests.integration.syncd_world import Gateway, World, mixed, wait_for
 
 NO_SNAPSHOTS = """
 table bridge snapshots {
@@ -21,17 +18,6 @@ table bridge snapshots {
 """
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[World]:
-    """gw1 holds the group, gw2 is synced."""
-    with syncd_world(tmp_path) as world:
-        world.start()
-        world.lead(1, 1)
-        world[2].wait_synced()
-        world[1].wait_synced()
-        yield world
 
 
 def peer(gateway: Gateway) -> SyncPeerStatus:
