@@ -1,7 +1,17 @@
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from hafw.flow import FlowEntry, FlowKey
 from sync.replica import ReplicaGroup
+
+Bytes = bytes  # `Sender` has a counter of that name.
+Drained = tuple[
+    int,
+    int,
+    bytes | int | None,
+    list[tuple[int, bytes, int]],
+    tuple[int, int, int],
+    list[tuple[int, int]],
+]
 
 class FlowTable:
     def __init__(self, secret: bytes) -> None: ...
@@ -61,6 +71,45 @@ class KeyedHash:
     def __init__(self, key: bytes) -> None: ...
     def digest_bytes(self, first: bytes, second: bytes) -> bytes: ...
 
+class Sealer:
+    session: int
+    key_id: int
+    def __init__(
+        self,
+        master: bytes,
+        *,
+        key_id: int,
+        cluster_id: int,
+        sender_id: int,
+        session: int,
+        draw: Callable[[int], bytes] | None = None,
+    ) -> None: ...
+    def use_key(self, key_id: int, master: bytes) -> None: ...
+    def seal(self, type: int, seq: int, epoch: int, payload: Bytes) -> Bytes: ...  # noqa: A002
+
+class Sender:
+    published: int
+    def __init__(self, ring_datagrams: int) -> None: ...
+    @property
+    def high_water(self) -> int: ...
+    @property
+    def low_water(self) -> int: ...
+    @property
+    def datagrams(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def deltas(self) -> int: ...
+    @property
+    def failed(self) -> bool: ...
+    def begin(self, sealer: Sealer, published: int) -> None: ...
+    def aim(self, links: Collection[tuple[int, Bytes, int]]) -> None: ...
+    def put(self, epoch: int, deltas: Bytes, count: int) -> None: ...
+    def flush(self) -> None: ...
+    def get(self, seq: int) -> Bytes | None: ...
+    def sent(self, seq: int) -> tuple[int, float] | None: ...
+    def take_failures(self) -> list[tuple[int, int, int]]: ...
+
 class Incarnations:
     def __init__(self, seed: int) -> None: ...
     def getrandbits(self, bits: int, /) -> int: ...
@@ -71,6 +120,8 @@ class EventPump:
     OVERRUN: int
     RAW: int
     ERROR: int
+    OTHER: int
+    TIME: int
     def __init__(
         self,
         table: FlowTable,
@@ -85,17 +136,14 @@ class EventPump:
     def hold(self, epochs: Mapping[int, int], passing: Collection[int]) -> None: ...
     @property
     def echoes(self) -> int: ...
+    @property
+    def pending(self) -> int: ...
     def look_up_first(self, labelled: bool) -> None: ...
-    def drain(
-        self, fd: int, limit: int
-    ) -> tuple[
-        int,
-        int,
-        bytes | int | None,
-        list[tuple[int, bytes, int]],
-        tuple[int, int, int],
-        list[tuple[int, int]],
-    ]: ...
+    def connect(self, sender: Sender) -> None: ...
+    def turns(
+        self, fd: int, others: Sequence[int], until: float, pause_s: float, limit: int
+    ) -> Drained: ...
+    def drain(self, fd: int, limit: int) -> Drained: ...
     def feed(
         self, datagram: bytes
     ) -> tuple[

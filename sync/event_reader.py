@@ -8,6 +8,7 @@ everything is said in the order in which the kernel said it.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hafw.errors import KernelError
@@ -19,13 +20,16 @@ from sync.publish import Publisher
 from sync.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from sync._codec import EventPump
+    from sync._codec import Drained, EventPump
+    from sync.native_outbox import NativeOutbox
 
 __all__ = ["EVENTS_PER_TURN", "EventReader"]
 
 EVENTS_PER_TURN = 128
 PLAIN_PER_EVENT = 8
 """So many events by the pump take less time than one in Python."""
+BURST_PAUSE_S = 200e-6
+"""In a stream of events, what comes within this time is said together."""
 
 
 class EventReader:
@@ -40,14 +44,19 @@ class EventReader:
         outbox: Outbox,
         publisher: Publisher,
         pump: EventPump | None,
+        sent: NativeOutbox | None = None,
     ) -> None:
+        """`sent`: the outbox, if the pump is to send by itself."""
         self._events = events
         self._holder = holder
         self._upkeep = upkeep
         self._outbox = outbox
         self._publisher = publisher
         self._pump = pump
+        self._sent = sent
         self._echoes = 0
+        if pump is not None and sent is not None:
+            pump.connect(sent.sender)
 
     def read(self) -> bool:
         """One slice; True if more may wait. Raises Overrun, which holder and upkeep know by then,
@@ -55,12 +64,15 @@ class EventReader:
         try:
             more = self._slice() if self._pump is None else self._pump_slice(self._pump)
         except Overrun:
-            self._holder.on_overrun()
-            self._upkeep.on_overrun(now=time.monotonic())
+            self._on_overrun()
             raise
         if not more:
             self._holder.on_drained()
         return more
+
+    def _on_overrun(self) -> None:
+        self._holder.on_overrun()
+        self._upkeep.on_overrun(now=time.monotonic())
 
     def _slice(self) -> bool:
         events = self._events.drain_all(EVENTS_PER_TURN)
@@ -74,6 +86,39 @@ class EventReader:
         if others:
             self._upkeep.on_events(others, now=time.monotonic())
 
+    @property
+    def pending(self) -> bool:
+        """Was more received than was read? The socket does not tell."""
+        return self._pump is not None and self._pump.pending > 0
+
+    @property
+    def waits(self) -> bool:
+        """May `wait` be asked? A pass wants to know of each death, and when the queue is empty."""
+        held = self._holder.held.values()
+        return self._sent is not None and all(one.own_pass is None for one in held)
+
+    def wait(self, others: Sequence[int], until: float) -> None:
+        """Say what comes, as it comes, until one of these descriptors is readable or it is
+        `until`; no more than a slice, and `read` goes on with what is left. Raises as `read`."""
+        pump = self._pump
+        assert pump is not None
+        passed_on: list[CtEvent] = []
+        self._hold(pump)
+        try:
+            self._after(
+                pump,
+                pump.turns(
+                    self._events.fileno(), others, until, BURST_PAUSE_S,
+                    EVENTS_PER_TURN * PLAIN_PER_EVENT,
+                ),
+                passed_on,
+            )  # fmt: skip
+        except Overrun:
+            self._on_overrun()
+            raise
+        finally:
+            self._pass_on(passed_on)
+
     def _pump_slice(self, pump: EventPump) -> bool:
         others: list[CtEvent] = []
         try:
@@ -84,41 +129,50 @@ class EventReader:
     def _pump_through(self, pump: EventPump, others: list[CtEvent]) -> bool:
         left = EVENTS_PER_TURN * PLAIN_PER_EVENT
         while left > 0:
-            why, done, left_over = self._pump_once(pump, left)
+            self._hold(pump)
+            drained = pump.drain(self._events.fileno(), left)
+            why, done = drained[:2]
+            self._after(pump, drained, others)
             left -= done
             if why == pump.RAW:
-                assert isinstance(left_over, bytes), left_over
-                events = parse_mixed_events(left_over)
-                others += self._holder.on_events(events, now=time.monotonic())
                 left -= PLAIN_PER_EVENT - 1
             elif why == pump.EMPTY:
                 return False
-            elif why == pump.OVERRUN:
-                self._events.overruns += 1
-                raise Overrun(self._events.overruns)
-            elif why == pump.ERROR:
-                assert isinstance(left_over, int), left_over
-                raise KernelError(left_over, "reading events", "the conntrack event socket")
         return True
 
-    def _pump_once(self, pump: EventPump, limit: int) -> tuple[int, int, bytes | int | None]:
-        """Why it stopped, after how many events, and what it left."""
+    def _hold(self, pump: EventPump) -> None:
         held = self._holder.held
         pump.hold(
             {number: one.epoch for number, one in held.items()},
             [number for number, one in held.items() if one.own_pass is not None],
         )
         pump.look_up_first(self._publisher.labelled)
-        why, done, left_over, runs, counts, deaths = pump.drain(self._events.fileno(), limit)
+        if self._sent is not None:
+            self._sent.sender.published = self._publisher.counters["first"]
+
+    def _after(self, pump: EventPump, drained: Drained, others: list[CtEvent]) -> None:
+        """Account for what the pump did, and do what it left."""
+        why, _, left_over, runs, counts, deaths = drained
         if pump.echoes != self._echoes:
             self._holder.counters["echoes_heard"] += pump.echoes - self._echoes
             self._echoes = pump.echoes
-        for name, by in zip(("first", "updates", "destroys"), counts, strict=True):
-            self._publisher.counters[name] += by
+        if any(counts):
+            for name, by in zip(("first", "updates", "destroys"), counts, strict=True):
+                self._publisher.counters[name] += by
         for epoch, deltas, count in runs:
             self._outbox.put_encoded(epoch, deltas, count)
+        if self._sent is not None:
+            self._sent.note_failures()
         self._bury(deaths)
-        return why, done, left_over
+        if why == pump.RAW:
+            assert isinstance(left_over, bytes), left_over
+            others += self._holder.on_events(parse_mixed_events(left_over), now=time.monotonic())
+        elif why == pump.OVERRUN:
+            self._events.overruns += 1
+            raise Overrun(self._events.overruns)
+        elif why == pump.ERROR:
+            assert isinstance(left_over, int), left_over
+            raise KernelError(left_over, "reading events", "the conntrack event socket")
 
     def _bury(self, deaths: list[tuple[int, int]]) -> None:
         """The passes under way must not take these flows for living."""

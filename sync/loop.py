@@ -12,7 +12,6 @@ The decisions are elsewhere: `sync.roles` who holds, `sync.publish` and `sync.ad
 from __future__ import annotations
 
 import gc
-import math
 import socket
 import sys
 import time
@@ -21,7 +20,6 @@ from dataclasses import replace
 from typing import assert_never
 
 import structlog
-import zmq
 
 from hafw.config.model import ClusterConfig
 from hafw.human import format_epoch
@@ -46,6 +44,7 @@ from sync.parts import Parts
 from sync.replica import Superseded
 from sync.report import Reporter
 from sync.roles import BecomeStale, Follow, RoleEffect, StartHolding, StopHolding
+from sync.waiting import Waiting
 
 __all__ = ["Syncd"]
 
@@ -96,8 +95,7 @@ class Syncd:
         self._key_problem = ""
         self._counters: Counter[str] = Counter()
         self._server_problems: list[str] = []
-        self._poller = zmq.Poller()
-        self._polled: tuple[object, ...] = ()
+        self._waiting = Waiting(parts)
         self._read_from = 0
         self._beacon_s = config.sync.beacon_ms / 1e3
         self._beacon_at = 0.0
@@ -133,10 +131,8 @@ class Syncd:
         self._parts.close()
 
     def _turn(self) -> None:
-        now = time.monotonic()
-        self._watch_sockets()
         # Only what has something to say is asked: at many turns a second asking is what costs.
-        ready = {ready for ready, _ in self._poller.poll(self._wait_ms(now))}
+        ready = self._wait()
         if self._parts.waker.fileno() in ready:
             self._parts.waker.clear()
         if self._reloading:
@@ -147,7 +143,7 @@ class Syncd:
         heard = [sock for sock in self._transport.sockets() if sock.fileno() in ready]
         self._receive(heard, time.monotonic() + RECEIVE_SLICE_S)
         self._beacons()
-        if self._events.fileno() in ready:
+        if self._events.fileno() in ready or self._reader.pending:
             self._read_events()
         else:
             self._holder.on_drained()
@@ -164,34 +160,21 @@ class Syncd:
         self._outbox.flush()
         self._every_second()
 
-    def _watch_sockets(self) -> None:
-        wanted: tuple[object, ...] = (
-            self._bus.socket,
-            self._events,
-            self._parts.waker,
-            *self._transport.sockets(),
-            *self._server.sockets,
-            *((self._parts.client.socket,) if self._parts.client.socket is not None else ()),
-        )
-        if wanted == self._polled:
-            return
-        self._poller = zmq.Poller()
-        for sock in wanted:
-            # What is no ZeroMQ socket is polled by its descriptor.
-            self._poller.register(
-                sock if isinstance(sock, zmq.Socket) else sock.fileno(),  # type: ignore[attr-defined]
-                zmq.POLLIN,
-            )
-        self._polled = wanted
+    def _wait(self) -> set[object]:
+        """Until something is to be done. What is readable."""
+        try:
+            return self._waiting.ready(self._wait_until(time.monotonic()))
+        except Overrun:
+            self._log.warning("event_overrun")
+            return {self._events.fileno()}
 
-    def _wait_ms(self, now: float) -> int:
+    def _wait_until(self, now: float) -> float:
         parts = (self._server, self._follower, self._parts.verifier)
         if any(part.busy for part in parts) or self._holder.busy(now=now):
-            return 0
+            return now
         times = [now + IDLE_S_MAX, self._beacon_at]
         times += [t for t in (self._inbox.deadline(), self._holder.next_at()) if t is not None]
-        # Rounded up: a millisecond late is harmless, a busy loop is not.
-        return max(0, math.ceil((min(times) - now) * 1e3))
+        return min(times)
 
     def _reload_keys(self) -> None:
         self._reloading = False

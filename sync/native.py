@@ -11,25 +11,33 @@ from random import SystemRandom
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from sync import wire
 from sync.flowhash import FlowHash
-from sync.outbox import DELTAS_BYTES_MAX
+from sync.outbox import DELTAS_BYTES_MAX, Outbox
 from sync.publish import RandomBits
 from sync.registry import Flag, FlowRegistry, Registry
 from sync.replica import TOMBSTONES_MAX, ReplicaGroup
+from sync.transport import Transport
+from sync.wire import Seals
 
 if TYPE_CHECKING:
     from sync._codec import Arrivals, EventPump, Receiver, StrictMaker
+    from sync.native_outbox import NativeOutbox
 
 __all__ = [
     "CODEC_VARIABLE",
     "codec_name",
     "load",
     "make_arrivals",
+    "make_outbox",
     "make_plain",
     "make_pump",
     "make_receiver",
     "make_registry",
+    "make_sealer",
     "make_strict",
+    "seals",
+    "sending_by_itself",
 ]
 
 CODEC_VARIABLE = "HAFW_CODEC"
@@ -51,7 +59,80 @@ def load() -> tuple[ModuleType | None, str]:
 def codec_name() -> str:
     """As the status says it."""
     module, why = load()
-    return f"reference ({why})" if module is None else "native"
+    if module is None:
+        return f"reference ({why})"
+    problem = module.crypto_problem()
+    return f"native (without {problem})" if problem else "native"
+
+
+def seals() -> bool:
+    """Does the native codec seal too?"""
+    module = load()[0]
+    return module is not None and not module.crypto_problem()
+
+
+def make_sealer(
+    master: bytes, *, key_id: int, cluster_id: int, sender_id: int, session: int
+) -> Seals:
+    """What seals the datagrams of one session of this process."""
+    if not seals():
+        return wire.Sealer(
+            master,
+            key_id=key_id,
+            cluster_id=cluster_id,
+            sender_id=sender_id,
+            session=session,
+            draw=os.urandom,
+        )
+    from sync._codec import Sealer
+
+    return Sealer(
+        master, key_id=key_id, cluster_id=cluster_id, sender_id=sender_id, session=session
+    )
+
+
+def make_outbox(
+    new_sealer: Callable[[], Seals],
+    transport: Transport,
+    *,
+    ring_datagrams: int,
+    boot: int,
+    first_said: Callable[[], int],
+) -> Outbox:
+    """The sending end, over the links of `transport`; `new_sealer` is by `make_sealer`."""
+    peers = len(transport.peer_ids)
+    if not seals():
+        return Outbox(
+            new_sealer,
+            transport.multicast,
+            ring_datagrams=ring_datagrams,
+            peers=peers,
+            boot=boot,
+            first_said=first_said,
+        )
+    from sync.native_outbox import NativeOutbox
+
+    outbox = NativeOutbox(
+        new_sealer,
+        transport.multicast,
+        failed=transport.on_failed,
+        ring_datagrams=ring_datagrams,
+        peers=peers,
+        boot=boot,
+        first_said=first_said,
+    )
+    transport.aim(outbox.sender.aim)
+    return outbox
+
+
+def sending_by_itself(outbox: Outbox) -> NativeOutbox | None:
+    """What the pump sends to, if it can."""
+    if not seals():
+        return None
+    from sync.native_outbox import NativeOutbox
+
+    assert isinstance(outbox, NativeOutbox)
+    return outbox
 
 
 def make_registry(hashes: FlowHash) -> tuple[FlowRegistry, RandomBits]:

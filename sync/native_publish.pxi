@@ -20,6 +20,7 @@ cdef struct Run:
     uint32_t start
     uint32_t size
     uint32_t deltas
+    uint32_t firsts
 
 cdef struct Death:
     uint64_t flow
@@ -89,9 +90,10 @@ cdef void said_more(Said* said, uint64_t epoch, uint32_t size, int what) noexcep
         said.runs_used += 1
         run.epoch = epoch
         run.start = said.used
-        run.size = run.deltas = 0
+        run.size = run.deltas = run.firsts = 0
     run.size += size
     run.deltas += 1
+    run.firsts += what == SAID_FIRST
     said.used += size
     said.counts[what] += 1
 

@@ -1,28 +1,5 @@
 # The event socket -> deltas, many events a call, without the GIL.
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
-
-cdef extern from "sys/uio.h" nogil:
-    struct iovec:
-        void* iov_base
-        size_t iov_len
-
-cdef extern from "sys/socket.h" nogil:
-    struct msghdr:
-        void* msg_name
-        unsigned int msg_namelen
-        iovec* msg_iov
-        size_t msg_iovlen
-        int msg_flags
-    struct mmsghdr:
-        msghdr msg_hdr
-        unsigned int msg_len
-    enum:
-        MSG_DONTWAIT
-        MSG_TRUNC
-    int recvmmsg(int fd, mmsghdr* messages, unsigned int count, int flags, void* timeout)
-
 cdef enum:
     PUMP_LIMIT = 0
     PUMP_EMPTY = 1
@@ -30,11 +7,16 @@ cdef enum:
     PUMP_RAW = 3
     PUMP_ERROR = 4
     PUMP_NO_MEMORY = 5
+    PUMP_OTHER = 6
+    PUMP_TIME = 7
 
 cdef enum:
     PUMP_DATAGRAMS = 64
     # The longest event has well under 2,000; no power of two, or all would share cache sets.
     PUMP_BYTES = 4096 + 320
+    PUMP_OTHERS_MAX = 63
+
+cdef double PUMP_BURST_S = 0.002
 
 
 cdef class EventPump:
@@ -46,8 +28,11 @@ cdef class EventPump:
     OVERRUN = PUMP_OVERRUN
     RAW = PUMP_RAW
     ERROR = PUMP_ERROR
+    OTHER = PUMP_OTHER
+    TIME = PUMP_TIME
 
     cdef FlowTable table
+    cdef Sender sender
     cdef Incarnations random
     cdef Holding holding
     cdef Said* said
@@ -58,6 +43,7 @@ cdef class EventPump:
     cdef unsigned int filled
     cdef unsigned int next
     cdef int error
+    cdef double turned_at
 
     def __cinit__(self, FlowTable table not None, Incarnations random not None, *, int room,
                   int slow_flags, int passed_by, int unpassed, unsigned int own_port):
@@ -108,13 +94,50 @@ cdef class EventPump:
         """Whether the first word of each flow is left to the reference (`Publisher.labelled`)."""
         self.holding.labelled = labelled
 
+    @property
+    def pending(self):
+        """Events that were received and not taken yet."""
+        return self.filled - self.next
+
+    def connect(self, Sender sender not None):
+        """What is said goes there from now on, not to the caller."""
+        self.sender = sender
+
     def drain(self, int fd, int limit):
         """Up to `limit` events: (why it stopped, events, the raw message or errno, runs of deltas
         as (epoch, bytes, count), (firsts, updates, destroys), deaths as (group, flow hash))."""
         cdef int why
         cdef int events = 0
+        cdef int said = SENT
         with nogil:
             why = self.run(fd, limit, &events)
+            if self.sender is not None:
+                said = self.say()
+        return self.outcome(why, events, said)
+
+    def turns(self, int fd, others, double until, double pause_s, int limit):
+        """Waits for events and sends what they say at once, turn after turn: until one of the
+        descriptors `others` is readable or a signal came (OTHER), until it is `until` by
+        CLOCK_MONOTONIC (TIME), or until `drain` would stop, but for an empty socket. What comes soon after a
+        turn waits for company, for `pause_s`: a burst is not sent one by one. Answers as
+        `drain`."""
+        cdef pollfd fds[64]
+        cdef int why
+        cdef int count = 1
+        cdef int events = 0
+        cdef int said = SENT
+        assert self.sender is not None
+        assert not any(self.holding.passing[group] for group in range(GROUPS)), "deaths are asked"
+        assert len(others) <= PUMP_OTHERS_MAX, len(others)
+        fds[0].fd = fd
+        for one in others:
+            fds[count].fd = one
+            count += 1
+        with nogil:
+            why = self.turn_until(fds, count, until, pause_s, limit, &events, &said)
+        return self.outcome(why, events, said)
+
+    cdef tuple outcome(self, int why, int events, int said):
         raw = None
         if why == PUMP_RAW:
             raw = self.last()
@@ -122,7 +145,55 @@ cdef class EventPump:
             raw = self.error
         elif why == PUMP_NO_MEMORY:
             raise MemoryError
+        if self.sender is not None:
+            self.sender.check(said)
         return why, events, raw, *self.take()
+
+    cdef int turn_until(self, pollfd* fds, int count, double until, double pause_s, int limit,
+                        int* events, int* said) noexcept nogil:
+        cdef int why
+        cdef int done
+        cdef int i
+        for i in range(count):
+            fds[i].events = POLLIN
+            fds[i].revents = 0
+        while True:
+            # What was received before and not taken is not seen by poll.
+            if self.next == self.filled:
+                done = wait_readable(fds, count, until - monotonic_s())
+                if done == 0:
+                    return PUMP_TIME
+                if done < 0 or done > (fds[0].revents != 0):
+                    return PUMP_OTHER
+                if monotonic_s() - self.turned_at < PUMP_BURST_S and count > 1:
+                    if wait_readable(fds + 1, count - 1, pause_s):
+                        return PUMP_OTHER
+            why = self.run(fds[0].fd, limit, events)
+            said[0] = self.say()
+            if said[0] != SENT or (why != PUMP_EMPTY and why != PUMP_LIMIT):
+                return why
+            said[0] = self.sender.flush_all()
+            if said[0] != SENT:
+                return why
+            self.turned_at = monotonic_s()
+            if why == PUMP_LIMIT and events[0] >= limit:
+                return PUMP_LIMIT
+            if self.turned_at >= until:
+                return PUMP_TIME
+
+    cdef int say(self) noexcept nogil:
+        """What was said -> the sender, which counts what is published with it."""
+        cdef Run* run
+        cdef uint32_t i
+        cdef int done
+        for i in range(self.said.runs_used):
+            run = &self.said.runs[i]
+            self.sender.published += run.firsts
+            done = self.sender.append(run.epoch, self.said.out + run.start, run.size, run.deltas)
+            if done != SENT:
+                return done
+        self.said.used = self.said.runs_used = 0
+        return SENT
 
     def feed(self, bytes datagram not None):
         """As `drain`, of one datagram that came from elsewhere."""

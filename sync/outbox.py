@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from sync.control import Ack, Beacon, Control, control_type, encode_control
 from sync.delta import Delta, encode_delta
 from sync.ledger import Ledger
-from sync.ring import Repairer, SendRing
-from sync.wire import PAYLOAD_BYTES_MAX, MessageType, Sealer
+from sync.ring import KeptDatagrams, Repairer, SendRing
+from sync.wire import PAYLOAD_BYTES_MAX, MessageType, Seals
 
 __all__ = ["DELTAS_BYTES_MAX", "STAMP", "Outbox"]
 
@@ -30,7 +30,7 @@ class Outbox:
 
     def __init__(
         self,
-        new_sealer: Callable[[], Sealer],
+        new_sealer: Callable[[], Seals],
         multicast: Callable[[bytes], None],
         *,
         ring_datagrams: int,
@@ -54,12 +54,15 @@ class Outbox:
     def begin_session(self) -> None:
         """Be a new sender: every peer asks for proof and fetches a snapshot."""
         self.sealer = self._new_sealer()
-        self.ring = SendRing(self._ring_datagrams)
-        self.repairer = Repairer(self.ring, peers=self._peers, counters=self.counters)
         self._said = self._first_said()
-        self.ledger = Ledger(self._ring_datagrams, self._said)
+        self.ring, self.ledger = self._begin_stream(self._said)
+        self.repairer = Repairer(self.ring, peers=self._peers, counters=self.counters)
         self._control_seq: Counter[MessageType] = Counter()
         self.counters["sessions_begun"] += 1
+
+    def _begin_stream(self, published: int) -> tuple[KeptDatagrams, Ledger]:
+        self._sent = SendRing(self._ring_datagrams)
+        return self._sent, Ledger(self._ring_datagrams, published)
 
     @property
     def session(self) -> int:
@@ -101,11 +104,15 @@ class Outbox:
         self._pending.clear()
         self._pending_bytes = 0
         datagram = self.sealer.seal(MessageType.DELTAS, seq, self._epoch, payload)
-        self.ring.push(seq, datagram)
+        self._sent.push(seq, datagram)
         self.ledger.sent(seq, self._said, now=time.monotonic())
         self.counters["datagrams_sent"] += 1
         self.counters["bytes_sent"] += len(datagram)
         self._multicast(datagram)
+
+    def tally(self) -> Counter[str]:
+        """The counters, as of now."""
+        return self.counters
 
     def seal(self, control: Control) -> bytes:
         """A control datagram of this session."""

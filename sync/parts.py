@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import time
 from collections import Counter
@@ -32,7 +31,6 @@ from sync.holder import GROUP_MASK, Holder, HolderPorts
 from sync.inbox import Inbox
 from sync.intake import reader
 from sync.localbus import LocalBus
-from sync.outbox import Outbox
 from sync.publish import Publisher, RandomBits
 from sync.reception import Reception
 from sync.replica import ReplicaGroup, Superseded
@@ -41,7 +39,7 @@ from sync.snapshot import Serving, SnapshotServer
 from sync.snapshot_client import SnapshotClient
 from sync.transport import Transport
 from sync.verify import Verifier
-from sync.wire import Sealer
+from sync.wire import Seals
 
 __all__ = ["Parts"]
 
@@ -126,17 +124,17 @@ class Parts:
             outbox=self.outbox,
             publisher=self.publisher,
             pump=native.make_pump(self.registry, random, own_port=self.applier.port_id),
+            sent=native.sending_by_itself(self.outbox),
         )
 
     def _open_stream(self, config: ClusterConfig, node_id: int, ring: Keyring) -> None:
         boot, publisher = _boot_id(), self.publisher
         self._sealing = config.cluster_id, node_id
         self.ring = ring
-        self.outbox = Outbox(
+        self.outbox = native.make_outbox(
             self._new_sealer,
-            self.transport.multicast,
+            self.transport,
             ring_datagrams=config.sync.ring_datagrams,
-            peers=len(self.transport.peer_ids),
             boot=boot,
             first_said=lambda: publisher.counters["first"],
         )
@@ -183,15 +181,14 @@ class Parts:
             ),
         )
 
-    def _new_sealer(self) -> Sealer:
+    def _new_sealer(self) -> Seals:
         cluster_id, node_id = self._sealing
-        return Sealer(
+        return native.make_sealer(
             self.ring.sealing.key,
             key_id=self.ring.seals,
             cluster_id=cluster_id,
             sender_id=node_id,
             session=secrets.randbits(63) | 1,
-            draw=os.urandom,
         )
 
     def _filter_events(self) -> list[str]:
@@ -232,7 +229,7 @@ class Parts:
 
     def counters(self) -> list[Counter[str]]:
         return [
-            self.bus.counters, self.transport.counters, self.outbox.counters,
+            self.bus.counters, self.transport.counters, self.outbox.tally(),
             self.inbox.counters, self.inbox.stream.counters, self.publisher.counters,
             self.holder.counters, self.holder.expecting.counters,
             self.follower.counters, self.follower.table.counters,

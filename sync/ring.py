@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 __all__ = [
     "REPAIRS_BURST",
@@ -25,6 +26,7 @@ __all__ = [
     "REPAIR_HOLD_S",
     "REPAIR_MEMORY_S",
     "SHARED_GAP_MAX",
+    "KeptDatagrams",
     "Repair",
     "Repairer",
     "SendRing",
@@ -45,6 +47,16 @@ REPAIRS_BURST = 1024
 REPAIRS_BURST_MIN = 16
 RATE_STEP_S = 0.02
 """The rate changes at most this often: longer than the way there and back."""
+
+
+class KeptDatagrams(Protocol):
+    """The last datagrams of a session."""
+
+    @property
+    def low_water(self) -> int: ...
+    @property
+    def high_water(self) -> int: ...
+    def get(self, seq: int) -> bytes | None: ...
 
 
 class SendRing:
@@ -88,7 +100,7 @@ class Repairer:
     """Answers the NACKs of a session's receivers."""
 
     def __init__(
-        self, ring: SendRing, *, peers: int, counters: Counter[str] | None = None
+        self, ring: KeptDatagrams, *, peers: int, counters: Counter[str] | None = None
     ) -> None:
         self._ring = ring
         self._peers = peers

@@ -13,6 +13,7 @@ import fcntl
 import socket
 import struct
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hafw.config.model import ClusterConfig
@@ -69,6 +70,8 @@ class Transport:
         self.counters: Counter[str] = Counter()
         self.generation = 0
         """Changes whenever the set of sockets does."""
+        self._aim: Callable[[list[tuple[int, bytes, int]]], None] | None = None
+        self._aimed: list[_Link] = []
 
     @property
     def peer_ids(self) -> list[int]:
@@ -77,6 +80,25 @@ class Transport:
     @property
     def link_count(self) -> int:
         return len(self._links)
+
+    def aim(self, aim: Callable[[list[tuple[int, bytes, int]]], None]) -> None:
+        """Tell this one now and whenever it changes where `multicast` sends: descriptor, IPv4
+        address and port of each link."""
+        self._aim = aim
+        self._tell_aim()
+
+    def _tell_aim(self) -> None:
+        if self._aim is None:
+            return
+        self._aimed = [link for link in self._links if link.own is not None]
+        group = socket.inet_aton(self._multicast)
+        self._aim([(link.own.fileno(), group, self._port) for link in self._aimed if link.own])
+
+    def on_failed(self, failures: Sequence[tuple[int, int, int]]) -> None:
+        """Of what somebody else sent there: place of the link, errno, datagrams."""
+        for place, code, count in failures:
+            name = errno.errorcode.get(code, "E?")
+            self.counters[f"send_{self._aimed[place].name}_{name}"] += count
 
     def sockets(self) -> list[socket.socket]:
         return [s for link in self._links for s in (link.own, link.group) if s is not None]
@@ -94,6 +116,12 @@ class Transport:
         if now < self._next_reopen:
             return
         self._next_reopen = now + REOPEN_S
+        before = self.generation
+        self._reopen()
+        if self.generation != before:
+            self._tell_aim()
+
+    def _reopen(self) -> None:
         for link in self._links:
             try:
                 index = _device_index(link)
@@ -124,6 +152,7 @@ class Transport:
     def close(self) -> None:
         for link in self._links:
             link.close()
+        self._tell_aim()
 
     def receive(self, sock: socket.socket, limit: int) -> list[bytes]:
         """Up to `limit` waiting datagrams."""

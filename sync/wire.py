@@ -44,6 +44,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2b
+from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -66,6 +67,7 @@ __all__ = [
     "Opener",
     "ReplayWindow",
     "Sealer",
+    "Seals",
     "UnknownKeyError",
     "WireError",
     "derive_key",
@@ -188,6 +190,17 @@ def nonce_of(datagram: bytes) -> bytes:
     return datagram[40:48] + _NONCE_END.pack(
         kind << _SEQ_NONCE_BITS | seq & ((1 << _SEQ_NONCE_BITS) - 1)
     )
+
+
+class Seals(Protocol):
+    """What seals the datagrams of one session: `Sealer`, or the native one."""
+
+    @property
+    def session(self) -> int: ...
+    @property
+    def key_id(self) -> int: ...
+    def use_key(self, key_id: int, master: bytes) -> None: ...
+    def seal(self, type: MessageType, seq: int, epoch: int, payload: bytes) -> bytes: ...  # noqa: A002
 
 
 class Sealer:

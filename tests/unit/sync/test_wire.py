@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sync import _codec
 from sync.wire import (
     CACHED_KEYS_MAX,
     DATAGRAM_BYTES_MAX,
@@ -24,6 +25,7 @@ from sync.wire import (
     Opener,
     ReplayWindow,
     Sealer,
+    Seals,
     WireError,
     derive_key,
     nonce_of,
@@ -41,9 +43,10 @@ def sealer(
     master: bytes = MASTER,
     key_id: int = 3,
     draw: Callable[[int], bytes] = bytes,
-) -> Sealer:
+    kind: type[Sealer | _codec.Sealer] = Sealer,
+) -> Sealer | _codec.Sealer:
     """`draw` is the worst random source there is, unless it matters."""
-    return Sealer(
+    return kind(
         master,
         key_id=key_id,
         cluster_id=CLUSTER,
@@ -51,6 +54,9 @@ def sealer(
         session=session,
         draw=draw,
     )
+
+
+both_kinds = pytest.mark.parametrize("kind", [Sealer, _codec.Sealer], ids=["pure", "native"])
 
 
 def opener(cluster: int = CLUSTER, master: bytes = MASTER) -> Opener:
@@ -171,9 +177,12 @@ def test_any_sender_is_heard_where_none_is_listed() -> None:
         parse_header(SEALED, cluster_id=CLUSTER, senders={2})
 
 
-def test_each_type_has_its_own_counter_and_no_nonce_comes_twice() -> None:
-    sender = sealer()
-    sealed = [sender.seal(kind, 1, EPOCH, PAYLOAD) for kind in MessageType]
+@both_kinds
+def test_each_type_has_its_own_counter_and_no_nonce_comes_twice(
+    kind: type[Sealer | _codec.Sealer],
+) -> None:
+    sender = sealer(kind=kind)
+    sealed = [sender.seal(one, 1, EPOCH, PAYLOAD) for one in MessageType]
     bodies = {datagram[HEADER_BYTES:] for datagram in sealed}
     assert len(bodies) == len(MessageType)
     for seq in (1, 0):
@@ -182,16 +191,64 @@ def test_each_type_has_its_own_counter_and_no_nonce_comes_twice() -> None:
     sender.seal(MessageType.BEACON, 5, EPOCH, PAYLOAD)
     with pytest.raises(AssertionError):
         sender.seal(MessageType.BEACON, 4, EPOCH, PAYLOAD)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, OverflowError)):
         sender.seal(MessageType.NACK, 1 << 64, EPOCH, PAYLOAD)
 
 
-def test_a_nonce_is_never_zero() -> None:
+@given(
+    st.binary(min_size=32, max_size=32),
+    st.integers(0, (1 << 64) - 1),
+    st.lists(
+        st.tuples(
+            st.sampled_from(MessageType),
+            st.integers(1, 1 << 62),
+            st.integers(0, (1 << 64) - 1),
+            st.binary(max_size=PAYLOAD_BYTES_MAX),
+            st.none() | st.integers(0, 255),
+        ),
+        max_size=6,
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_the_native_sealer_seals_the_same_bytes(
+    master: bytes,
+    session: int,
+    texts: list[tuple[MessageType, int, int, bytes, int | None]],
+    rng: random.Random,
+) -> None:
+    """From the same random source, over key changes."""
+    drawn: list[bytes] = []
+
+    def draw(size: int) -> bytes:
+        drawn.append(rng.randbytes(size))
+        return drawn[-1]
+
+    pure = sealer(session=session, master=master, draw=draw)
+    repeated = iter(drawn)
+    native = sealer(
+        session=session, master=master, draw=lambda _: next(repeated), kind=_codec.Sealer
+    )
+    for kind, seq, epoch, payload, key_id in sorted(texts, key=lambda text: text[1]):
+        if key_id is not None:
+            pure.use_key(key_id, master[::-1])
+            native.use_key(key_id, master[::-1])
+        try:
+            sealed = pure.seal(kind, seq, epoch, payload)
+        except AssertionError:
+            with pytest.raises(AssertionError):
+                native.seal(kind, seq, epoch, payload)
+        else:
+            assert native.seal(kind, seq, epoch, payload) == sealed
+        assert (native.session, native.key_id) == (pure.session, pure.key_id)
+
+
+@both_kinds
+def test_a_nonce_is_never_zero(kind: type[Sealer | _codec.Sealer]) -> None:
     with pytest.raises(AssertionError):
-        sealer().seal(MessageType.DELTAS, 0, EPOCH, PAYLOAD)
+        sealer(kind=kind).seal(MessageType.DELTAS, 0, EPOCH, PAYLOAD)
 
 
-def seal_some(sender: Sealer, word: bytes) -> list[bytes]:
+def seal_some(sender: Seals, word: bytes) -> list[bytes]:
     return [
         sender.seal(kind, seq, EPOCH, word + bytes(8))
         for seq in range(10, 110)
@@ -203,7 +260,7 @@ def nonces(datagrams: list[bytes]) -> set[tuple[int, bytes]]:
     return {(datagram[13], nonce_of(datagram)) for datagram in datagrams}
 
 
-def sealed_after_a_fork(sender: Sealer, word: bytes) -> list[bytes]:
+def sealed_after_a_fork(sender: Seals, word: bytes) -> list[bytes]:
     """What a copy of this very process seals from here on."""
     read_end, write_end = os.pipe()
     child = os.fork()
@@ -221,13 +278,14 @@ def sealed_after_a_fork(sender: Sealer, word: bytes) -> list[bytes]:
     return [text[at : at + size] for at in range(0, len(text), size)]
 
 
+@both_kinds
 @pytest.mark.parametrize("draw", [os.urandom, bytes], ids=["random", "repeating"])
 def test_doubles_of_a_process_never_use_a_nonce_for_two_texts(
-    draw: Callable[[int], bytes],
+    draw: Callable[[int], bytes], kind: type[Sealer | _codec.Sealer]
 ) -> None:
     """As after a fork, or when a snapshot of the machine is resumed twice; `repeating` is a
     kernel whose generator goes on alike in both copies."""
-    sender = sealer(draw=draw)
+    sender = sealer(draw=draw, kind=kind)
     copies = [sealed_after_a_fork(sender, word) for word in (b"left", b"back")]
     copies.append(seal_some(sender, b"here"))
     seen = [nonces(copy) for copy in copies]
@@ -241,13 +299,25 @@ def test_doubles_of_a_process_never_use_a_nonce_for_two_texts(
             receiver.open(datagram)
 
 
-def test_a_double_that_says_the_same_gives_nothing_away() -> None:
-    sender = sealer(draw=bytes)
+def test_doubles_draw_from_the_kernel_each_for_itself() -> None:
+    sender = _codec.Sealer(MASTER, key_id=3, cluster_id=CLUSTER, sender_id=1, session=SESSION)
+    seen = [nonces(sealed_after_a_fork(sender, b"same")), nonces(seal_some(sender, b"same"))]
+    assert len(set.union(*seen)) == 1000
+
+
+@both_kinds
+def test_a_double_that_says_the_same_gives_nothing_away(
+    kind: type[Sealer | _codec.Sealer],
+) -> None:
+    sender = sealer(draw=bytes, kind=kind)
     assert sealed_after_a_fork(sender, b"same") == seal_some(sender, b"same")
 
 
-def test_a_changed_key_goes_on_with_the_same_counters() -> None:
-    sender, receiver = sealer(), opener()
+@both_kinds
+def test_a_changed_key_goes_on_with_the_same_counters(
+    kind: type[Sealer | _codec.Sealer],
+) -> None:
+    sender, receiver = sealer(kind=kind), opener()
     first = sender.seal(MessageType.DELTAS, 1, EPOCH, PAYLOAD)
     sender.use_key(4, bytes(32))
     with pytest.raises(AssertionError):
