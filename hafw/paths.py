@@ -1,9 +1,9 @@
 """Where a node keeps its files. The roots can be moved by environment for tests only.
 
 ====================== ======================================================================
-/run/hafw/NODE          hafwd.sock leased.sock syncd.sock, *.pid and *.lock, *.log (lab)
-/var/lib/hafw/NODE      era
-/etc/hafw/NODE          lease.key sync.key (mode 0600)
+/run/hafw/NODE          hafwd.sock leased.sock syncd.sock raftd.sock, *.pid and *.lock, *.log (lab)
+/var/lib/hafw/NODE      era, raft/ (hafw-raftd's own user)
+/etc/hafw/NODE          lease.key sync.key raft.key (mode 0600)
 /sys/fs/bpf/hafw/NODE   gate, prog-*, link-*
 ====================== ======================================================================
 """
@@ -66,6 +66,16 @@ class NodePaths:
         return self.run / "syncd.sock"
 
     @property
+    def raftd_socket(self) -> Path:
+        """Unix sequential-packet socket of hafw-raftd; messages of `hafw.raft_messages`."""
+        return self.run / "raftd.sock"
+
+    @property
+    def raft_folder(self) -> Path:
+        """The journal, term, vote and dump of hafw-raftd."""
+        return self.lib / "raft"
+
+    @property
     def era(self) -> Path:
         return self.lib / "era"
 
@@ -76,6 +86,10 @@ class NodePaths:
     @property
     def sync_key(self) -> Path:
         return self.etc / "sync.key"
+
+    @property
+    def raft_key(self) -> Path:
+        return self.etc / "raft.key"
 
     def pid(self, daemon: str) -> Path:
         return self.run / f"{daemon}.pid"

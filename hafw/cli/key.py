@@ -32,14 +32,15 @@ def key() -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Copy the keys from this folder (another node's, brought over safely).",
 )
-@click.option("--witness", is_flag=True, help="A witness: the lease key only.")
+@click.option("--witness", is_flag=True, help="A witness: lease and raft key.")
 @click.option("--force", is_flag=True, help="Replace existing keys.")
-def init(node: str, source: Path | None, witness: bool, force: bool) -> None:
+@click.option("--missing", is_flag=True, help="Only those that are not there yet.")
+def init(node: str, source: Path | None, witness: bool, force: bool, missing: bool) -> None:
     """Make the keys of a node, or copy those of another.
 
     The first node makes them. Every other one gets the same files: bring the folder
     /etc/hafw/NODE of the first over a channel you trust, and name it with --from. A witness gets
-    the lease key and never the sync key.
+    the lease key and the raft key, and never the sync key.
     """
     from hafw.errors import RefusedError
     from hafw.node.keys import init_keys
@@ -51,7 +52,8 @@ def init(node: str, source: Path | None, witness: bool, force: bool) -> None:
             "Nothing was changed"
         )
     role: Literal["gateway", "witness"] = "witness" if witness else "gateway"
-    for path in init_keys(NodePaths(node), role=role, source=source, force=force):
+    made = init_keys(NodePaths(node), role=role, source=source, force=force, missing=missing)
+    for path in made:
         click.echo(path)
 
 

@@ -172,6 +172,12 @@ class SyncConfig(Model):
         return self
 
 
+class RaftConfig(Model):
+    """hafw-raftd: members, orders, the history of moves."""
+
+    port: Port = Field(7413, description="UDP port of Raft, on links only.")
+
+
 class CpuConfig(Model):
     """Which CPU the lease loop has and which the policy worker must keep to. An nft load is not
     preemptible and would hold a lease loop on the same CPU for tens of milliseconds."""
@@ -219,6 +225,7 @@ class ClusterConfig(Model):
     )
     lease: LeaseConfig = Field(LeaseConfig(), description="Heartbeats and leases.")
     sync: SyncConfig = Field(SyncConfig(), description="Replication.")
+    raft: RaftConfig = Field(RaftConfig(), description="Membership and assignment.")
     cpus: CpuConfig = Field(CpuConfig(), description="Which CPUs are used for what.")
     policy: str = Field("policy.yaml", description="Policy file, relative to this one.")
 

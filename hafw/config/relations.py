@@ -19,7 +19,7 @@ __all__ = ["RELATIONS", "cluster_problems"]
 RELATIONS = (
     "`lease.heartbeat_ms` * 3 <= `lease.lease_ms`: two heartbeats may be lost.",
     "`sync.refresh_s` * 2 <= `sync.hold_s`: a replica outlives one missed announcement.",
-    "`lease.port` and `sync.port` differ; `cpus.lease` and `cpus.policy` differ.",
+    "`lease.port`, `sync.port` and `raft.port` differ; `cpus.lease` and `cpus.policy` differ.",
     "Node ids, group indexes and VRIDs are used once.",
     "A gateway has segments, a witness has none.",
     "A device is used once in a node; the networks of a node's segments do not overlap.",
@@ -50,6 +50,9 @@ def cluster_problems(cluster: ClusterConfig) -> list[str]:
 def _ports(cluster: ClusterConfig) -> Iterator[str]:
     if cluster.lease.port == cluster.sync.port:
         yield f"sync.port: {cluster.sync.port} is already lease.port"
+    for key, port in (("lease.port", cluster.lease.port), ("sync.port", cluster.sync.port)):
+        if cluster.raft.port == port:
+            yield f"raft.port: {port} is already {key}"
 
 
 def _nodes(cluster: ClusterConfig) -> Iterator[str]:

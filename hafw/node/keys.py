@@ -2,6 +2,7 @@
 
 `lease.key` authenticates heartbeats and votes (gateways and witness). `sync.key` seals the
 replicated entries: a witness never gets it, because it has no need to read anybody's flows.
+`raft.key` seals Raft's messages (gateways and witness).
 The first node makes the keys; every other node gets them copied (`--from DIR`, a folder brought
 over by a way you trust, e.g. scp to a tmpfs).
 """
@@ -20,8 +21,8 @@ from hafw.paths import NodePaths
 __all__ = ["KEY_NAMES", "init_keys", "write_key"]
 
 KEY_NAMES: dict[str, tuple[str, ...]] = {
-    "gateway": ("lease.key", "sync.key"),
-    "witness": ("lease.key",),
+    "gateway": ("lease.key", "sync.key", "raft.key"),
+    "witness": ("lease.key", "raft.key"),
 }
 """Which keys a node of a role has."""
 
@@ -32,13 +33,17 @@ def init_keys(
     role: Literal["gateway", "witness"] = "gateway",
     source: Path | None = None,
     force: bool = False,
+    missing: bool = False,
 ) -> list[Path]:
     """Make a node's keys, or copy them from the folder `source`; return the files written.
 
-    All or nothing up to the first write: an existing key is RefusedError unless `force`, and
-    every source key is checked as a daemon would check it (StateError) before anything changes.
+    All or nothing up to the first write: an existing key is RefusedError unless `force`, or left
+    as it is with `missing` (a release that has one key more), and every source key is checked as
+    a daemon would check it (StateError) before anything changes.
     """
     names = KEY_NAMES[role]
+    if missing:
+        names = tuple(name for name in names if not (paths.etc / name).exists())
     targets = [paths.etc / name for name in names]
     there = [str(target) for target in targets if target.exists()]
     if there and not force:

@@ -4,6 +4,7 @@
 heartbeats              UDP `lease.port`    links and segments: sets `peers4`, `peers6`
 deltas and beacons      UDP `sync.port`     links, between gateways: set `links4`
 snapshots               TCP                 links, between gateways: set `links4`
+Raft                    UDP `raft.port`     links: set `peers4`, to a link's address
 ====================== =================== ================================================
 
 A segment is shared with strangers, and any of them can take a peer's address there. So nothing
@@ -65,6 +66,10 @@ def arriving(site: Site) -> list[Matches]:
     found.append(
         [*_linked(site, [sync.multicast]), payload("udp", "dport", sync.port)],
     )
+    raft = payload("udp", "dport", site.cluster.raft.port)
+    for link in site.node.links.values():  # No witness is in `links4`.
+        to_link = payload("ip", "daddr", str(link.address.ip))
+        found.append([iifname(link.device), peer(4, "in"), to_link, raft])
     found.append([*_linked(site), payload("tcp", "dport", sync.snapshot_port)])
     found.append([*_linked(site), payload("tcp", "sport", sync.snapshot_port), syn("!=")])
     return found
@@ -76,12 +81,14 @@ def leaving(site: Site) -> list[Matches]:
     heartbeat = payload("udp", "dport", lease.port)
     delta = payload("udp", "dport", sync.port)
     link = peer(4, "out", "links")
+    raft = payload("udp", "dport", site.cluster.raft.port)
     return [
         [peer(4, "out"), heartbeat],
         [peer(6, "out"), heartbeat],
         [payload("ip", "daddr", str(lease.multicast)), heartbeat],
         [link, delta],
         [payload("ip", "daddr", str(sync.multicast)), delta],
+        [peer(4, "out"), raft],
         [link, payload("tcp", "dport", sync.snapshot_port)],
         [link, payload("tcp", "sport", sync.snapshot_port)],
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("hafwctl", "hafwd", "hafw-leased", "hafw-syncd")
+SCRIPTS = ("hafwctl", "hafwd", "hafw-leased", "hafw-syncd", "hafw-raftd")
 
 
 def run(*argv: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -20,6 +20,7 @@ FOUNDATIONS = {
     "hafw.logs",
     "hafw.messages",
     "hafw.paths",
+    "hafw.raft_messages",
 }
 """What `cluster` and `sync` may import from `hafw`."""
 MODULE_LINES_MAX = 400
