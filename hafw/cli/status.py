@@ -106,6 +106,7 @@ def _sections(document: Document, verbose: bool) -> list[tuple[str, Rows]]:
         ("groups", [_group(row) for row in document["groups"]]),
         ("nodes", _nodes(document)),
         ("peers", [_peer(row) for row in document["peers"]]),
+        ("raft", [_raft(row) for row in document["raft"]]),
         ("replication", [_replication(row) for row in document["sync"]]),
         ("streams", [_stream(row) for row in document["streams"]]),
         ("policy", [_policy(row) for row in document["policy"]]),
@@ -124,6 +125,7 @@ def _group(row: dict[str, Any]) -> dict[str, Any]:
         "group": row["group"],
         "role": row["role"] or "unknown",
         "holder": row["holder"] or "unknown",
+        "assigned": row["assigned"] or "unknown",
         "epoch": row["epoch"],
         "lease left": _ms(row["lease_left_ms"]),
         "gate (kernel)": row["gate"] or ("-" if row["role"] == "-" else "unknown"),
@@ -180,6 +182,21 @@ def _peer(row: dict[str, Any]) -> dict[str, Any]:
         "last heard": _ms(row["age_ms"]),
         "rtt": _ms(row["rtt_ms"]),
         "era": row["era"],
+    }
+
+
+def _raft(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "node": row["node"],
+        "role": row["role"],
+        "leader": row["leader"],
+        "term": row["term"],
+        "commit": row["commit"],
+        "applied": row["applied"],
+        "hears": f"{row['connected']}/{row['peers']}",
+        "changes": "read-only" if row["read_only"] else "yes",
+        "moves": row["moves"],
+        "state": row["digest"],
     }
 
 

@@ -39,7 +39,7 @@ from hafw.paths import NodePaths
 
 __all__ = ["DAEMONS", "FEATURES", "Lab", "default_config_file"]
 
-DAEMONS = ("hafwd", "leased", "syncd")
+DAEMONS = ("hafwd", "leased", "syncd", "raftd")
 READY_POLL_S = 0.05
 
 
@@ -344,7 +344,7 @@ class Lab:
         }
         if node is not None:
             pids = self.pids(host)
-            expected = DAEMONS if node.role == "gateway" else ("hafwd", "leased")
+            expected = DAEMONS if node.role == "gateway" else ("hafwd", "leased", "raftd")
             status["held"] = hold_file(host).exists()
             status["processes"] = {daemon: pids.get(daemon) for daemon in expected}
         return status

@@ -44,7 +44,7 @@ STEADY_S = 5.0
 """A hafwd that lived this long starts again after the shortest back-off."""
 HOLD_POLL_S = 0.05
 STOP_WAIT_S = 5.0
-DAEMONS = ("leased", "syncd")
+DAEMONS = ("leased", "syncd", "raftd")
 
 
 @dataclass(slots=True)

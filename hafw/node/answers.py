@@ -7,12 +7,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, assert_never
 
+from cluster.assignment import decode_state
 from hafw.errors import RefusedError
 from hafw.human import format_epoch
 from hafw.instance import process_state
-from hafw.messages import MoveRequest, ResyncReply, SyncdStatus, VerifyReply
+from hafw.messages import MoveReply, MoveRequest, ResyncReply, SyncdStatus, VerifyReply
 from hafw.node import api
 from hafw.node.client import Unavailable
+from hafw.node.raft_relay import planned_move
 from hafw.node.status import SYNC_DISABLED, daemon_facts, now_ns, read_devices, read_gates
 from hafw.node.status_rows import DaemonFacts, NodeFacts, build_tables
 from hafw.node.supervisor import ChildReport, ChildState
@@ -101,12 +103,28 @@ class Answers:
         if isinstance(answer, Unavailable):
             doubt = "" if answer.state == "down" else "; whether the group moves is not known"
             raise RefusedError(answer.reason + doubt)
+        if answer.moved:
+            await self._record(request, answer)
         return {
             "moved": answer.moved,
             "released": answer.released,
             "epoch": format_epoch(answer.epoch),
             "reason": answer.reason,
         }
+
+    async def _record(self, request: api.Move, answer: MoveReply) -> None:
+        """The history says who asked. Without Raft the move is done all the same."""
+        node = self._node
+        raft = await node.raft.status_async()
+        if isinstance(raft, Unavailable) or raft.read_only:
+            return
+        state = decode_state(raft.state)
+        await node.raft.propose_async(
+            planned_move(
+                node.config, state, answer,
+                group=request.group, target=request.target, asked_on=node.name,
+            )
+        )  # fmt: skip
 
     def _require_syncd(self) -> None:
         node = self._node
@@ -124,8 +142,8 @@ class Answers:
     async def _facts(self) -> NodeFacts:
         node = self._node
         reports = node.reports()
-        leased, syncd = await asyncio.gather(
-            node.client.ask_leased_async(), self._ask_syncd_if_wanted()
+        leased, syncd, raft = await asyncio.gather(
+            node.client.ask_leased_async(), self._ask_syncd_if_wanted(), node.raft.status_async()
         )
         own = process_state(os.getpid())
         daemons = [DaemonFacts("hafwd", "up", os.getpid(), None if own is None else own[1])]
@@ -134,6 +152,7 @@ class Answers:
             daemons.append(
                 self._child_facts(reports["syncd"], syncd) if node.wants_syncd else SYNC_DISABLED
             )
+        daemons.append(self._child_facts(reports["raftd"], raft))
         alarms = node.alarms()
         return NodeFacts(
             node=node.name,
@@ -142,6 +161,7 @@ class Answers:
             daemons=daemons,
             leased=None if isinstance(leased, Unavailable) else leased,
             syncd=None if isinstance(syncd, Unavailable) else syncd,
+            raft=None if isinstance(raft, Unavailable) else raft,
             gates=read_gates(node.config, node.name, node.paths, alarms),
             devices=read_devices(node.config, node.name, node.paths),
             policy=node.policy.facts() if node.is_gateway else None,

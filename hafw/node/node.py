@@ -6,6 +6,7 @@ Order of things, because each step makes the next one safe::
     the policy in force              (worker: hafw.policy.worker)      ├→ forwarding → hafw-leased
                                       gateways only                   ─┘
     devices with the gate attached → hafw-syncd
+    at once → hafw-raftd
 
 If a policy cannot be loaded, one that the kernel already has is kept, with an alarm; without any,
 forwarding is off and leased is not started (fail closed), while the API answers with the reason
@@ -35,6 +36,8 @@ from hafw.node.devices import DeviceKeeper
 from hafw.node.parts import Parts
 from hafw.node.policy import PolicyKeeper
 from hafw.node.processes import Processes
+from hafw.node.raft_client import RaftClient
+from hafw.node.raft_relay import unrecorded
 from hafw.node.supervisor import (
     ChildAnswered,
     ChildExited,
@@ -88,9 +91,9 @@ class Node:
         self._unsafe_gate = unsafe_gate
         self.is_gateway = config.nodes[name].role == "gateway"
         self._own_arguments = ("--node", name, "--config", str(config_file))
-        self.client = LocalClient(paths)
+        self.client, self.raft = LocalClient(paths), RaftClient(paths)
 
-        names = ("leased", "syncd") if self.is_gateway else ("leased",)
+        names = ("leased", "syncd", "raftd") if self.is_gateway else ("leased", "raftd")
         self._supervisor = Supervisor(names)
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._processes = Processes(
@@ -138,6 +141,7 @@ class Node:
         for name in self._child_names:
             if running_pid(self.paths, name) is not None:
                 self._events.put_nowait(SetWanted(name, wanted=True))  # It is adopted as it is.
+        self._events.put_nowait(SetWanted("raftd", wanted=True))  # It needs the links alone.
         self.api = ApiServer(self.paths, Answers(self).answer)
         try:
             async with asyncio.TaskGroup() as group:
@@ -215,10 +219,17 @@ class Node:
                 assert_never(event)
 
     async def _ask_children(self) -> None:
-        """Only to notice who hangs; a status request asks afresh."""
+        """To notice who hangs, and to tell Raft what leased did; a status request asks afresh."""
         while True:
-            if not isinstance(await self.client.ask_leased_async(), Unavailable):
+            leased = await self.client.ask_leased_async()
+            raft = await self.raft.status_async()
+            if not isinstance(leased, Unavailable):
                 self._events.put_nowait(ChildAnswered("leased"))
+            if not isinstance(raft, Unavailable):
+                self._events.put_nowait(ChildAnswered("raftd"))
+                if not isinstance(leased, Unavailable):
+                    for taken in unrecorded(self.config, leased, raft):
+                        await self.raft.propose_async(taken)  # Refused or lost: the next look.
             if self.wants_syncd and not isinstance(
                 await self.client.ask_syncd_async(), Unavailable
             ):

@@ -27,7 +27,7 @@ class Parts:
     """`children`, `setup` and `policy` are command lines without ``--node N --config FILE``."""
 
     children: Mapping[str, tuple[str, ...]]
-    """By daemon: leased, syncd."""
+    """By daemon: leased, syncd, raftd."""
     setup: tuple[str, ...]
     policy: tuple[str, ...]
     missing_features: Callable[[Role], list[str]]
@@ -47,6 +47,7 @@ def real_parts() -> Parts:
         children={
             "leased": (_script("hafw-leased"),),
             "syncd": (_script("hafw-syncd"),),
+            "raftd": (_script("hafw-raftd"),),
         },
         setup=(sys.executable, "-m", "hafw.node.setup"),
         policy=(sys.executable, "-m", "hafw.policy.worker"),

@@ -99,8 +99,9 @@ class Processes:
         offset = self._log_size(name)
         fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            # leased pins itself to its CPU later.
-            with children_on(self._cpus.syncd if name == "syncd" else self._cpus.all):
+            # leased pins itself to its CPU later; raftd keeps off it.
+            own = {"syncd": self._cpus.syncd, "raftd": self._cpus.hafwd}
+            with children_on(own.get(name, self._cpus.all)):
                 popen = subprocess.Popen(
                     list(self._commands[name]),
                     stdin=subprocess.DEVNULL,

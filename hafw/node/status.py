@@ -26,6 +26,7 @@ from hafw.node import api
 from hafw.node.client import LocalClient, Unavailable, ask_hafwd
 from hafw.node.parts import policy_in_kernel
 from hafw.node.policy import read_policy_record
+from hafw.node.raft_client import RaftClient
 from hafw.node.status_rows import (
     DaemonFacts,
     DaemonState,
@@ -89,6 +90,8 @@ def gather_directly(
             daemons.append(daemon_facts(paths, "syncd", syncd))
         else:
             daemons.append(SYNC_DISABLED)
+    raft = RaftClient(paths).status()
+    daemons.append(daemon_facts(paths, "raftd", raft))
     alarms: list[str] = []
     gates = read_gates(config, node, paths, alarms)
     return NodeFacts(
@@ -98,6 +101,7 @@ def gather_directly(
         daemons=daemons,
         leased=None if isinstance(leased, Unavailable) else leased,
         syncd=None if isinstance(syncd, Unavailable) else syncd,
+        raft=None if isinstance(raft, Unavailable) else raft,
         gates=gates,
         devices=_devices_from_outside(config, node, paths),
         policy=_recorded_policy(config, node, paths),
@@ -197,7 +201,7 @@ def _inside(node: str, paths: NodePaths) -> AbstractContextManager[None]:
     """The node's network namespace, from whatever namespace: that of a daemon of the node, or of
     the lab's node; without either, this process is taken to be in the right one."""
     home = netns.path_of(f"hafw-{node}")
-    for daemon in ("hafwd", "leased", "syncd"):
+    for daemon in ("hafwd", "leased", "syncd", "raftd"):
         pid = running_pid(paths, daemon)
         if pid is not None:
             home = Path(f"/proc/{pid}/ns/net")

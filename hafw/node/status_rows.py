@@ -21,8 +21,10 @@ from hafw.messages import (
     SyncdStatus,
     SyncPassStatus,
 )
+from hafw.node.raft_rows import assigned_node, raft_row
 from hafw.node.rotation import conflicts, peers_of, step_of
 from hafw.node.verdict import find_problems
+from hafw.raft_messages import RaftStatus
 
 __all__ = [
     "COLUMNS",
@@ -50,7 +52,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "daemons": ("node", "daemon", "state", "pid", "up_s", "restarts", "reason"),
     "groups": (
         "node", "group", "vrid", "vips", "role", "holder", "epoch", "epoch_number",
-        "lease_left_ms", "gate", "announce_left_ms", "accept_left_ms", "dropped_in",
+        "assigned", "lease_left_ms", "gate", "announce_left_ms", "accept_left_ms", "dropped_in",
         "dropped_out", "handed_over", "moves", "renewals",
     ),
     "devices": ("node", "group", "segment", "device", "present", "up", "gated"),
@@ -61,6 +63,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "peers": ("node", "peer", "alive", "proven", "age_ms", "rtt_ms", "era", "links_alive",
               "links"),
     "links": ("node", "peer", "link", "alive", "age_ms", "received"),
+    "raft": (
+        "node", "role", "leader", "term", "commit", "applied", "quorum", "read_only", "connected",
+        "peers", "entries", "recovering", "members", "moves", "digest",
+    ),
     "sync": (
         "node", "group", "synced", "reason", "owned", "replicas", "liberal", "stale",
         "clean_s", "differing", "repairs", "repaired",
@@ -142,6 +148,7 @@ class NodeFacts:
     leased: LeasedStatus | None
     syncd: SyncdStatus | None
     gates: dict[int, GateFacts] | None
+    raft: RaftStatus | None = None
     devices: list[DeviceFacts] = field(default_factory=list)
     policy: PolicyFacts | None = None
     alarms: list[str] = field(default_factory=list)
@@ -215,6 +222,9 @@ def build_tables(config: ClusterConfig, facts: NodeFacts) -> Tables:
         _add_leased(tables, config, facts.node, facts.leased)
     if facts.syncd is not None:
         _add_syncd(tables, config, facts.node, facts.syncd)
+    if facts.raft is not None:
+        tables["raft"].append(raft_row(config, facts.node, facts.raft))
+        _add_common(tables, facts.node, "raftd", facts.raft.counters, facts.raft.alarms)
     return tables
 
 
@@ -240,6 +250,7 @@ def _group_row(config: ClusterConfig, facts: NodeFacts, name: str) -> Row:
         "holder": None if lease is None else config.node_name(lease.holder_id),
         "epoch": None if lease is None else format_epoch(lease.epoch),
         "epoch_number": None if lease is None else lease.epoch,
+        "assigned": assigned_node(facts.raft, name),
         "lease_left_ms": None if lease is None else _rounded(lease.lease_left_ms),
         "gate": _gate_word(announce_left, accept_left),
         "announce_left_ms": announce_left,

@@ -20,6 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from cluster.assignment import State
+from cluster.assignment import encode as encode_assignment
 from hafw.errors import HafwError
 from hafw.instance import claim_instance
 from hafw.messages import (
@@ -35,6 +37,7 @@ from hafw.messages import (
 from hafw.node.daemon import parse_arguments, run_hafwd
 from hafw.node.parts import Parts
 from hafw.paths import NodePaths
+from hafw.raft_messages import RaftStatus, encode_raft
 
 STUBS = Path(os.environ.get("HAFW_STUBS", "/nonexistent"))
 
@@ -44,7 +47,7 @@ def main() -> int:
     if role == "hafwd":
         return hafwd(arguments)
     options = parse_arguments(arguments[:4])
-    if role in ("leased", "syncd"):
+    if role in ("leased", "syncd", "raftd"):
         return daemon(role, NodePaths(options.node))
     with (STUBS / "runs").open("a") as runs:
         runs.write(f"{role} {' '.join(arguments[4:])}\n")
@@ -67,7 +70,7 @@ def hafwd(arguments: list[str]) -> int:
         (STUBS / "forwarding").write_text("1" if on else "0")
 
     parts = Parts(
-        children={"leased": program("leased"), "syncd": program("syncd")},
+        children={name: program(name) for name in ("leased", "syncd", "raftd")},
         setup=program("setup"),
         policy=program("policy"),
         missing_features=lambda _: [],
@@ -118,6 +121,8 @@ def daemon(role: str, paths: NodePaths) -> int:
         os._exit(0)
 
     signal.signal(signal.SIGTERM, stop)
+    if role == "raftd":
+        return raftd(paths)
     address.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bound:
         bound.bind(str(address))
@@ -130,6 +135,26 @@ def daemon(role: str, paths: NodePaths) -> int:
                     bound.sendto(encode(answer), sender)
                 elif isinstance(decode_leased(datagram), MoveRequest):
                     bound.sendto(encode(MoveReply(False, False, 0, "gw2 is not synced")), sender)
+
+
+def raftd(paths: NodePaths) -> int:
+    paths.raftd_socket.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(str(paths.raftd_socket))
+        listening.listen()
+        while True:
+            connection, _ = listening.accept()
+            with connection, suppress(OSError):
+                connection.recv(65536)
+                connection.send(encode_raft(raft_status()))
+
+
+def raft_status() -> RaftStatus:
+    return RaftStatus(
+        node_id=1, pid=os.getpid(), uid=0, role="follower", leader_id=2, term=1, commit=1,
+        applied=1, entries=1, quorum=True, read_only=False, recovering="", peers=[],
+        state=encode_assignment(State()), digest="", counters={}, alarms=[],
+    )  # fmt: skip
 
 
 def leased_status() -> LeasedStatus:

@@ -118,7 +118,7 @@ class World:
             if process.poll() is None:
                 process.kill()
             process.communicate()
-        for daemon in ("leased", "syncd"):
+        for daemon in ("leased", "syncd", "raftd"):
             pid = self.pid(daemon)
             if pid is not None:
                 os.kill(pid, signal.SIGKILL)
@@ -196,7 +196,7 @@ def test_sigterm_stops_leased_first_and_leaves_nothing(world: World) -> None:
     world.pids()
     process.terminate()
     assert process.wait(timeout=10) == 0
-    assert (world.stubs / "stops").read_text() == "leased\nsyncd\n"
+    assert (world.stubs / "stops").read_text() == "leased\nsyncd\nraftd\n"
     assert (world.pid("hafwd"), world.pid("leased"), world.pid("syncd")) == (None, None, None)
     assert not world.paths.hafwd_socket.exists()
 
@@ -220,11 +220,11 @@ def test_sigterm_may_leave_the_children(world: World) -> None:
     assert (world.pid("leased"), world.pid("syncd")) == pids
 
 
-def test_a_witness_has_leased_alone(world: World) -> None:
+def test_a_witness_has_no_syncd(world: World) -> None:
     world.node = "wit"
     world.start()
     wait_for("leased is up", lambda: world.daemons()["leased"]["state"] == "up")
-    assert set(world.daemons()) == {"hafwd", "leased"}
+    assert set(world.daemons()) == {"hafwd", "leased", "raftd"}
     assert world.runs() == ["setup"]
     assert not (world.stubs / "forwarding").exists()
     reply = world.ask(api.PolicyShow())
@@ -519,7 +519,7 @@ def test_status_tells_the_truth_when_hafwd_is_down_or_hangs(world: World) -> Non
     assert result.returncode == 1
     document = json.loads(result.stdout)
     states = {row["daemon"]: row["state"] for row in document["daemons"]}
-    assert states == {"hafwd": "down", "leased": "up", "syncd": "down"}
+    assert states == {"hafwd": "down", "leased": "up", "syncd": "down", "raftd": "up"}
     assert document["nodes"][0]["assembled_by"] == "hafwctl"
     # The stand-ins loaded nothing into the kernel, whatever the record says.
     assert document["policy"][0]["state"] == "gone"

@@ -125,7 +125,8 @@ def test_status_while_a_whole_node_is_stopped(cluster: Running) -> None:
         os.kill(pid, signal.SIGSTOP)
     document = status()
     states = {row["daemon"]: row["state"] for row in rows(document, "daemons", node=backup)}
-    assert states == {"hafwd": "silent", "leased": "silent", "syncd": "silent"}
+    names = ("hafwd", "leased", "syncd", "raftd")
+    assert states == dict.fromkeys(names, "silent")
     (group,) = rows(document, "groups", node=backup)
     assert (group["role"], group["holder"], group["lease_left_ms"]) == (None, None, None)
     assert group["gate"] == "shut"

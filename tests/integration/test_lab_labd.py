@@ -194,9 +194,9 @@ def lab(lab_alone: None) -> Iterator[Lab]:
 
 def test_pids_are_those_of_the_node(lab: Lab) -> None:
     for node, expected in (
-        ("gw1", {"hafwd", "leased", "syncd"}),
-        ("gw2", {"hafwd", "leased", "syncd"}),
-        ("wit", {"hafwd", "leased"}),
+        ("gw1", {"hafwd", "leased", "syncd", "raftd"}),
+        ("gw2", {"hafwd", "leased", "syncd", "raftd"}),
+        ("wit", {"hafwd", "leased", "raftd"}),
     ):
         pids = lab.pids(node)
         assert set(pids) == expected
@@ -270,7 +270,7 @@ def test_without_sync_and_gate(lab_alone: None) -> None:
     try:
         lab.wait_ready(20)
         assert (lab.config.lease.heartbeat_ms, lab.config.lease.lease_ms) == (10, 40)
-        assert set(lab.pids("gw1")) == {"hafwd", "leased"}
+        assert set(lab.pids("gw1")) == {"hafwd", "leased", "raftd"}
         environment = Path(f"/proc/{lab.pids('gw1')['hafwd']}/environ").read_bytes()
         assert b"HAFW_UNSAFE_GATE_ALWAYS_PASS=1" in environment.split(b"\0")
         assert lab.status()["without"] == ["gate", "sync"]

@@ -133,6 +133,7 @@ def test_status_with_every_daemon_down_tells_the_truth() -> None:
         ("hafwd", "down"),
         ("leased", "down"),
         ("syncd", "down"),
+        ("raftd", "down"),
     }
     assert document["groups"][0]["role"] is None
     assert document["groups"][0]["gate"] is None
@@ -200,7 +201,8 @@ def test_key_init_makes_copies_and_refuses() -> None:
     source = NodePaths("gw1").etc
     result = hafwctl("key", "init", "--node", "wit", "--witness", "--from", source)
     assert result.returncode == 0
-    assert result.stdout == f"{NodePaths('wit').lease_key}\n"
+    witness = NodePaths("wit")
+    assert result.stdout == f"{witness.lease_key}\n{witness.raft_key}\n"
 
 
 @pytest.mark.parametrize(

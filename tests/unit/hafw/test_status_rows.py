@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from cluster.assignment import Group, Member, Move, State, Voters, encode
 from hafw.cli.status import _replication
 from hafw.config.load import load_cluster
 from hafw.human import make_epoch
@@ -34,6 +35,7 @@ from hafw.node.status_rows import (
     build_tables,
     merge,
 )
+from hafw.raft_messages import RaftPeer, RaftStatus
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = load_cluster(ROOT / "hafw/lab/cluster.yaml")
@@ -76,11 +78,33 @@ def syncd(node: str, *, active: bool = False, synced: bool = True) -> SyncdStatu
     )  # fmt: skip
 
 
+ORDER = ("gw1", "gw2")
+ASSIGNMENT = State(
+    members=tuple(
+        Member(name, id_, "gateway" if name in ORDER else "witness", {"sync0": "203.0.113.1"})
+        for name, id_ in IDS.items()
+    ),
+    voters=Voters(1, (1, 2, 9), "ab" * 8),
+    groups=(Group("main", 1, ORDER),),
+    history=(Move("main", EPOCH, 2, 1, 0.0, "gw2 is silent on every link and segment"),),
+)
+
+
+def raft(node: str) -> RaftStatus:
+    return RaftStatus(
+        node_id=IDS[node], pid=7, uid=65534, role="leader" if node == "gw2" else "follower",
+        leader_id=2, term=3, commit=9, applied=9, entries=9, quorum=True, read_only=False,
+        recovering="", peers=[RaftPeer(IDS[p], True, 12.0) for p in IDS if p != node],
+        state=encode(ASSIGNMENT), digest="c0ffee", counters={"copies": 4}, alarms=[],
+    )  # fmt: skip
+
+
 def facts(node: str, *, active: bool = False) -> NodeFacts:
     gateway = node != "wit"
     daemons = [DaemonFacts("hafwd", "up", 1, 100.0), DaemonFacts("leased", "up", 2, 99.0, 0)]
     if gateway:
         daemons.append(DaemonFacts("syncd", "up", 3, 98.0, 1))
+    daemons.append(DaemonFacts("raftd", "up", 4, 97.0, 0))
     return NodeFacts(
         node=node,
         now_ns=NOW_NS,
@@ -88,6 +112,7 @@ def facts(node: str, *, active: bool = False) -> NodeFacts:
         daemons=daemons,
         leased=leased(node, active=active),
         syncd=syncd(node, active=active) if gateway else None,
+        raft=raft(node),
         gates={1: OPEN if active else SHUT} if gateway else None,
         devices=[DeviceFacts("main", "lan", "hv1-lan", True, True, True)] if gateway else [],
         policy=PolicyFacts("in force", "c0ffee" * 8, 2, 31, "p.yaml", "now") if gateway else None,

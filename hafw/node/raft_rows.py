@@ -1,0 +1,89 @@
+"""What `hafwctl status` and `hafwctl cluster` show of Raft. Pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from cluster.assignment import State, assigned, decode_state
+from hafw.config.model import ClusterConfig
+from hafw.human import format_epoch
+from hafw.messages import LeasedStatus
+from hafw.raft_messages import RaftStatus
+
+__all__ = ["assigned_node", "history_rows", "member_rows", "raft_row"]
+
+Row = dict[str, Any]
+
+
+def raft_row(config: ClusterConfig, node: str, raft: RaftStatus) -> Row:
+    """The row of the table ``raft``."""
+    state = decode_state(raft.state)
+    return {
+        "node": node,
+        "role": raft.role,
+        "leader": config.node_name(raft.leader_id),
+        "term": raft.term,
+        "commit": raft.commit,
+        "applied": raft.applied,
+        "quorum": raft.quorum,
+        "read_only": raft.read_only,
+        "connected": sum(peer.connected for peer in raft.peers),
+        "peers": len(raft.peers),
+        "entries": raft.entries,
+        "recovering": raft.recovering,
+        "members": len(state.members),
+        "moves": len(state.history),
+        "digest": raft.digest,
+    }
+
+
+def assigned_node(raft: RaftStatus | None, group: str) -> str | None:
+    """Who should hold the group; None if raftd does not answer or knows nobody."""
+    return None if raft is None else assigned(decode_state(raft.state), group)
+
+
+def member_rows(raft: RaftStatus, leased: LeasedStatus | None) -> list[Row]:
+    """`in_raft`, `in_lease`: heard by this node's raftd and leased; True for itself. None: leased
+    cannot be asked."""
+    state = decode_state(raft.state)
+    in_raft = {peer.node_id for peer in raft.peers if peer.connected} | {raft.node_id}
+    in_lease: set[int] | None = None
+    if leased is not None:
+        in_lease = {peer.node_id for peer in leased.peers if peer.alive} | {leased.node_id}
+    return [
+        {
+            "member": member.name,
+            "id": member.id,
+            "role": member.role,
+            "state": member.state,
+            "votes": member.id in state.voters.members,
+            "raft": _place(raft, member.id),
+            "in_raft": member.id in in_raft,
+            "in_lease": None if in_lease is None else member.id in in_lease,
+            "addresses": [f"{link} {at}" for link, at in sorted(member.addresses.items())],
+        }
+        for member in state.members
+    ]
+
+
+def _place(raft: RaftStatus, member: int) -> str:
+    if member == raft.leader_id:
+        return "leader"
+    return raft.role if member == raft.node_id else "-"
+
+
+def history_rows(config: ClusterConfig, state: State) -> list[Row]:
+    """Oldest first."""
+    return [
+        {
+            "when": datetime.fromtimestamp(move.at_s, UTC).isoformat(timespec="seconds"),
+            "group": move.group,
+            "from": config.node_name(move.from_id),
+            "to": config.node_name(move.to_id),
+            "epoch": format_epoch(move.epoch),
+            "planned": move.planned,
+            "why": move.why,
+        }
+        for move in state.history
+    ]
