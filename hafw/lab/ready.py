@@ -5,6 +5,7 @@ from __future__ import annotations
 from hafw.config.model import ClusterConfig, GroupConfig
 from hafw.messages import LeasedStatus, SyncdStatus
 from hafw.node.client import LocalClient, Unavailable
+from hafw.node.raft_client import RaftClient
 from hafw.paths import NodePaths
 
 __all__ = ["not_ready"]
@@ -14,7 +15,8 @@ ASK_S = 0.2
 
 def not_ready(config: ClusterConfig, *, with_sync: bool) -> list[str]:
     """What is missing, in words: every group needs exactly one ACTIVE node and, with sync, every
-    other candidate synced, by its own word and as the ACTIVE node has heard it."""
+    other candidate synced, by its own word and as the ACTIVE node has heard it. Every node needs a
+    Raft leader."""
     leased: dict[str, LeasedStatus] = {}
     syncd: dict[str, SyncdStatus] = {}
     missing = []
@@ -28,6 +30,11 @@ def not_ready(config: ClusterConfig, *, with_sync: bool) -> list[str]:
             missing.append(f"{name}: {lease_answer.reason}")
         else:
             leased[name] = lease_answer
+        raft = RaftClient(NodePaths(name)).status(ASK_S)
+        if isinstance(raft, Unavailable):
+            missing.append(f"{name}: {raft.reason}")
+        elif raft.read_only:
+            missing.append(f"{name}: it knows no Raft leader")
         if not with_sync or node.role == "witness":
             continue
         sync_answer = client.ask_syncd(ASK_S)

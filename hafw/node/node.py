@@ -6,7 +6,7 @@ Order of things, because each step makes the next one safe::
     the policy in force              (worker: hafw.policy.worker)      ├→ forwarding → hafw-leased
                                       gateways only                   ─┘
     devices with the gate attached → hafw-syncd
-    at once → hafw-raftd
+    hafw-leased answers, or `RAFT_WAIT_S` → hafw-raftd, which nothing waits for
 
 If a policy cannot be loaded, one that the kernel already has is kept, with an alarm; without any,
 forwarding is off and leased is not started (fail closed), while the API answers with the reason
@@ -58,6 +58,8 @@ __all__ = ["Node"]
 LOOK_S = 1.0
 """Between two looks at devices and children."""
 SETUP_RETRY_S = 2.0
+RAFT_WAIT_S = 5.0
+"""How long raftd leaves the CPU to what makes the node forward, at the start of hafwd."""
 POLICY_LOOK_S = 0.2
 """Between two looks whether the tables are there (0.1 ms each): without them, with forwarding on,
 the node is an open router. That is how long it can be one; forwarding goes off, then they are
@@ -141,7 +143,6 @@ class Node:
         for name in self._child_names:
             if running_pid(self.paths, name) is not None:
                 self._events.put_nowait(SetWanted(name, wanted=True))  # It is adopted as it is.
-        self._events.put_nowait(SetWanted("raftd", wanted=True))  # It needs the links alone.
         self.api = ApiServer(self.paths, Answers(self).answer)
         try:
             async with asyncio.TaskGroup() as group:
@@ -220,8 +221,11 @@ class Node:
 
     async def _ask_children(self) -> None:
         """To notice who hangs, and to tell Raft what leased did; a status request asks afresh."""
+        begun = time.monotonic()
         while True:
             leased = await self.client.ask_leased_async()
+            if not isinstance(leased, Unavailable) or time.monotonic() - begun >= RAFT_WAIT_S:
+                self._events.put_nowait(SetWanted("raftd", wanted=True))
             raft = await self.raft.status_async()
             if not isinstance(leased, Unavailable):
                 self._events.put_nowait(ChildAnswered("leased"))

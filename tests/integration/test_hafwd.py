@@ -71,15 +71,17 @@ class World:
         return running_pid(self.paths, daemon)
 
     def pids(self) -> tuple[int, int]:
-        """Both children's, once both answer."""
+        """Those of leased and syncd, once all children answer."""
+
+        names = ("leased", "syncd", "raftd")
 
         def both() -> tuple[int, int] | None:
             rows = self.daemons()
-            if all(rows.get(name, {}).get("state") == "up" for name in ("leased", "syncd")):
+            if all(rows.get(name, {}).get("state") == "up" for name in names):
                 return rows["leased"]["pid"], rows["syncd"]["pid"]
             return None
 
-        found: tuple[int, int] = wait_for("both children are up", both)
+        found: tuple[int, int] = wait_for("the children are up", both)
         return found
 
     def ask(self, request: api.Request) -> api.Reply:
