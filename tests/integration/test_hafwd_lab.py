@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -246,3 +247,22 @@ def test_sync_verify_says_who_cannot_be_asked(cluster: Running) -> None:
     assert result.returncode == 1
     row = next(row for row in json.loads(result.stdout) if row["node"] == backup)
     assert (row["in_sync"], row["reason"]) == (False, "hafw-syncd did not answer")
+
+
+def test_raft_may_die_on_every_node_and_no_lease_notices(cluster: Running) -> None:
+    active, epoch = cluster.active(), cluster.epoch(cluster.active())
+    nodes = tuple(cluster.lab.config.nodes)
+    moves = {row["moves"] for row in rows(status(), "raft")}
+    pids = {node: cluster.lab.pids(node)["raftd"] for node in nodes}
+    for pid in pids.values():
+        os.kill(pid, signal.SIGKILL)
+    until = time.monotonic() + 1.5
+    while time.monotonic() < until:
+        assert cluster.announces(active), "the gate was shut for a moment"
+        time.sleep(0.001)
+    assert (cluster.active(), cluster.epoch(active)) == (active, epoch)
+    cluster.lab.wait_ready(20)  # A Raft leader on every node among it.
+    assert all(cluster.lab.pids(node)["raftd"] != pids[node] for node in nodes)
+    assert {row["moves"] for row in rows(status(), "raft")} == moves, "the history is kept"
+    (group,) = rows(status(), "groups", node=active)
+    assert (group["assigned"], group["holder"]) == (active, active)
