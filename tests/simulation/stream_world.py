@@ -23,11 +23,9 @@ The checkers know nothing of the code:
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from random import Random
 
 from sync.ledger import Ledger
 from sync.ring import REPAIR_HOLD_S, Repairer, SendRing
@@ -43,6 +41,7 @@ from sync.stream import (
     StreamReceiver,
 )
 from sync.wire import ReplayWindow
+from tests.simulation.timeline import Timeline
 
 BEACON_S = 0.02
 REGISTERS = 6
@@ -51,10 +50,6 @@ SNAPSHOT_S = 0.015
 TURBULENT_S, CALM_S = 0.7, 1.9
 NACKS_WITHOUT_PROGRESS_MAX = 8
 """In 50 ms: after 1, 2, 4, 8, 16 and 32 ms, and what two links make of it."""
-
-
-class CheckFailed(AssertionError):  # noqa: N818 - it is a verdict, not an error
-    """A checker caught the cores; the message names the seed."""
 
 
 @dataclass(frozen=True)
@@ -321,15 +316,15 @@ class Node:
         return done
 
 
-class StreamWorld:
+class StreamWorld(Timeline):
     """Time, the network, faults and the checkers."""
 
     def __init__(
         self, seed: int, *, cores: Cores | None = None, nodes: int | None = None,
         faults: Faults | None = None,
     ) -> None:  # fmt: skip
-        self.seed = seed
-        self.rng = rng = Random(seed)
+        super().__init__(seed)
+        rng = self.rng
         self.cores = cores or Cores()
         self.links = rng.choice((1, 2, 2))
         drawn = Faults(
@@ -346,8 +341,6 @@ class StreamWorld:
         self.faults = faults or drawn
         self.numbers = range(1, (nodes or rng.choice((2, 3, 3, 4, 8))) + 1)
         self.rate = rng.choice((100.0, 400.0)) / len(self.numbers)
-        self.now = 0.0
-        self.calm = False
         self.runs: dict[int, Run] = {}
         self.counts: Counter[str] = Counter()
         self.asks: dict[tuple[int, int, str], deque[float]] = {}
@@ -359,23 +352,13 @@ class StreamWorld:
         self.one_way: dict[tuple[int, int, int], float] = {}
         self.recorded: deque[Datagram] = deque(maxlen=400)
         self.answers: deque[Datagram] = deque(maxlen=100)
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self._count = 0
         self.nodes = [Node(self, number) for number in self.numbers]
 
     def node(self, number: int) -> Node:
         return self.nodes[number - 1]
 
-    def check(self, true: bool, what: str) -> None:
-        if not true:
-            raise CheckFailed(f"seed {self.seed}, t={self.now:.4f}: {what}")
-
     def count(self, what: str) -> None:
         self.counts[what] += 1
-
-    def at(self, when: float, act: Callable[[], None]) -> None:
-        self._count += 1
-        heapq.heappush(self._queue, (when, self._count, act))
 
     # -- the network
 
@@ -398,15 +381,12 @@ class StreamWorld:
             self._carry(link, to, datagram)
 
     def _carry(self, link: int, to: int, datagram: Datagram) -> None:
-        rng, faults, node = self.rng, self.faults, self.node(to)
-        if self.calm:
-            self.at(self.now + 0.0002, lambda: node.hear(datagram))
-            return
-        if self._cut(link, datagram.sender, to) or rng.random() < faults.loss:
-            return
-        for _ in range(2 if rng.random() < faults.duplicate else 1):
-            late = rng.uniform(0.0001, faults.delay_s)
-            self.at(self.now + late, lambda: node.hear(datagram))
+        faults, node = self.faults, self.node(to)
+        if not self._cut(link, datagram.sender, to):
+            self.over_a_link(
+                lambda: node.hear(datagram),
+                loss=faults.loss, duplicate=faults.duplicate, delay_s=faults.delay_s,
+            )  # fmt: skip
 
     def _cut(self, link: int, sender: int, to: int) -> bool:
         return not self.calm and self.one_way.get((link, sender, to), 0.0) > self.now
@@ -442,8 +422,8 @@ class StreamWorld:
         return self.counts
 
     def _until(self, end: float) -> None:
-        while self._queue and self._queue[0][0] <= end:
-            self.now, _, act = heapq.heappop(self._queue)
+        while self.next_due(end):
+            self.now, act = self.pop()
             act()
         self.now = end
 

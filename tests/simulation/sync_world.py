@@ -21,10 +21,8 @@ The checker knows nothing of the code:
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from random import Random
 
 from hafw.flow import (
     AF_INET,
@@ -70,6 +68,7 @@ from sync.stream import (
     StreamEffect,
     StreamReceiver,
 )
+from tests.simulation.timeline import Timeline
 
 GROUP = 1
 HASHES = FlowHash(bytes(range(1, 33)))
@@ -81,10 +80,6 @@ TICK_S = 0.004
 SNAPSHOT_CHUNK = 3
 ASSURED, OPENING = 0x0E, 0x08
 TIME_WAIT = 7
-
-
-class CheckFailed(AssertionError):  # noqa: N818 - it is a verdict, not an error
-    """A checker caught the cores; the message names the seed."""
 
 
 @dataclass(frozen=True)
@@ -488,12 +483,11 @@ class Node:
         self.snapshot = None
 
 
-class SimWorld:
+class SimWorld(Timeline):
     """Time, the network, the lease's oracle, traffic, faults and the checker."""
 
     def __init__(self, seed: int, *, cores: Cores | None = None, nodes: int = 3) -> None:
-        self.seed = seed
-        self.rng = Random(seed)
+        super().__init__(seed)
         self.cores = cores or Cores()
         rng = self.rng
         self.faults = Faults(
@@ -507,10 +501,6 @@ class SimWorld:
             overrun=rng.choice((0.0, 0.01)),
             away=rng.choice((0.0, 0.003)),
         )
-        self.calm = False
-        self.now = 0.0
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self._count = 0
         self.counter = 1
         self.holder = 1
         self.epoch = make_epoch(1, 1, 1)
@@ -524,25 +514,17 @@ class SimWorld:
     def node(self, number: int) -> Node:
         return self.nodes[number - 1]
 
-    def check(self, true: bool, what: str) -> None:
-        if not true:
-            raise CheckFailed(f"seed {self.seed}, t={self.now:.3f}: {what}")
-
     # -- the network
 
     def carry(self, arrive: Callable[[], None], sender: Node, to: Node) -> None:
-        """Two links: each may lose, delay (and so reorder) or double a datagram."""
-        rng, faults = self.rng, self.faults
+        """Over both links."""
+        faults = self.faults
         if not self.calm and self.now < max(sender.away_until, to.away_until):
             return
         for _ in range(2):
-            if not self.calm and rng.random() < faults.loss:
-                continue
-            copies = 2 if not self.calm and rng.random() < faults.duplicate else 1
-            for _ in range(copies):
-                self._count += 1
-                late = 0.0002 if self.calm else rng.uniform(0.0001, faults.delay_s)
-                heapq.heappush(self._queue, (self.now + late, self._count, arrive))
+            self.over_a_link(
+                arrive, loss=faults.loss, duplicate=faults.duplicate, delay_s=faults.delay_s
+            )
 
     # -- the run
 
@@ -553,8 +535,8 @@ class SimWorld:
         while self.now < end:
             if not self.calm and self.now >= turbulent_s:
                 self.calm = True
-            while self._queue and self._queue[0][0] <= self.now:
-                heapq.heappop(self._queue)[2]()
+            while self.next_due(self.now):
+                self.pop()[1]()
             if not self.calm:
                 self._turbulence()
             if self.now >= next_role:
@@ -610,9 +592,7 @@ class SimWorld:
         others = [other.number for other in self.nodes if other is not node]
         self._claim(self.rng.choice(others))
         then = self.rng.choice((*others, node.number))
-        self._count += 1
-        self._queue.append((self.now + 0.09, self._count, lambda: self._claim(then)))
-        heapq.heapify(self._queue)
+        self.at(self.now + 0.09, lambda: self._claim(then))
 
     def _turbulence(self) -> None:
         rng, faults = self.rng, self.faults

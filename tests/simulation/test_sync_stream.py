@@ -17,7 +17,8 @@ from sync.registry import FlowRegistry, Record, Registry
 from sync.replica import ReplicaEffect, ReplicaGroup, ReplicaTable
 from sync.roles import RoleEffect, Roles
 from sync.stream import Deliver, StreamEffect, StreamReceiver
-from tests.simulation.sync_world import CheckFailed, Cores, SimWorld
+from tests.simulation.sync_world import Cores, SimWorld
+from tests.simulation.timeline import CheckFailed
 
 SEEDS = 40
 SEEDS_LONG = 1500
