@@ -7,6 +7,7 @@ import importlib
 import pytest
 
 from sync import _codec, native
+from sync.wire import Sealer, Seals
 
 
 def test_the_native_module_is_taken_where_it_is() -> None:
@@ -40,3 +41,13 @@ def test_without_a_usable_module_the_reference_runs(
     monkeypatch.setattr(importlib, "import_module", refuse)
     assert native.load() == (None, why)
     assert native.codec_name() == f"reference ({why})"
+
+
+def test_without_libcrypto_the_reference_seals(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sealer() -> Seals:
+        return native.make_sealer(bytes(32), key_id=0, cluster_id=7, sender_id=1, session=11)
+
+    assert isinstance(sealer(), _codec.Sealer)
+    monkeypatch.setattr(_codec, "crypto_problem", lambda: "libcrypto.so.3: it is not there")
+    assert native.codec_name() == "native (without libcrypto.so.3: it is not there)"
+    assert isinstance(sealer(), Sealer)
