@@ -28,7 +28,7 @@ __all__ = ["EVENTS_PER_TURN", "EventReader"]
 EVENTS_PER_TURN = 128
 PLAIN_PER_EVENT = 8
 """So many events by the pump take less time than one in Python."""
-BURST_PAUSE_S = 200e-6
+BURST_PAUSE_S = 100e-6
 """In a stream of events, what comes within this time is said together."""
 
 
