@@ -143,9 +143,13 @@ class Candidacy:
 
     def _hopeless(self, now_ns: int) -> bool:
         """Whether a majority of voters reports no holder and no synced candidate."""
-        reports = int(not self.synced_seen(now_ns) and not self._acceptor.running_for(now_ns))
-        for peer in self._view.alive_peers(now_ns):
-            beat = peer.groups.get(self._group.index)
-            if beat is not None and not beat.synced_seen and not beat.holder and not beat.active:
-                reports += 1
-        return reports >= self._view.majority
+        view, index = self._view, self._group.index
+        reports = 0
+        for node, peer in view.peers.items():
+            beat = peer.groups.get(index)
+            if beat is None or beat.holder or beat.active or beat.synced_seen:
+                continue
+            reports += view.alive(node, now_ns)
+        if reports + 1 < view.majority or self._acceptor.running_for(now_ns):
+            return reports >= view.majority
+        return reports + (not self.synced_seen(now_ns)) >= view.majority

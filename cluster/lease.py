@@ -164,8 +164,10 @@ class LeaseCore:
 
     def deadline(self, *, now_ns: int) -> int:
         """When to tick at the latest."""
-        times = [group.deadline(now_ns) for group in self.groups.values()]
-        return min([self._next_beat_ns, *(at for at in times if at is not None)])
+        first_ns = self._next_beat_ns
+        for group in self.groups.values():
+            first_ns = min(first_ns, group.deadline(now_ns) or first_ns)
+        return first_ns
 
     # ---- heartbeats ---------------------------------------------------------------------------
 

@@ -155,7 +155,9 @@ class GroupCore:
             return [] if self.handover.gate_frozen else self.store_gate(claim.deadline_ns)
         if claim.await_position is None and self._released_at is not None:
             epoch, position = self._released_at
-            if epoch == claim.succeeds:
+            # A claim of ours that was dropped may lie between: nobody opened under it.
+            dropped = epoch == self.known_epoch and epoch_node(claim.succeeds) == self._own
+            if epoch == claim.succeeds or dropped:
                 claim.await_position = position
                 claim.await_until_ns = now_ns + TARGET_LEASES * self._view.params.lease_ns
         self._released_at = None
@@ -250,7 +252,11 @@ class GroupCore:
             times.append(claim.resend_ns)
         if self._own in self.params.order:
             times.append(self.acceptor.until_ns)
-        return min((at for at in times if at is not None and at > now_ns), default=None)
+        first_ns = None
+        for at_ns in times:
+            if at_ns is not None and at_ns > now_ns and (first_ns is None or at_ns < first_ns):
+                first_ns = at_ns
+        return first_ns
 
     def beat(self, now_ns: int) -> GroupBeat:
         view, index = self._view, self.params.index
@@ -280,6 +286,11 @@ class GroupCore:
         outrun = self.acceptor.blocks(self._own, now_ns) > 0
         if outrun or view.active_peer(self.params.index, now_ns)[0]:
             return self.proposer.drop(retry_ns=now_ns)
+        if claim.refused:
+            # Two claim at once, and each holds the other's vote: one must begin anew.
+            view.counters["claims_outbid"] += 1
+            pause_ns = view.rng.randrange(view.params.heartbeat_ns)
+            return self.proposer.drop(retry_ns=now_ns + pause_ns)
         if now_ns - claim.started_ns > view.params.lease_ns:
             view.counters["claims_timed_out"] += 1
             pause_ns = view.rng.randrange(view.params.heartbeat_ns)
@@ -287,7 +298,8 @@ class GroupCore:
         return self.proposer.resend(now_ns)
 
     def _outbid(self, now_ns: int) -> list[Effect]:
-        """Voters promised a higher epoch to a claimant that got nowhere, and renewals fail."""
+        """Claim anew while holding, when renewals fail: voters promised a higher epoch to a
+        claimant that got nowhere, or started since and can grant only a later era."""
         held = self.proposer.held
         if (
             held is None

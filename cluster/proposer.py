@@ -69,6 +69,7 @@ class Claim:
     """Highest epoch granted before, as the promises said."""
     resend_ns: int | None = None
     refused: bool = False
+    """Outbid: of the held claim some voter says so, of a new one this node's own voter."""
     await_position: Position | None = None
     await_until_ns: int = 0
     unsynced: bool = False
@@ -216,6 +217,8 @@ class Proposer:
             answer = self._acceptor.prepare(own, ask, era=view.era, now_ns=now_ns)
             if isinstance(answer, Promise):
                 claim.promises[own] = answer
+            elif answer.promised > claim.epoch:
+                claim.refused = True
         if len(claim.promises) < view.majority:
             return []
         claim.succeeds = max(promise.last_epoch for promise in claim.promises.values())
@@ -236,6 +239,8 @@ class Proposer:
             answer = self._acceptor.propose(own, ask, era=view.era, now_ns=now_ns)
             if isinstance(answer, Accepted):
                 request.voters.add(own)
+            elif answer.promised > claim.epoch:
+                claim.refused = True
         if len(request.voters) < view.majority:
             return None
         deadline_ns = self.deadline_of(request, now_ns)
@@ -271,6 +276,8 @@ class Proposer:
             del self._was_own[next(iter(self._was_own))]
 
     def _is_contiguous(self, claim: Claim) -> bool:
+        if self.held is not None and self.held.opened:
+            return True  # Who is open now, and gets a majority's promise, has had no successor.
         remembering = [p for p in claim.promises.values() if p.last_epoch]
         if len(remembering) < self._view.majority:
             return False

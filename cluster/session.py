@@ -14,9 +14,11 @@ Theory of operation
         A [B sB mutual] -> B        B: sA is proven (sB could not be known before B started, and
         A <- [A sA mutual] B           mutual shows that B had heard sA). A: sB is proven.
 
-    When a session is proven, every other session known of that peer is retired for ever: a delayed
-    datagram of a dead process is refused although it echoes us. Mutual is what makes "known" hold:
-    a session that never reached us cannot have it, so it can neither be proven nor unseat another.
+    When a session is proven, every session of that peer first heard before it is retired for ever:
+    a delayed datagram of a dead process is refused although it echoes us. Mutual is what makes
+    "before" hold: a process can say it only after it heard that we hear it, so a dead one that can
+    was heard before its successor had started. One that is proven late, by a datagram that was
+    held back, does not unseat its successor: that was first heard after it.
     All of this is remembered for at most `SESSIONS_MAX` sessions; at the bound this node draws a
     new id of its own, which makes every old echo worthless, and forgets everything.
 
@@ -93,6 +95,8 @@ class SessionTable:
         self.own = draw()
         self.redrawn = 0
         self._seq = 0
+        self._told: list[Heard] | None = None
+        """What `heard` said last, while it holds and no order by age is in it."""
 
     def next_seq(self) -> int:
         self._seq += 1
@@ -104,17 +108,23 @@ class SessionTable:
 
     def heard(self) -> list[Heard]:
         """The list for the next envelope."""
+        if self._told is not None:
+            return self._told
         entries: list[Heard] = []
+        ordered_by_age = False
         for node in sorted(self._known):
             live = [
                 (session_id != self._proven.get(node), -session.heard_ns, session_id)
                 for session_id, session in self._known[node].items()
                 if not session.retired
             ]
+            ordered_by_age = ordered_by_age or len(live) > 1
             entries += [
                 Heard(node, session_id, self._known[node][session_id].echoed_us)
                 for _, _, session_id in sorted(live)[:ECHO_MAX]
             ]
+        if not ordered_by_age:
+            self._told = entries
         return entries
 
     def receive(self, sender: int, envelope: Envelope, *, now_ns: int) -> tuple[Verdict, bool]:
@@ -129,6 +139,7 @@ class SessionTable:
             session = _Session()
             self._known.setdefault(sender, {})[envelope.session] = session
             self._count += 1
+            self._told = None
         if session.retired:
             return Verdict.RETIRED, False
         if not session.window.fresh(envelope.seq):
@@ -137,17 +148,20 @@ class SessionTable:
         mutual = False
         for entry in envelope.heard:
             if entry.node == self._node_id and entry.session == self.own:
-                changed = changed or not session.echoed_us
-                session.echoed_us = True
+                if not session.echoed_us:
+                    session.echoed_us = changed = True
+                    self._told = None
                 mutual = mutual or entry.mutual
         if self._proven.get(sender) == envelope.session:
             return Verdict.ACT, changed
         if not mutual:
             return Verdict.HELLO, changed
         for other_id, other in self._known[sender].items():
-            if other_id != envelope.session:
-                other.retired = True
+            if other_id == envelope.session:
+                break  # What was heard first after it is no predecessor of it.
+            other.retired = True
         self._proven[sender] = envelope.session
+        self._told = None
         return Verdict.ACT, True
 
     def _redraw(self) -> None:
@@ -155,4 +169,5 @@ class SessionTable:
         self.redrawn += 1
         self._known.clear()
         self._proven.clear()
+        self._told = None
         self._count = 0

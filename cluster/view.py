@@ -88,6 +88,7 @@ class NodeView:
         self.voters_hash = params.voters.hash
         self.majority = params.voters.majority
         self._request = 0
+        self._heard_for_ns = HEARD_BEATS * params.heartbeat_ns
 
     def hear_stranger(self, sender: int, session: int, now_ns: int) -> None:
         """An authenticated envelope of no peer: a node this cluster.yaml does not know, our own
@@ -131,8 +132,10 @@ class NodeView:
 
     def want_era(self, era: int) -> None:
         """Learn of an era; ours follows once it is durable."""
+        if era <= self.era_wanted:
+            return
         if self.credible(era):
-            self.era_wanted = max(self.era_wanted, era)
+            self.era_wanted = era
         else:
             self.counters["eras_ignored"] += 1
 
@@ -165,14 +168,13 @@ class NodeView:
         if node == self.params.node_id:
             return True
         peer = self.peers.get(node)
-        return (
-            peer is not None
-            and peer.beat is not None
-            and now_ns - peer.heard_ns <= HEARD_BEATS * self.params.heartbeat_ns
-        )
+        return peer is not None and self._heard_lately(peer, now_ns)
+
+    def _heard_lately(self, peer: PeerView, now_ns: int) -> bool:
+        return peer.beat is not None and now_ns - peer.heard_ns <= self._heard_for_ns
 
     def alive_peers(self, now_ns: int) -> list[PeerView]:
-        return [peer for node, peer in self.peers.items() if self.alive(node, now_ns)]
+        return [peer for peer in self.peers.values() if self._heard_lately(peer, now_ns)]
 
     def can_carry(self, node: int, now_ns: int) -> bool:
         if node == self.params.node_id:
@@ -197,9 +199,9 @@ class NodeView:
     def active_peer(self, group: int, now_ns: int) -> tuple[int, int]:
         """(node, epoch) of an alive peer whose gate is open as it says; (0, 0) if none is."""
         best = (0, 0)
-        for peer in self.alive_peers(now_ns):
+        for peer in self.peers.values():
             beat = peer.groups.get(group)
-            if beat is not None and beat.active > best[1]:
+            if beat is not None and beat.active > best[1] and self._heard_lately(peer, now_ns):
                 best = (peer.node_id, beat.active)
         return best
 

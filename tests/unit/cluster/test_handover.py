@@ -316,6 +316,14 @@ def test_target_waits_for_the_position_in_the_same_session() -> None:
     assert done(effects, TellSyncd)[0].message.active
 
 
+def test_target_waits_for_the_position_also_after_a_claim_that_it_dropped() -> None:
+    bench, epoch, effects = target([])
+    dropped = epoch + (1 << 8) + 1  # The next counter, by node 2: granted, never opened.
+    assert done(win(bench, effects, dropped), SetGate) == []
+    bench.applied = [HERE]
+    assert done(bench.beacon(), SetGate)[0].announce_ns > bench.now
+
+
 def test_target_that_never_catches_up_gives_the_lease_back() -> None:
     bench, epoch, effects = target([])
     assert done(win(bench, effects, epoch), SetGate) == []

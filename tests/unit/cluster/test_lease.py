@@ -117,6 +117,18 @@ def test_outbid_claim_is_dropped_and_tried_higher_after_a_pause() -> None:
     assert again[0].epoch == make_epoch(3, 78, 1)
 
 
+def test_claim_that_the_own_voter_refuses_is_begun_anew() -> None:
+    bench = Bench()
+    effects = bench.pass_time(2100 * MS, bench.calm)
+    [prepare] = sent(effects, Prepare)[:1]
+    higher = make_epoch(3, 77, 2)
+    assert sent(bench.hear(2, Prepare(1, higher)), Promise)  # Ours goes to the rival meanwhile.
+    bench.hear(9, Promise(1, prepare.epoch, 3, 0, 0, False))
+    assert bench.core.groups[1].proposer.claim is None
+    again = sent(bench.pass_time(2 * HEARTBEAT, bench.calm), Prepare)
+    assert again[0].epoch == make_epoch(3, 78, 1)
+
+
 def test_era_of_a_voter_above_ours_is_made_durable_before_the_next_claim() -> None:
     bench = Bench()
     effects = bench.pass_time(2100 * MS, bench.calm)

@@ -114,6 +114,18 @@ def test_session_that_never_reached_us_cannot_unseat_a_proven_one() -> None:
     assert b.hear(new_a, new_a.say()) is Verdict.ACT
 
 
+def test_predecessor_that_is_proven_late_does_not_unseat_its_successor() -> None:
+    b, old, new = End(2, 200), End(1, 100), End(1, 101)
+    b.hear(old, old.say())
+    old.hear(b, b.say())
+    held_back = old.say()  # Mutual, and the process dies.
+    assert b.hear(new, new.say()) is Verdict.HELLO
+    assert b.hear(old, held_back) is Verdict.ACT
+    new.hear(b, b.say())
+    assert b.hear(new, new.say()) is Verdict.ACT
+    assert b.hear(old, old.say()) is Verdict.RETIRED
+
+
 def test_replayed_hellos_do_not_keep_a_live_starter_out() -> None:
     b, a = End(2, 200), End(1, 300)
     for session in range(50):
