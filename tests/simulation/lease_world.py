@@ -34,6 +34,7 @@ from cluster.lease_types import (
     Note,
     PersistEra,
     ReplyMove,
+    SegmentsDown,
     Send,
     SetGate,
     StopAsked,
@@ -42,16 +43,24 @@ from cluster.lease_types import (
 )
 from hafw.config.model import VoterSet
 from hafw.human import format_epoch
-from hafw.messages import MoveReply, MoveRequest, Position, PositionReply, SyncBeacon
+from hafw.messages import (
+    MoveReply,
+    MoveRequest,
+    NewEpochRequest,
+    Position,
+    PositionReply,
+    SyncBeacon,
+)
 
 MS = 1_000_000
 PPM = 1_000_000
 GROUP = 1
+SEGMENTS = (("lan", "lan0"), ("wan", "wan0"))
 HEARTBEAT_NS = 25 * MS
 LEASE_NS = 80 * MS
 LEASE_NS_MAX = 100 * MS
 RESTART_WAIT_NS = 120 * MS
-BEACON_NS = 25 * MS
+BEACON_NS = 50 * MS
 DRIFT_PPM = 10_000
 
 
@@ -59,8 +68,18 @@ class ViolationError(AssertionError):
     """A checker found what may never be."""
 
 
+def _epoch_won(effects: list[Effect]) -> int:
+    """The epoch of the lease that these effects open; 0: none."""
+    for effect in effects:
+        if type(effect) is Note and effect.event == "lease_won":
+            return int(dict(effect.facts)["epoch"])
+    return 0
+
+
 @dataclass(slots=True)
 class Network:
+    least_ns: int = 100_000
+    """A datagram takes this long, or up to six times as long."""
     loss: float = 0.0
     double: float = 0.0
     slow: float = 0.0
@@ -93,13 +112,14 @@ class Node:
         self.disk_fails = False
         self.disk_ns = MS
         self.disk_least_ns = 0
+        self.disk_slow_until = 0
         self.disk_hangs = False
         self.gate = Gate()
         self.core: LeaseCore | None = None
         self.process = 0
         self.inbox: deque[Event] = deque()
         self.todo: deque[tuple[Effect, int, int]] = deque()
-        """Effects not done yet, the local time they were decided at, the epoch then told."""
+        """Effects not done yet, the local time they were decided at, the epoch then won."""
         self.paused_until = 0
         self.busy_until = 0
         self.wake_at = -1
@@ -113,6 +133,10 @@ class Node:
         self.applied: dict[tuple[int, int], int] = {}
         self.disturbed_at = 0
         self.started_at = 0
+        self.lease_ns = LEASE_NS
+        self.segments_down: frozenset[str] = frozenset()
+        self.owed: tuple[int, Position, int, int] | None = None
+        """A release to this node that reached its process: epoch, position, when, process."""
         self.voters: VoterSet | None = None
 
     def local(self, t: int) -> int:
@@ -148,6 +172,9 @@ class World:
         }
         self.relative_deadlines = False
         self.forget_era = False
+        self.era_told_early = False
+        self.eras_lost = False
+        """Whether an era file was lost: epochs may then go back, leases may not overlap."""
         self.no_restart_wait = False
         self.replies: list[MoveReply] = []
         self.takeovers: list[tuple[int, int, int]] = []
@@ -206,9 +233,9 @@ class World:
             node_id=node.id,
             gateway=node.gateway,
             voters=node.voters or self.voters,
-            groups=(GroupParams(GROUP, self.gateways),),
+            groups=(GroupParams(GROUP, self.gateways, SEGMENTS if node.gateway else ()),),
             heartbeat_ns=HEARTBEAT_NS,
-            lease_ns=LEASE_NS,
+            lease_ns=node.lease_ns,
             restart_wait_ns=RESTART_WAIT_NS,
             lease_ns_max=LEASE_NS_MAX,
             beacon_ns=BEACON_NS,
@@ -219,6 +246,8 @@ class World:
         node.core = LeaseCore(params, era=era, era_durable=durable, rng=seed, now_ns=now_ns)
         if self.no_restart_wait:
             node.core.view.votes_from_ns = now_ns
+        if node.segments_down:
+            node.inbox.append(SegmentsDown(node.segments_down))
         self.say(f"node {node.id} starts, era {era}")
         self._beacon(node, node.process)
         self.pump(node)
@@ -277,36 +306,59 @@ class World:
             self.pump(node)
         self.at(self.now + BEACON_NS, lambda: self._beacon(node, process))
 
+    def carrier(self, node: Node, down: frozenset[str]) -> None:
+        """Exactly these segments of the node have no carrier from now on."""
+        self.disturb(node.id)
+        node.segments_down = down
+        self.say(f"node {node.id} without carrier on {sorted(down)}")
+        self._event(node, node.process, SegmentsDown(down))
+
+    def ask_epoch(self, node: Node) -> None:
+        """A restarted syncd on the holder wants a higher epoch."""
+        group = node.core.groups[GROUP] if node.core is not None else None
+        if group is not None and group.proposer.held is not None:
+            request = NewEpochRequest(
+                group=GROUP, held_epoch=group.proposer.held.epoch, reason="no registry"
+            )
+            self.say(f"node {node.id} is asked for a new epoch")
+            self._event(node, node.process, SyncdSaid(request))
+
     def pump(self, node: Node) -> None:
         """Run the node's only thread as far as this instant allows."""
-        while node.core is not None and self.now >= max(node.paused_until, node.busy_until):
-            if node.todo:
+        core, now = node.core, self.now
+        if core is None or now < node.paused_until or now < node.busy_until:
+            return
+        todo, inbox = node.todo, node.inbox
+        local_ns = node.offset_ns + now + now * node.ppm // PPM
+        while True:
+            while todo:
                 if node.late and not node.held_up and self.rng.random() < node.late:
                     node.held_up = True  # This effect will be done late, once.
-                    node.busy_until = self.now + self.rng.randrange(1, node.late_ns)
+                    node.busy_until = now + self.rng.randrange(1, node.late_ns)
                     self.disturb(node.id)
                     self._resume_later(node, node.process)
                     return
                 node.held_up = False
-                self._do(node, *node.todo.popleft())
-                continue
-            local_ns = node.local(self.now)
-            if node.inbox:
-                event = node.inbox.popleft()
-                effects = node.core.handle(event, now_ns=local_ns)
-                if isinstance(event, StopAsked):
+                self._do(node, *todo.popleft())
+            if inbox:
+                event = inbox.popleft()
+                effects = core.handle(event, now_ns=local_ns)
+                if type(event) is StopAsked:
                     self._finish(node, effects)
                     return
-            elif node.core.deadline(now_ns=local_ns) <= local_ns:
-                effects = node.core.tick(now_ns=local_ns)
             else:
-                break
-            epoch = 0
-            for effect in effects:
-                if isinstance(effect, TellSyncd) and effect.message.active:
-                    epoch = effect.message.epoch
-            node.todo.extend((effect, local_ns, epoch) for effect in effects)
-        self._wake(node)
+                deadline_ns = core.deadline(now_ns=local_ns)
+                if deadline_ns > local_ns:
+                    break
+                effects = core.tick(now_ns=local_ns)
+            if effects:
+                epoch = _epoch_won(effects)
+                if node.late:
+                    todo.extend((effect, local_ns, epoch) for effect in effects)
+                else:
+                    for effect in effects:
+                        self._do(node, effect, local_ns, epoch)
+        self._wake(node, deadline_ns)
 
     def _resume_later(self, node: Node, process: int) -> None:
         def resume() -> None:
@@ -320,10 +372,7 @@ class World:
             self._do(node, effect, node.local(self.now), 0)
         self.kill(node)
 
-    def _wake(self, node: Node) -> None:
-        if node.core is None or self.now < max(node.paused_until, node.busy_until):
-            return
-        deadline_ns = node.core.deadline(now_ns=node.local(self.now))
+    def _wake(self, node: Node, deadline_ns: int) -> None:
         wake_at = max(self.now, node.true(deadline_ns) + 1)
         if self.now < node.wake_at <= wake_at:
             return
@@ -354,6 +403,8 @@ class World:
                     accept_ns += shift_ns if accept_ns else 0
                 self._store(node, announce_ns, accept_ns, epoch)
             case PersistEra(era):
+                if self.era_told_early:
+                    self._event(node, process, EraPersisted(era))
                 self.at(
                     self.now + node.disk_least_ns + self.rng.randrange(node.disk_ns) + 1,
                     lambda: self._persisted(node, process, era),
@@ -391,7 +442,8 @@ class World:
             return
         if not self.forget_era:
             node.disk_era = max(node.disk_era, era)
-        self._event(node, process, EraPersisted(era))
+        if not self.era_told_early:
+            self._event(node, process, EraPersisted(era))
 
     def _replicate(self, node: Node) -> None:
         key, seq = (node.id, node.syncd_session), node.published
@@ -409,15 +461,25 @@ class World:
         network, rng = self.network, self.rng
         copies = 2 if network.double and rng.random() < network.double else 1
         for _ in range(copies):
-            if (node.id, peer.id) in network.cut or rng.random() < network.loss:
+            if (node.id, peer.id) in network.cut or (network.loss and rng.random() < network.loss):
                 continue
-            delay_ns = rng.randrange(100_000, 600_000)
+            delay_ns = network.least_ns + int(rng.random() * 5 * network.least_ns)
             if network.slow and rng.random() < network.slow:
                 delay_ns += rng.randrange(network.slow_ns)
             self.at(self.now + delay_ns, lambda: self._deliver(node.id, peer, envelope))
 
     def _deliver(self, sender: int, peer: Node, envelope: Envelope) -> None:
         if peer.core is not None:
+            settled = self.now - 4 * LEASE_NS
+            for message in envelope.messages:
+                if (
+                    type(message) is Release
+                    and message.to == peer.id
+                    and message.position is not None
+                    and not peer.inbox  # Else it might be read after what opens the gate.
+                    and max(peer.started_at, self.nodes[sender].started_at) < settled
+                ):
+                    peer.owed = (message.epoch, message.position, self.now, peer.process)
             # The socket of a paused process keeps filling; the clock is read after receiving.
             peer.inbox.append(Arrived(sender, envelope))
             self.pump(peer)
@@ -454,6 +516,10 @@ class World:
             self._check_exclusive(node)
             if epoch:
                 self._check_epoch(node, epoch)
+                self._check_position(node)
+                self._check_synced(node)
+                self.top_epoch, self._holder = max(epoch, self.top_epoch), node.id
+                self.takeovers.append((self.now, node.id, epoch))
 
     def _check_exclusive(self, node: Node) -> None:
         for other in self.nodes.values():
@@ -465,30 +531,40 @@ class World:
                 if not other.gate.given_to:
                     raise ViolationError(f"nodes {node.id} and {other.id} both accept, unplanned")
                 # Never renewed: what is left is within one lease of when announce was shut.
-                if other.true(other.gate.accept_ns) > other.gate.shut_at + LEASE_NS * 51 // 50:
+                if (
+                    other.true(other.gate.accept_ns)
+                    > other.gate.shut_at + other.lease_ns * 51 // 50
+                ):
                     raise ViolationError(f"node {other.id} accepts for longer than one lease")
 
     def _check_epoch(self, node: Node, epoch: int) -> None:
-        if epoch == self.top_epoch and self._holder == node.id:
-            return
-        if epoch <= self.top_epoch:
+        """Each opening has an epoch of its own, above all before."""
+        if epoch <= self.top_epoch and not self.eras_lost:
             raise ViolationError(
                 f"node {node.id} opened under {format_epoch(epoch)} after "
                 f"{format_epoch(self.top_epoch)} of node {self._holder}"
             )
-        self._check_synced(node)
-        self.top_epoch, self._holder = epoch, node.id
-        self.takeovers.append((self.now, node.id, epoch))
+
+    def _check_position(self, node: Node) -> None:
+        """The target of a planned move opens once it applied the old holder's stream up to the
+        release, unless it has waited for three leases in vain."""
+        owed, node.owed = node.owed, None
+        if owed is None or owed[0] != self.top_epoch or owed[3] != node.process:
+            return
+        _, position, told_at, _ = owed
+        applied = node.applied.get((position.sender_id, position.session), 0)
+        if self.now < told_at + 3 * LEASE_NS and applied < position.seq:
+            raise ViolationError(f"node {node.id} opened before it applied {position}")
 
     def check_kept(self) -> None:
         """A lease may not end while its holder and a majority are well.
 
         Judged only if they, and the network between all, have been undisturbed for long. A slow
         disk is no excuse, nor is what happens to the other nodes' processes. A voter that started
-        after the lease was won has a higher era and is no part of its majority.
+        after the lease was won must be able to carry it on if disks are quick: a new claim needs
+        its era, and eras need disks.
         """
         calm_from = self.now - 8 * LEASE_NS - RESTART_WAIT_NS
-        won_at = self.takeovers[-1][0] if self.takeovers else 0
         network = self.network
         if (
             max(self.network_disturbed_at, self.moved_at) > calm_from
@@ -498,12 +574,17 @@ class World:
             or any(self.announces(node) for node in self.nodes.values())
         ):
             return
+        won_at = self.takeovers[-1][0] if self.takeovers else 0
+        quick = all(
+            node.disk_ns <= 50 * MS and node.disk_slow_until < self.now
+            for node in self.nodes.values()
+        )
         calm = [
             node.id
             for node in self.nodes.values()
             if node.core is not None
             and node.disturbed_at < calm_from
-            and node.started_at < won_at
+            and (quick or node.started_at < won_at)
             and not (node.late or node.disk_fails or node.disk_hangs)
         ]
         if self._holder in calm and len(calm) >= self.voters.majority:
