@@ -233,9 +233,9 @@ def test_an_update_changes_what_it_says_and_nothing_else(
     assert int(listed.facts["mark"]) == 0x22820007
     assert "ASSURED" in listed.words
     assert listed_tuple(listed.reply, TCP) == entry.reply
-    # Liberal stays, learnt does not come by an update.
+    # Liberal stays; learnt, and octets under way, do not come by an update.
     info = kernel_tree(space, entry.key)[4][1]
-    assert (info[4], info[5]) == (b"\xdf\0", b"\xdf\0")
+    assert (info[4], info[5]) == (b"\xcf\0", b"\xcf\0")
 
 
 @pytest.mark.parametrize("old", [0x00000000, 0xFFFFFFFF, 0x11410007])
