@@ -82,6 +82,10 @@ def patched(datagram: bytes, at: int, value: bytes) -> bytes:
     return datagram[:at] + value + datagram[at + len(value) :]
 
 
+def flipped(datagram: bytes, at: int) -> bytes:
+    return patched(datagram, at, bytes([datagram[at] ^ 1]))
+
+
 @dataclass(frozen=True)
 class Forge:
     """Makes datagrams that gw2 never sent. `sealed` has the key, and so is a member gone mad."""
@@ -108,7 +112,7 @@ class Forge:
 
 DATAGRAMS: list[tuple[str, str, Callable[[Forge], list[bytes]]]] = [
     ("wrong key", "refused_bad_tag", lambda f: [f.beacon(master=bytes(32))]),
-    ("a flipped bit", "refused_bad_tag", lambda f: [patched(f.beacon(), HEADER_BYTES, b"\xff")]),
+    ("a flipped bit", "refused_bad_tag", lambda f: [flipped(f.beacon(), HEADER_BYTES)]),
     ("another nonce", "refused_bad_tag", lambda f: [patched(f.beacon(), 40, bytes(8))]),
     ("another seq", "refused_bad_tag", lambda f: [patched(f.beacon(), 39, b"\x63")]),
     ("a key nobody has", "refused_unknown_key", lambda f: [f.beacon(key_id=9)]),
