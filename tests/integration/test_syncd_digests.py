@@ -101,8 +101,10 @@ def test_a_replica_that_somebody_replaced_by_another_flow_comes_back(world: Worl
     gw2 = world[2]
     before = snapshots(gw2)
     ours = flow(0)
+    gw2.signal(signal.SIGSTOP)  # It hears of both at once, and has nothing to mend in between.
     gw2.delete([ours])
     gw2.put([replace(ours, reply=replace(ours.reply, dport=ours.reply.dport + 9000))])
+    gw2.signal(signal.SIGCONT)
     world.wait_equal(1, 2, 5)
     wait_clean(gw2)
     assert gw2.counter("replicas_replaced_by_others") == 1
