@@ -27,7 +27,6 @@ from sync.ctnetlink import (
     build_expect_dump,
     build_expect_get,
     build_get,
-    dump_errno,
     is_delete_of_one,
     is_expect_delete_of_one,
     parse_dump,
@@ -35,6 +34,7 @@ from sync.ctnetlink import (
     parse_expect_dump,
     parse_mixed_events,
 )
+from sync.dump_chunks import DUMP_BUFFER_BYTES, DUMP_TIMEOUT_S, Gather, by_receive, gathered
 from sync.event_filter import INSTRUCTION_BYTES, event_filter
 
 if TYPE_CHECKING:
@@ -67,8 +67,6 @@ _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
 _MESSAGE_BYTES_MAX = 16 << 10  # No event is nearly as long; recv() would cut a longer one.
 _EVENT_BUFFER_BYTES = 256 << 10
-_DUMP_BUFFER_BYTES = 64 << 10  # The kernel fills at most 32 kB a receive.
-_DUMP_TIMEOUT_S = 5.0
 _CT_DELETE, _EXP_DELETE = 0x0102, 0x0202
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -237,7 +235,7 @@ class RequestSocket(_Socket):
         # Errors then carry the header of the request, not all of it.
         self._sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         self._sock.setblocking(False)
-        self._buffer = bytearray(_DUMP_BUFFER_BYTES)
+        self._buffer = bytearray(DUMP_BUFFER_BYTES)
         self._seq = 1
 
     def execute(self, messages: Sequence[bytes]) -> list[int]:
@@ -285,16 +283,15 @@ class RequestSocket(_Socket):
             if part.errno is not None:
                 return
 
-    def dump_raw(self, mark: int, mask: int) -> Iterator[bytes]:
-        """As `dump`, what the kernel sends."""
-        for received in self._walk(build_dump(seq=1, mark=mark, mask=mask)):
-            chunk = bytes(received)
-            error = dump_errno(chunk)
-            yield chunk
-            if error:
-                raise KernelError(error, "a dump", "the conntrack table")
-            if error is not None:
-                return
+    def dump_raw(self, mark: int, mask: int, gather: Gather | None = None) -> Iterator[bytes]:
+        """As `dump`, what the kernel sends: a receive each, or as much as `gather` takes."""
+        with self._dumping(build_dump(seq=1, mark=mark, mask=mask)) as sock:
+            for chunk, error in gathered(sock, gather) if gather else by_receive(sock):
+                yield chunk
+                if error:
+                    raise KernelError(error, "a dump", "the conntrack table")
+                if error is not None:
+                    return
 
     def get_expectation(self, key: FlowKey) -> Expectation | None:
         """The expectation of this tuple as it is now. Raises KernelError as `get`."""
@@ -320,16 +317,22 @@ class RequestSocket(_Socket):
         return found
 
     def _walk(self, request: bytes) -> Iterator[memoryview]:
-        """The receives of a dump, on a socket of its own; the caller stops at its end."""
+        """The receives of a dump; the caller stops at its end."""
+        with self._dumping(request) as sock:
+            buffer = bytearray(DUMP_BUFFER_BYTES)
+            view = memoryview(buffer)
+            while True:
+                yield view[: sock.recv_into(buffer)]
+
+    @contextmanager
+    def _dumping(self, request: bytes) -> Iterator[socket.socket]:
+        """A socket of its own on which a dump has begun; what fails in here is a KernelError."""
         with _namespace_of(self._sock):
             sock = _open((), RCVBUF_BYTES)
         try:
-            sock.settimeout(_DUMP_TIMEOUT_S)
-            buffer = bytearray(_DUMP_BUFFER_BYTES)
-            view = memoryview(buffer)
+            sock.settimeout(DUMP_TIMEOUT_S)
             sock.send(request)
-            while True:
-                yield view[: sock.recv_into(buffer)]
+            yield sock
         except OSError as error:
             raise KernelError(
                 error.errno or errno.ETIMEDOUT, "a dump", "the conntrack table"

@@ -13,15 +13,18 @@ import errno
 import os
 import queue
 import threading
+from collections.abc import Iterator
 
 from hafw.errors import KernelError
 from hafw.flow import Expectation, FlowEntry
 from sync.ctsocket import RequestSocket
+from sync.dump_chunks import Gather
 
 __all__ = ["CHUNKS_AHEAD_MAX", "Dumper", "Waker"]
 
 CHUNKS_AHEAD_MAX = 8
-"""Chunks (one receive each, about a hundred entries) read ahead of the main loop."""
+"""Chunks (one receive each, about a hundred entries, or some thousands that are gathered) read
+ahead of the main loop."""
 
 
 Chunk = list[FlowEntry] | bytes
@@ -52,11 +55,20 @@ class Dumper:
     """One dump of the entries whose ``mark & mask`` is `mark`. Poll `take` when woken."""
 
     def __init__(
-        self, mark: int, mask: int, waker: Waker, *, avoid_cpu: int | None, raw: bool = False
+        self,
+        mark: int,
+        mask: int,
+        waker: Waker,
+        *,
+        avoid_cpu: int | None,
+        raw: bool = False,
+        gather: Gather | None = None,
     ) -> None:
-        """`raw`: chunks are the kernel's bytes, and nobody reads them here."""
+        """`raw`: chunks are the kernel's bytes, and nobody reads them here. `gather`: so too, and
+        each is many receives."""
         self._mark, self._mask = mark, mask
-        self._raw = raw
+        self._raw = raw or gather is not None
+        self._gather = gather
         self._waker = waker
         self._avoid_cpu = avoid_cpu
         self._queue: queue.Queue[Chunk | KernelError | None] = queue.Queue(CHUNKS_AHEAD_MAX)
@@ -102,8 +114,12 @@ class Dumper:
         try:
             self._keep_off()
             with RequestSocket() as requests:
-                dump = requests.dump_raw if self._raw else requests.dump
-                for chunk in dump(self._mark, self._mask):
+                chunks: Iterator[Chunk] = (
+                    requests.dump_raw(self._mark, self._mask, self._gather)
+                    if self._raw
+                    else requests.dump(self._mark, self._mask)
+                )
+                for chunk in chunks:
                     if not self._put(chunk):
                         return
                 self.expectations = requests.dump_expectations()

@@ -23,7 +23,7 @@ class HolderPorts:
     """What the holder needs of the process around it."""
 
     start_dump: Callable[[int], Dumper]
-    start_raw: Callable[[int], Dumper]
+    start_gathered: Callable[[int], Dumper]
     """As `LiberalFlows` reads it."""
     send_to_leased: Callable[[NewEpochRequest], None]
     note_clean: Callable[[int, int], None]

@@ -248,7 +248,7 @@ class Holder:
                 wanted = held.want_take or held.want_repair or held.want_refresh
                 if wanted and self._drained and now >= held.retry_at:
                     self._begin(group, held, now)
-            held.liberal.work(self._applier, self._ports.start_raw, now=now)
+            held.liberal.work(self._applier, self._ports.start_gathered, now=now)
             if 0 < held.adopted_until < now and held.own_pass is None:
                 held.adopted_until = 0.0
                 self._registry.clear_all(group, Flag.ADOPTED)

@@ -35,7 +35,7 @@ is what a flow with packets both ways stays liberal for at most."""
 BY_GET_MAX = 512
 """Up to this many flows are asked for one by one; more by a dump."""
 LOOKUPS_PER_SLICE = 40
-RAW_CHUNKS_PER_SLICE = 8
+RAW_CHUNKS_PER_SLICE = 4
 
 
 class LiberalFlows:
@@ -44,7 +44,7 @@ class LiberalFlows:
     def __init__(
         self, registry: FlowRegistry, group: int, strict: StrictMaker | None = None
     ) -> None:
-        """With `strict` the dumps that `work` is given are raw."""
+        """With `strict` the dumps that `work` is given are gathered."""
         self._registry = registry
         self._group = group
         self._strict = strict

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from sync import wire
+from sync.dump_chunks import Gather
 from sync.flowhash import FlowHash
 from sync.outbox import DELTAS_BYTES_MAX, Outbox
 from sync.publish import RandomBits
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CODEC_VARIABLE",
     "codec_name",
+    "gather",
     "load",
     "make_arrivals",
     "make_outbox",
@@ -197,6 +199,12 @@ def make_strict(registry: FlowRegistry) -> StrictMaker | None:
 
     assert isinstance(registry, NativeRegistry)
     return StrictMaker(registry.table, Flag.LIBERAL)
+
+
+def gather() -> Gather | None:
+    """What receives a dump in large pieces; None for the reference."""
+    module = load()[0]
+    return None if module is None else module.receive_dump
 
 
 def make_plain(

@@ -282,7 +282,7 @@ class Parts:
     def _holder_ports(self) -> HolderPorts:
         return HolderPorts(
             self._start_dump,
-            self._start_raw,
+            self._start_gathered,
             self.bus.to_leased,
             self.clean_epochs.note,
             native.make_strict(self.registry),
@@ -296,6 +296,12 @@ class Parts:
         return Dumper(
             number << GROUP_SHIFT, GROUP_MASK, self.waker,
             avoid_cpu=self._lease_cpu, raw=self._receiver is not None,
+        )  # fmt: skip
+
+    def _start_gathered(self, number: int) -> Dumper:
+        return Dumper(
+            number << GROUP_SHIFT, GROUP_MASK, self.waker,
+            avoid_cpu=self._lease_cpu, gather=native.gather(),
         )  # fmt: skip
 
     def _start_dump(self, number: int) -> Dumper:
