@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -51,6 +53,14 @@ def wait_clean(gateway: Gateway) -> None:
     wait_for(lambda: f"{gateway.name} clean: {watch(gateway)}", clean)
 
 
+@contextmanager
+def paused(gateway: Gateway) -> Iterator[None]:
+    """It hears of all that is done at once, and mends nothing in between."""
+    gateway.signal(signal.SIGSTOP)
+    yield
+    gateway.signal(signal.SIGCONT)
+
+
 def snapshots(gateway: Gateway) -> int:
     return gateway.counter("snapshots_asked") - gateway.counter("repairs_asked")
 
@@ -59,7 +69,8 @@ def test_a_replica_deleted_by_hand_comes_back(world: World) -> None:
     lead(world)
     gw2 = world[2]
     before = snapshots(gw2)
-    gw2.delete(mixed(3))
+    with paused(gw2):
+        gw2.delete(mixed(3))
     world.wait_equal(1, 2, 5)
     gw2.wait_synced(5)
     wait_clean(gw2)
@@ -101,10 +112,9 @@ def test_a_replica_that_somebody_replaced_by_another_flow_comes_back(world: Worl
     gw2 = world[2]
     before = snapshots(gw2)
     ours = flow(0)
-    gw2.signal(signal.SIGSTOP)  # It hears of both at once, and has nothing to mend in between.
-    gw2.delete([ours])
-    gw2.put([replace(ours, reply=replace(ours.reply, dport=ours.reply.dport + 9000))])
-    gw2.signal(signal.SIGCONT)
+    with paused(gw2):
+        gw2.delete([ours])
+        gw2.put([replace(ours, reply=replace(ours.reply, dport=ours.reply.dport + 9000))])
     world.wait_equal(1, 2, 5)
     wait_clean(gw2)
     assert gw2.counter("replicas_replaced_by_others") == 1
@@ -132,9 +142,8 @@ def test_destroys_that_the_holder_never_heard_are_told_by_its_digest(world: Worl
     lead(world)
     gw1, gw2 = world.gateways
     before = snapshots(gw2)
-    gw1.signal(signal.SIGSTOP)
-    gw1.delete(mixed(40))
-    gw1.signal(signal.SIGCONT)
+    with paused(gw1):
+        gw1.delete(mixed(40))
     world.wait_equal(1, 2, 8)
     assert len(gw2.table()) == 20
     assert gw1.counter("event_overruns") > 0
@@ -150,10 +159,9 @@ def test_a_follower_that_missed_events_compares_its_own_kernel(world: World) -> 
     lead(world)
     gw2 = world[2]
     before = snapshots(gw2)
-    gw2.signal(signal.SIGSTOP)
-    gw2.delete(mixed(40))
-    gw2.put(mixed(8, first=500))
-    gw2.signal(signal.SIGCONT)
+    with paused(gw2):
+        gw2.delete(mixed(40))
+        gw2.put(mixed(8, first=500))
     world.wait_equal(1, 2, 8)
     assert gw2.counter("sweeps_begun") > 0
     assert gw2.counter("sweep_forgotten") > 0
