@@ -14,13 +14,11 @@ Two readings of the clock carry the safety of the lease and must stay where they
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import deque
@@ -60,10 +58,10 @@ from cluster.lease_types import (
 from cluster.leased_io import LinkSockets, LocalSocket, Recent, plan_paths
 from cluster.leased_status import DelayMeter, GateFacts, LinkMeter, leased_status
 from cluster.realtime import Collector, Punctuality, be_ordinary, make_realtime, read_clocks
-from hafw.config.load import load_cluster
 from hafw.config.model import ClusterConfig
 from hafw.cpus import lease_cpu, usable_cpus
-from hafw.errors import ConfigError, ConfigProblem, HafwError, StateError
+from hafw.daemon_main import daemon_main
+from hafw.errors import StateError
 from hafw.instance import claim_instance
 from hafw.keyring import read_key
 from hafw.logs import configure_logs
@@ -366,26 +364,15 @@ class Leased:
         )
 
 
+def _run(config: ClusterConfig, name: str, _: Path) -> None:
+    log = configure_logs("leased", name)
+    with claim_instance(NodePaths(name), "leased"):
+        Leased(config, name, log).run()
+
+
 def main() -> None:
     """``hafw-leased --node NAME --config FILE``: in the node's network namespace, as root."""
-    parser = argparse.ArgumentParser(
-        prog="hafw-leased", description="The lease loop of one node. Started by hafwd."
-    )
-    parser.add_argument("--node", required=True, help="name of this node in the cluster file")
-    parser.add_argument("--config", required=True, type=Path, help="cluster.yaml")
-    arguments = parser.parse_args()
-    try:
-        config = load_cluster(arguments.config)
-        if arguments.node not in config.nodes:
-            names = ", ".join(sorted(config.nodes))
-            problem = ConfigProblem("nodes", f"no node is named {arguments.node}", hint=names)
-            raise ConfigError(str(arguments.config), [problem])
-        log = configure_logs("leased", arguments.node)
-        with claim_instance(NodePaths(arguments.node), "leased"):
-            Leased(config, arguments.node, log).run()
-    except HafwError as error:
-        print(f"hafw-leased: error: {error}", file=sys.stderr)
-        sys.exit(1)
+    daemon_main("hafw-leased", "The lease loop of one node. Started by hafwd.", _run)
 
 
 if __name__ == "__main__":

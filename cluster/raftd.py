@@ -6,12 +6,10 @@ what came, tick. Leases and forwarding need none of it; hafwd restarts it, with 
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import select
 import signal
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -33,9 +31,9 @@ from cluster.raft_log import Outcome, RaftLog
 from cluster.raft_net import LinkPlan, Network
 from cluster.raft_process import become_unprivileged, enter_folder
 from cluster.raft_wire import Wire
-from hafw.config.load import load_cluster
 from hafw.config.model import ClusterConfig
-from hafw.errors import ConfigError, ConfigProblem, HafwError, StateError
+from hafw.daemon_main import daemon_main
+from hafw.errors import StateError
 from hafw.instance import claim_instance
 from hafw.keyring import read_key
 from hafw.logs import configure_logs
@@ -288,30 +286,18 @@ class Raftd:
         )
 
 
+def _run(config: ClusterConfig, name: str, _: Path) -> None:
+    if os.geteuid() != 0:
+        raise StateError("hafw-raftd must start as root; it gives that up by itself")
+    # Not released at the end: the process may no longer remove root's pid file. The lock,
+    # which is the truth, goes with the process.
+    claim_instance(NodePaths(name), "raftd")
+    Raftd(config, name, configure_logs("raftd", name)).run()
+
+
 def main() -> None:
     """``hafw-raftd --node NAME --config FILE``: in the node's network namespace, as root."""
-    parser = argparse.ArgumentParser(
-        prog="hafw-raftd", description="Raft of one node. Started by hafwd."
-    )
-    parser.add_argument("--node", required=True, help="name of this node in the cluster file")
-    parser.add_argument("--config", required=True, type=Path, help="cluster.yaml")
-    arguments = parser.parse_args()
-    try:
-        config = load_cluster(arguments.config)
-        if arguments.node not in config.nodes:
-            names = ", ".join(sorted(config.nodes))
-            problem = ConfigProblem("nodes", f"no node is named {arguments.node}", hint=names)
-            raise ConfigError(str(arguments.config), [problem])
-        if os.geteuid() != 0:
-            raise StateError("hafw-raftd must start as root; it gives that up by itself")
-        # Not released at the end: the process may no longer remove root's pid file. The lock,
-        # which is the truth, goes with the process.
-        claim_instance(NodePaths(arguments.node), "raftd")
-        Raftd(config, arguments.node, configure_logs("raftd", arguments.node)).run()
-    except HafwError as error:
-        for line in str(error).splitlines():
-            print(f"hafw-raftd: error: {line}", file=sys.stderr)
-        sys.exit(1)
+    daemon_main("hafw-raftd", "Raft of one node. Started by hafwd.", _run)
 
 
 if __name__ == "__main__":

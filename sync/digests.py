@@ -60,6 +60,7 @@ class DigestWatch:
     compared_seq: int = 0
     _valid_after: int = 0
     _under_way: bool = False
+    _within: bool = False
     _unproven: set[int] = field(default_factory=set)
     _still_wrong: bool = False
     _equal: set[int] = field(default_factory=set)
@@ -69,6 +70,7 @@ class DigestWatch:
         if self._under_way or seq <= self._valid_after:
             return
         said = set(range(first, first + count))
+        self._within = first + count < BUCKETS
         self.differing = self.differing - said | wrong
         self._prove(said, wrong)
         if first + count == BUCKETS:
@@ -123,12 +125,18 @@ class DigestWatch:
     def begin_anew(self, *, seq: int) -> None:
         """All of the group was fetched; `seq` as above. Digests of another sender count from the
         beginning of what it sends."""
-        self._under_way = self._still_wrong = False
+        self._under_way = self._within = self._still_wrong = False
         self._valid_after = seq
         self._unproven.clear()
         self._equal.clear()
         self.differing.clear()
         self.missing = self.failures = 0
+
+    @property
+    def to_repair(self) -> frozenset[int]:
+        """Buckets that differ; none while only a part of a digest was heard, since one repair
+        fetches what all of it shows."""
+        return frozenset() if self._within else frozenset(self.differing)
 
     @property
     def open_buckets(self) -> int:

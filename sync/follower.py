@@ -295,7 +295,7 @@ class Follower:
         source, state = self.sources.get(group), self._roles[group]
         if source is None or state.active or source.holder_id != state.holder_id:
             return frozenset()
-        return frozenset(self.upkeep.watches[group].differing)
+        return self.upkeep.watches[group].to_repair
 
     def _on_reply(self, fetch: Fetch, message: SnapshotReply, now: float) -> None:
         fetch.progress_at = now

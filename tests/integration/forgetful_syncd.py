@@ -13,6 +13,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from hafw import daemon_main
 from hafw.config.model import ClusterConfig
 from hafw.flow import EXPECT_INACTIVE, TcpState
 from sync import ctnetlink_build, daemon, holder
@@ -21,7 +22,7 @@ from sync.outbox import Outbox
 
 FORGOTTEN = os.environ.get("HAFW_TEST_FORGETS", "").split()
 _put = Outbox.put
-_load = daemon._load
+_load = daemon_main.load_cluster  # type: ignore[attr-defined]
 
 
 def _forgetful_put(outbox: Outbox, delta: Delta) -> None:
@@ -35,8 +36,8 @@ def _forgetful_put(outbox: Outbox, delta: Delta) -> None:
     _put(outbox, delta)
 
 
-def _loaded(config_file: Path, node_name: str) -> ClusterConfig:
-    config = _load(config_file, node_name)
+def _loaded(config_file: Path) -> ClusterConfig:
+    config = _load(config_file)
     changes = {
         name: int(os.environ[f"HAFW_TEST_{name.upper()}"])
         for name in ("hold_s", "refresh_s")
@@ -60,5 +61,5 @@ if __name__ == "__main__":
         os.environ.get("HAFW_TEST_REFRESH_PER_S", holder.REFRESH_ENTRIES_PER_S)
     )
     Outbox.put = _forgetful_put  # type: ignore[method-assign, assignment]
-    daemon._load = _loaded
+    daemon_main.load_cluster = _loaded  # type: ignore[attr-defined, assignment]
     daemon.main()

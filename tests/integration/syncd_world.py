@@ -187,7 +187,7 @@ class Gateway:
         self.wait_answers()
 
     def wait_answers(self) -> None:
-        wait_for(f"{self.name} answers", lambda: self.status(0.2), 15)
+        wait_for(f"{self.name} answers", lambda: self.status(0.2))
 
     def launch(self) -> None:
         argv = ["nsenter", f"--net=/run/netns/{self.space}", sys.executable, "-m", self.program]

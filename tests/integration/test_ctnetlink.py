@@ -29,6 +29,7 @@ from hafw.flow import (
     inverse,
 )
 from hafw.kernel.netns import entered
+from sync._codec import receive_dump
 from sync.ctnetlink import (
     EventKind,
     MalformedMessageError,
@@ -476,13 +477,10 @@ def test_a_dump_filters_by_mark_and_lets_other_work_through(requests: RequestSoc
 def test_a_dump_in_large_pieces_shows_what_one_in_small_ones_shows(
     requests: RequestSocket, room: int
 ) -> None:
-    codec = pytest.importorskip("sync._codec")
     ours = many(4000, mark=0x11410003)
     requests.execute([build_create(entry) for entry in ours])
     small = list(requests.dump_raw(0x10000000, 0xF0000000))
-    large = list(
-        requests.dump_raw(0x10000000, 0xF0000000, lambda fd, _: codec.receive_dump(fd, room))
-    )
+    large = list(requests.dump_raw(0x10000000, 0xF0000000, lambda fd, _: receive_dump(fd, room)))
     assert all(len(chunk) <= room for chunk in large)
     assert len(large) <= len(small) // (room // (64 << 10))
     read = [entry.key for chunk in large for entry in parse_dump(chunk).entries]
@@ -490,24 +488,23 @@ def test_a_dump_in_large_pieces_shows_what_one_in_small_ones_shows(
 
 
 def test_a_large_piece_tells_how_a_dump_ended() -> None:
-    codec = pytest.importorskip("sync._codec")
     entry = struct.pack("=IHHII", 20, 0x100, 2, 1, 0) + bytes(4)
     for code in (0, 4):
         first, second = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         with first, second:
             first.setblocking(False)
-            assert codec.receive_dump(first.fileno(), 1 << 16) == (b"", None)
+            assert receive_dump(first.fileno(), 1 << 16) == (b"", None)
             second.send(entry * 3)
-            assert codec.receive_dump(first.fileno(), 1 << 17) == (entry * 3, None)
+            assert receive_dump(first.fileno(), 1 << 17) == (entry * 3, None)
             end = struct.pack("=IHHIIi", 20, 3, 2, 1, 0, -code)
             second.send(entry)
             second.send(end)
-            assert codec.receive_dump(first.fileno(), 1 << 18) == (entry + end, code)
+            assert receive_dump(first.fileno(), 1 << 18) == (entry + end, code)
             second.send(end[:-2])
             with pytest.raises(MalformedMessageError):
-                codec.receive_dump(first.fileno(), 1 << 16)
+                receive_dump(first.fileno(), 1 << 16)
     with pytest.raises(OSError, match="a dump"):
-        codec.receive_dump(first.fileno(), 1 << 16)
+        receive_dump(first.fileno(), 1 << 16)
 
 
 def test_a_dump_may_be_left_in_the_middle(requests: RequestSocket) -> None:

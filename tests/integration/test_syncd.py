@@ -192,7 +192,7 @@ def test_learnt_windows_make_a_flow_strict_again_and_that_is_not_published(
     ]
     for first, last, remain in ((1, len(learning), left + 1), (0, 1, left)):
         assert not any(gw2.kernel.execute(learning[first:last]))
-        wait_for("strict", lambda: len(liberal(list(gw2.table().values()))) == remain, 8)  # noqa: B023
+        wait_for("strict", lambda: len(liberal(list(gw2.table().values()))) == remain, 5)  # noqa: B023
     wait_for("count", lambda: (s := gw2.status()) is not None and s.groups[0].liberal == left)
     assert len(liberal(list(gw1.table().values()))) == count, "a replica stays pristine"
 

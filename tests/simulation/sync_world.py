@@ -429,7 +429,7 @@ class Node:
             stale = self.registry.count_flag(GROUP, Flag.STALE)
             buckets: frozenset[int] | None = None
             if done and not self.group.suspect and not stale:
-                buckets = frozenset(self.watch.differing)
+                buckets = self.watch.to_repair
                 if not buckets:
                     return
             theirs = holder.roles.states[GROUP]

@@ -12,6 +12,7 @@ FOUNDATIONS = {
     "hafw.config.load",
     "hafw.config.model",
     "hafw.cpus",
+    "hafw.daemon_main",
     "hafw.errors",
     "hafw.flow",
     "hafw.human",

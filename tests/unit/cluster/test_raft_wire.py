@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,12 +28,13 @@ from cluster.raft_wire import (
 
 KEY = bytes(range(32))
 PART = Part(7, True, 3, 0, 1, b"data")
+MARK = "unpickled"
 COMMAND = REGULAR + encode(Leave("gw1"))
 
 
 class Evil:
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, ("touch /tmp/pickled",)
+        return os.mkdir, (MARK,)
 
 
 def wire(node: int = 1, key: bytes = KEY, cluster: int = 5) -> Wire:
@@ -126,8 +128,11 @@ def test_what_it_does_not_is_refused_whoever_has_the_key(
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2, 3, 4])
-def test_a_pickle_is_no_command_of_any_kind(kind: int) -> None:
+def test_a_pickle_is_no_command_of_any_kind(
+    kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """2 and 3 are pysyncobj's own for members and versions: it would unpickle both."""
+    monkeypatch.chdir(tmp_path)
     forged = bytes([kind]) + pickle.dumps(Evil(), 2)
     with pytest.raises(WireError, match="forged_command"):
         check_command(forged)
@@ -135,6 +140,9 @@ def test_a_pickle_is_no_command_of_any_kind(kind: int) -> None:
              "prevLogTerm": 1, "entries": [[COMMAND, 2, 1], [forged, 3, 1]]}  # fmt: skip
     with pytest.raises(WireError, match="forged_command"):
         decode_message(encode_message(entry))
+    assert not Path(MARK).exists()
+    pickle.loads(forged[1:])
+    assert Path(MARK).is_dir(), "it would have been seen"
 
 
 def test_a_session_and_a_number_are_never_used_twice_with_one_key() -> None:

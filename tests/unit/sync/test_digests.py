@@ -195,6 +195,19 @@ def test_what_differs_is_known_until_the_stream_made_up_for_it() -> None:
     assert watch.clean_at == 3.0
 
 
+def test_a_repair_waits_for_all_parts_of_the_digest() -> None:
+    watch = DigestWatch()
+    watch.compared(0, HALF, {1}, seq=1, now=1.0)
+    assert (watch.differing, watch.to_repair) == ({1}, frozenset())
+    watch.compared(HALF, HALF, {200}, seq=2, now=1.0)
+    assert watch.to_repair == {1, 200}
+    watch.compared(0, HALF, {1}, seq=3, now=2.0)
+    assert watch.to_repair == frozenset()
+    watch.begin_anew(seq=4)
+    compare(watch, {7}, seq=5)
+    assert watch.to_repair == {7}
+
+
 def test_a_snapshot_makes_digests_before_its_end_worthless() -> None:
     watch = DigestWatch()
     watch.begin_anew(seq=10)
