@@ -211,7 +211,7 @@ class LeaseCore:
         for node, echoed_seq, held_ns in beat.echoes:
             sent_ns = self._beats_sent.get(echoed_seq)
             if node == self.params.node_id and sent_ns is not None:
-                view.peers[sender].rtt_ns = max(0, now_ns - sent_ns - held_ns)
+                view.peers[sender].saw_round_trip(now_ns - sent_ns - held_ns, now_ns)
 
     # ---- envelopes ----------------------------------------------------------------------------
 

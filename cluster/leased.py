@@ -56,7 +56,8 @@ from cluster.lease_types import (
     TellSyncd,
 )
 from cluster.leased_io import LinkSockets, LocalSocket, Recent, plan_paths
-from cluster.leased_status import DelayMeter, GateFacts, LinkMeter, leased_status
+from cluster.leased_status import GateFacts, leased_status
+from cluster.meters import DelayMeter, FirstCopy, LinkMeter
 from cluster.realtime import Collector, Punctuality, be_ordinary, make_realtime, read_clocks
 from hafw.config.model import ClusterConfig
 from hafw.cpus import lease_cpu, usable_cpus
@@ -254,18 +255,19 @@ class Leased:
         counters = self._core.view.counters
         for datagram, path in self._links.receive():
             now_ns = now_boottime_ns()  # After receiving: see the module's text.
-            sender = self._recent.sender_of(datagram)
-            if sender is not None:
-                self._link_meter.heard(sender, path, now_ns)
+            first = self._recent.find(datagram)
+            if first is not None:
+                self._link_meter.again(first, path, now_ns)
                 continue
             try:
                 sender, envelope = self._codec.open(datagram)
             except DatagramError as error:
                 counters[error.reason] += 1
                 continue
-            self._recent.add(datagram, sender)
-            self._link_meter.heard(sender, path, now_ns)
             self._do(self._core.handle(Arrived(sender, envelope), now_ns=now_ns))
+            first = FirstCopy(sender, now_ns, self._core.view.round_trip_told(sender, now_ns))
+            self._recent.add(datagram, first)
+            self._link_meter.first(first, path)
 
     def _take_local(self) -> None:
         askers: list[str] = []

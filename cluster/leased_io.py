@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.heartbeat import DATAGRAM_BYTES_MAX
+from cluster.meters import FirstCopy
 from hafw.config.model import ClusterConfig
 from hafw.messages import DATAGRAM_BYTES_MAX as LOCAL_BYTES_MAX
 
@@ -190,20 +191,20 @@ class LinkSockets:
 
 
 class Recent:
-    """The datagrams authenticated last, and who sent them."""
+    """The datagrams authenticated last."""
 
     def __init__(self) -> None:
-        self._senders: dict[bytes, int] = {}
+        self._known: dict[bytes, FirstCopy] = {}
         self._order: deque[bytes] = deque()
 
-    def sender_of(self, datagram: bytes) -> int | None:
-        return self._senders.get(datagram)
+    def find(self, datagram: bytes) -> FirstCopy | None:
+        return self._known.get(datagram)
 
-    def add(self, datagram: bytes, sender: int) -> None:
-        self._senders[datagram] = sender
+    def add(self, datagram: bytes, first: FirstCopy) -> None:
+        self._known[datagram] = first
         self._order.append(datagram)
         if len(self._order) > RECENT_MAX:
-            self._senders.pop(self._order.popleft(), None)
+            self._known.pop(self._order.popleft(), None)
 
 
 class LocalSocket:

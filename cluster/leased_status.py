@@ -1,94 +1,24 @@
-"""What leased says of itself: links, loop delay, alarms, `LeasedStatus`. Pure.
+"""What leased says of itself: peers, groups, alarms, `LeasedStatus`. Pure.
 
 Facts are gathered by the shell and the core; here they are put into the words of `hafw.messages`.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from cluster.lease import LeaseCore
 from cluster.lease_types import NS_PER_MS
-from hafw.messages import (
-    GroupLeaseStatus,
-    LeasedStatus,
-    LinkStatus,
-    LoopDelay,
-    PeerStatus,
-)
+from cluster.meters import LinkMeter
+from hafw.messages import GroupLeaseStatus, LeasedStatus, LoopDelay, PeerStatus
 
-__all__ = ["DelayMeter", "GateFacts", "LinkMeter", "leased_status"]
+__all__ = ["GateFacts", "leased_status"]
 
 GateFacts = tuple[int, int, int, int]
 """Announce and accept deadline as the kernel has them, frames dropped in and out."""
 
 _WINDOW_NS = 10_000_000_000
-_WINDOWS = 6
 _TWIN_NS = 1_000_000_000
-_DELAYS_MAX = 4096
-_READ_AGAIN_NS = 200_000_000
-
-
-class DelayMeter:
-    """How late the loop woke, over the last minute, in windows of ten seconds."""
-
-    def __init__(self) -> None:
-        self._windows: deque[list[int]] = deque([[]], maxlen=_WINDOWS)
-        self._until_ns = 0
-        self._told = LoopDelay(p50_ms=0.0, p99_ms=0.0, max_ms=0.0)
-        self._told_until_ns = 0
-
-    def add(self, late_ns: int, now_ns: int) -> None:
-        if now_ns >= self._until_ns:
-            self._until_ns = now_ns + _WINDOW_NS
-            self._windows.append([])
-        window = self._windows[-1]
-        if len(window) < _DELAYS_MAX:
-            window.append(late_ns)
-        elif late_ns > window[0]:
-            window[0] = late_ns  # At the bound the largest is what must not be missed.
-
-    def read(self, now_ns: int) -> LoopDelay:
-        """At most `_READ_AGAIN_NS` old: sorting them all takes milliseconds."""
-        if now_ns < self._told_until_ns:
-            return self._told
-        delays = sorted(delay for window in self._windows for delay in window)
-        if delays:
-            self._told_until_ns = now_ns + _READ_AGAIN_NS
-            self._told = LoopDelay(
-                p50_ms=delays[len(delays) // 2] / NS_PER_MS,
-                p99_ms=delays[len(delays) * 99 // 100] / NS_PER_MS,
-                max_ms=delays[-1] / NS_PER_MS,
-            )
-        return self._told
-
-
-class LinkMeter:
-    """When each peer was last heard on each path."""
-
-    def __init__(self, paths: Iterable[tuple[str, Iterable[int]]]) -> None:
-        self._heard: dict[tuple[int, str], list[int]] = {
-            (peer, name): [0, 0] for name, peers in paths for peer in peers
-        }
-
-    def heard(self, peer: int, path: str, now_ns: int) -> None:
-        entry = self._heard.get((peer, path))
-        if entry is not None:
-            entry[0] = now_ns
-            entry[1] += 1
-
-    def read(self, peer: int, *, now_ns: int, alive_ns: int) -> list[LinkStatus]:
-        return [
-            LinkStatus(
-                name=name,
-                alive=bool(heard_ns) and now_ns - heard_ns <= alive_ns,
-                age_ms=(now_ns - heard_ns) / NS_PER_MS if heard_ns else None,
-                received=received,
-            )
-            for (node, name), (heard_ns, received) in self._heard.items()
-            if node == peer
-        ]
 
 
 def leased_status(
@@ -133,6 +63,7 @@ def _group_status(
     held = group.proposer.held
     until_ns = held.deadline_ns if held is not None else group.acceptor.until_ns
     announce_ns, accept_ns, dropped_in, dropped_out = gate(index) if gate else (0, 0, 0, 0)
+    synced, reason = core.view.own_fit(index, now_ns)
     return GroupLeaseStatus(
         group=index,
         active=group.active,
@@ -145,6 +76,8 @@ def _group_status(
         dropped_out=dropped_out,
         moves=group.moves,
         renewals=group.renewals,
+        synced=synced and core.view.able(),
+        reason=reason,
     )
 
 
@@ -162,6 +95,9 @@ def _peer_status(core: LeaseCore, node: int, now_ns: int, links: LinkMeter) -> P
         reasons={i: beat.reason for i, beat in sorted(peer.groups.items()) if not beat.synced},
         rtt_ms=None if peer.rtt_ns is None else peer.rtt_ns / NS_PER_MS,
         links=links.read(node, now_ns=now_ns, alive_ns=lease_ns),
+        round_trip=links.read_peer(node),
+        votes=peer.beat is not None and peer.beat.votes,
+        able=peer.beat is not None and peer.beat.able,
     )
 
 

@@ -34,7 +34,12 @@ class PeerView:
     beat_seq: int = -1
     beat_ns: int = 0
     rtt_ns: int | None = None
+    rtt_at_ns: int = 0
     groups: dict[int, GroupBeat] = field(default_factory=dict)
+
+    def saw_round_trip(self, took_ns: int, now_ns: int) -> None:
+        self.rtt_ns = max(0, took_ns)
+        self.rtt_at_ns = now_ns
 
     def forget(self, session: int) -> None:
         """A new process of the peer: nothing its last one said holds."""
@@ -172,6 +177,11 @@ class NodeView:
 
     def _heard_lately(self, peer: PeerView, now_ns: int) -> bool:
         return peer.beat is not None and now_ns - peer.heard_ns <= self._heard_for_ns
+
+    def round_trip_told(self, node: int, now_ns: int) -> int | None:
+        """The round trip that the peer's envelope of this very moment told; None: it told none."""
+        peer = self.peers.get(node)
+        return peer.rtt_ns if peer is not None and peer.rtt_at_ns == now_ns else None
 
     def alive_peers(self, now_ns: int) -> list[PeerView]:
         return [peer for peer in self.peers.values() if self._heard_lately(peer, now_ns)]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import msgspec
 
+from hafw.lease_facts import GroupLeaseStatus, LinkStatus, LoopDelay, PeerStatus, Spread
+
 __all__ = [
     "DATAGRAM_BYTES_MAX",
     "GroupLeaseStatus",
@@ -25,6 +27,7 @@ __all__ = [
     "PositionReply",
     "PositionRequest",
     "RoleChange",
+    "Spread",
     "StatusRequest",
     "SyncBeacon",
     "SyncGroupStatus",
@@ -139,53 +142,6 @@ class MoveReply(Message, frozen=True):
 
 
 # ---- status ------------------------------------------------------------------------------------
-
-
-class LoopDelay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How late the daemon's own loop woke, over the last minute, in milliseconds."""
-
-    p50_ms: float
-    p99_ms: float
-    max_ms: float
-
-
-class LinkStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One path to one peer. `alive`: an authenticated heartbeat came within one lease."""
-
-    name: str
-    alive: bool
-    age_ms: float | None
-    received: int
-
-
-class PeerStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A peer as heard over authenticated heartbeats. `synced` by group index, as it reports."""
-
-    node_id: int
-    alive: bool
-    proven: bool
-    age_ms: float | None
-    era: int
-    synced: dict[int, bool]
-    reasons: dict[int, str]
-    rtt_ms: float | None
-    links: list[LinkStatus]
-
-
-class GroupLeaseStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One group as leased sees it. Deadlines are read back from the kernel map (0 = shut)."""
-
-    group: int
-    active: bool
-    epoch: int
-    holder_id: int
-    lease_left_ms: float
-    announce_deadline_ns: int
-    accept_deadline_ns: int
-    dropped_in: int
-    dropped_out: int
-    moves: int
-    renewals: int
 
 
 class LeasedStatus(Message, frozen=True):

@@ -19,6 +19,7 @@ EXIT_USAGE = 2
 _COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:object, the line in --help)
     "status": ("hafw.cli.status:status", "The truth about this node, or about the whole lab."),
+    "timers": ("hafw.cli.timers:timers", "How long a fault lasts at worst, and why."),
     "group": ("hafw.cli.group:group", "Groups (virtual gateways): move one to another node."),
     "cluster": ("hafw.cli.cluster:cluster", "Members, history of moves, join tokens."),
     "node": ("hafw.cli.cluster:node", "This node as a member: leave the cluster, join it again."),

@@ -110,7 +110,9 @@ def _sections(document: Document, verbose: bool) -> list[tuple[str, Rows]]:
         ("replication", [_replication(row) for row in document["sync"]]),
         ("streams", [_stream(row) for row in document["streams"]]),
         ("policy", [_policy(row) for row in document["policy"]]),
+        ("would we survive losing", _survival(document, verbose)),
         ("lease loop", [_lease(row) for row in document["lease"]]),
+        ("lease loop woke late by at most", _loop(document["loop"])),
         ("counters", _counters(document["counters"], verbose)),
         ("notes", document["notes"]),
     ]
@@ -180,7 +182,8 @@ def _peer(row: dict[str, Any]) -> dict[str, Any]:
         "proven": row["proven"],
         "links": f"{row['links_alive']}/{row['links']}",
         "last heard": _ms(row["age_ms"]),
-        "rtt": _ms(row["rtt_ms"]),
+        "rtt p50": _ms(row["rtt_p50_ms"]),
+        "rtt p99": _ms(row["rtt_p99_ms"]),
         "era": row["era"],
     }
 
@@ -230,7 +233,40 @@ def _lease(row: dict[str, Any]) -> dict[str, Any]:
         "late p50": _ms(row["loop_p50_ms"]),
         "late p99": _ms(row["loop_p99_ms"]),
         "late max": _ms(row["loop_max_ms"]),
+        "ever": _ms(row["loop_worst_ms"]),
+        "ago": format_duration_s(row["loop_worst_age_s"]),
     }
+
+
+def _loop(rows: Rows) -> Rows:
+    """One line a node, a column for each bucket that anybody has."""
+    edges = sorted({row["late_up_to_ms"] for row in rows})
+    lines: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        empty = {"node": row["node"], **dict.fromkeys(map(_edge, edges), 0)}
+        lines.setdefault(row["node"], empty)[_edge(row["late_up_to_ms"])] = row["count"]
+    return list(lines.values())
+
+
+def _edge(ms: float) -> str:
+    return f"{ms * 1000:.0f} us" if ms < 1 else f"{ms:.0f} ms"
+
+
+def _survival(document: Document, verbose: bool) -> Rows:
+    """As the ACTIVE node of each group sees it, else all who say something; `verbose`: all."""
+    active = {(row["node"], row["group"]) for row in document["groups"] if row["role"] == "ACTIVE"}
+    groups = {group for _, group in active}
+    return [
+        {
+            "group": row["group"],
+            "losing": f"{row['kind']} {row['losing']}",
+            "survived": row["survives"],
+            "why": row["why"],
+            "says": row["node"],
+        }
+        for row in document["survival"]
+        if verbose or row["group"] not in groups or (row["node"], row["group"]) in active
+    ]
 
 
 def _counters(rows: Rows, verbose: bool) -> Rows:

@@ -16,6 +16,7 @@ from hafw.keyring import show_fingerprint, show_keys
 from hafw.messages import (
     GroupLeaseStatus,
     LeasedStatus,
+    Spread,
     SyncDigestStatus,
     SyncdStatus,
     SyncPassStatus,
@@ -30,6 +31,7 @@ from hafw.node.facts import (
 )
 from hafw.node.raft_rows import assigned_node, raft_row
 from hafw.node.rotation import conflicts, peers_of, step_of
+from hafw.node.survival import survival_rows
 from hafw.node.verdict import find_problems
 
 __all__ = [
@@ -64,11 +66,18 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "devices": ("node", "group", "segment", "device", "present", "up", "gated"),
     "lease": (
         "node", "realtime", "may_vote", "votes_in_ms", "era", "voters_id", "voters_hash",
-        "loop_p50_ms", "loop_p99_ms", "loop_max_ms",
+        "loop_p50_ms", "loop_p99_ms", "loop_max_ms", "loop_worst_ms", "loop_worst_age_s",
     ),
-    "peers": ("node", "peer", "alive", "proven", "age_ms", "rtt_ms", "era", "links_alive",
-              "links"),
-    "links": ("node", "peer", "link", "alive", "age_ms", "received"),
+    "loop": ("node", "late_up_to_ms", "count"),
+    "peers": (
+        "node", "peer", "alive", "proven", "age_ms", "rtt_ms", "era", "links_alive", "links",
+        "votes", "able", "rtt_min_ms", "rtt_p50_ms", "rtt_p99_ms",
+    ),
+    "links": (
+        "node", "peer", "link", "alive", "age_ms", "received", "rtt_min_ms", "rtt_p50_ms",
+        "rtt_p99_ms",
+    ),
+    "survival": ("node", "group", "kind", "losing", "survives", "why"),
     "raft": (
         "node", "role", "leader", "term", "commit", "applied", "quorum", "read_only", "connected",
         "peers", "entries", "recovering", "members", "moves", "digest",
@@ -219,8 +228,16 @@ def _add_leased(tables: Tables, config: ClusterConfig, node: str, leased: Leased
             "loop_p50_ms": _rounded(leased.loop_delay.p50_ms),
             "loop_p99_ms": _rounded(leased.loop_delay.p99_ms),
             "loop_max_ms": _rounded(leased.loop_delay.max_ms),
+            "loop_worst_ms": _rounded(leased.loop_delay.worst_ms),
+            "loop_worst_age_s": _rounded(leased.loop_delay.worst_age_s),
         }
     )
+    tables["loop"] = [
+        {"node": node, "late_up_to_ms": (1 << bucket) / 1000, "count": count}
+        for bucket, count in enumerate(leased.loop_delay.buckets)
+        if count
+    ]
+    tables["survival"] = survival_rows(config, node, leased)
     for peer in leased.peers:
         name = config.node_name(peer.node_id)
         tables["peers"].append(
@@ -228,17 +245,28 @@ def _add_leased(tables: Tables, config: ClusterConfig, node: str, leased: Leased
                 "node": node, "peer": name, "alive": peer.alive, "proven": peer.proven,
                 "age_ms": _rounded(peer.age_ms), "rtt_ms": _rounded(peer.rtt_ms),
                 "era": peer.era, "links_alive": sum(link.alive for link in peer.links),
-                "links": len(peer.links),
+                "links": len(peer.links), "votes": peer.votes, "able": peer.able,
+                **_round_trip_columns(peer.round_trip),
             }
         )  # fmt: skip
         tables["links"] += [
             {
                 "node": node, "peer": name, "link": link.name, "alive": link.alive,
                 "age_ms": _rounded(link.age_ms), "received": link.received,
+                **_round_trip_columns(link.round_trip),
             }
             for link in peer.links
         ]  # fmt: skip
     _add_common(tables, node, "leased", leased.counters, leased.alarms)
+
+
+def _round_trip_columns(measured: Spread | None) -> Row:
+    if measured is None:
+        return dict.fromkeys(("rtt_min_ms", "rtt_p50_ms", "rtt_p99_ms"))
+    return {
+        "rtt_min_ms": _rounded(measured.min_ms), "rtt_p50_ms": _rounded(measured.p50_ms),
+        "rtt_p99_ms": _rounded(measured.p99_ms),
+    }  # fmt: skip
 
 
 def _add_syncd(tables: Tables, config: ClusterConfig, node: str, syncd: SyncdStatus) -> None:

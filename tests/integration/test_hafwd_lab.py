@@ -98,6 +98,58 @@ def test_status_inside_a_node_is_of_that_node(cluster: Running) -> None:
     assert [row["node"] for row in json.loads(output)["nodes"]] == ["gw2"]
 
 
+def test_timers_reckon_with_what_the_nodes_measure(cluster: Running) -> None:
+    cluster.active()
+    done = hafwctl("timers", "--json")
+    assert done.returncode in (0, 1), done.stderr
+    told = json.loads(done.stdout)
+    assert told["round_trip_source"] == "measured"
+    paths = {(row["node"], row["peer"], row["path"]) for row in told["round_trips"]}
+    assert {("gw1", "gw2", path) for path in ("fastest", "sync0", "sync1", "lan", "wan")} <= paths
+    assert ("wit", "gw1", "sync1") in paths
+    for row in told["round_trips"]:
+        assert 0 < row["rtt_min_ms"] <= row["rtt_p50_ms"] <= row["rtt_p99_ms"], row
+    fastest = {(r["node"], r["peer"]): r["rtt_min_ms"] for r in told["round_trips"]
+               if r["path"] == "fastest"}  # fmt: skip
+    # Gateways and a witness: of gw1 and gw2, whoever is slower to the witness or to the other.
+    assert told["round_trip_ms"] >= max(
+        min(fastest[node, other] for other in ("wit", peer))
+        for node, peer in (("gw1", "gw2"), ("gw2", "gw1"))
+    )
+
+
+def test_a_stopped_witness_is_the_last_loss_that_is_survived(cluster: Running) -> None:
+    active, backup = cluster.active(), cluster.backup()
+    before = rows(status(), "survival", node=active)
+    assert [row["losing"] for row in before if not row["survives"]] == []
+    assert len(before) == 7, "three nodes, two links, two segments"
+    leased_pid, _ = children(cluster, "wit")
+    assert leased_pid is not None
+    os.kill(leased_pid, signal.SIGSTOP)
+    try:
+        wait_for("the witness is not heard", lambda: not _hears(active, "wit"))
+        after = rows(status(), "survival", node=active)
+    finally:
+        os.kill(leased_pid, signal.SIGCONT)
+    lost = {row["losing"]: row["why"] for row in after if not row["survives"]}
+    assert lost == {
+        active: f"no quorum: {backup} of 3 voters would vote",
+        backup: f"no quorum: {active} of 3 voters would vote",
+    }
+    wait_for("the witness is heard again", lambda: _hears(active, "wit"))
+    # It was held for some 0.1 s or more: the histogram has it, and nobody else's loop has.
+    [lease] = rows(status(), "lease", node="wit")
+    late = [row for row in rows(status(), "loop", node="wit") if row["late_up_to_ms"] > 50]
+    assert sum(row["count"] for row in late) >= 1
+    assert lease["loop_worst_ms"] > 50
+    assert lease["loop_worst_age_s"] < 60
+
+
+def _hears(node: str, peer: str) -> bool:
+    [row] = rows(status(), "peers", node=node, peer=peer)
+    return bool(row["alive"])
+
+
 def _hafwctl_path() -> tuple[str]:
     return (str(Path(sys.executable).parent / "hafwctl"),)
 

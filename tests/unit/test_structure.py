@@ -18,12 +18,14 @@ FOUNDATIONS = {
     "hafw.human",
     "hafw.instance",
     "hafw.keyring",
+    "hafw.lease_facts",
     "hafw.logs",
     "hafw.messages",
     "hafw.paths",
     "hafw.raft_messages",
 }
 """What `cluster` and `sync` may import from `hafw`."""
+FOUNDATIONS_OF_FOUNDATIONS = ("hafw.errors", "hafw.config", "hafw.paths", "hafw.lease_facts")
 MODULE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 # A ratchet: these exceptions may only shrink.
@@ -66,7 +68,7 @@ def test_foundations_import_nothing_above_them() -> None:
         path = ROOT / (name.replace(".", "/") + ".py")
         for imported in imports_of(path):
             if imported.split(".")[0] in {"hafw", "cluster", "sync"}:
-                assert imported.startswith(("hafw.errors", "hafw.config", "hafw.paths")), (
+                assert imported.startswith(FOUNDATIONS_OF_FOUNDATIONS), (
                     f"{name} imports {imported}"
                 )
 

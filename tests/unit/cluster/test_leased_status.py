@@ -8,12 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import hafw.lab
 from cluster.announce_plan import ANNOUNCE_MS, AnnouncePlan
-from cluster.lease_types import Arrived
+from cluster.heartbeat import Beat
+from cluster.lease_types import Arrived, Send
 from cluster.leased_io import plan_paths
-from cluster.leased_status import DelayMeter, LinkMeter, leased_status
+from cluster.leased_status import leased_status
+from cluster.meters import DelayMeter, FirstCopy, LinkMeter, Window
 from hafw.config.load import load_cluster
 from hafw.messages import LeasedStatus, LoopDelay, decode_leased, encode
 from tests.unit.cluster.lease_bench import HEARTBEAT, MS, Bench, Peer, T
@@ -23,8 +27,8 @@ LAB = Path(hafw.lab.__file__).parent / "cluster.yaml"
 
 def status(bench: Bench, delay: LoopDelay | None = None) -> LeasedStatus:
     links = LinkMeter([("sync0", [2, 9]), ("lan", [2])])
-    links.heard(2, "sync0", bench.now - 3 * MS)
-    links.heard(44, "sync0", bench.now)
+    links.first(FirstCopy(2, bench.now - 3 * MS, None), "sync0")
+    links.first(FirstCopy(44, bench.now, 5), "sync0")
     return leased_status(
         bench.core,
         now_ns=bench.now,
@@ -130,15 +134,81 @@ def test_delay_meter_keeps_a_minute_and_the_largest() -> None:
     assert meter.read(0) == LoopDelay(p50_ms=0.0, p99_ms=0.0, max_ms=0.0)
     for number in range(100):
         meter.add(number * 10_000, 1)
-    assert meter.read(1) == LoopDelay(p50_ms=0.5, p99_ms=0.99, max_ms=0.99)
-    for _ in range(5000):
-        meter.add(MS, 2)
     meter.add(9 * MS, 3)
-    assert meter.read(200 * MS).max_ms == 0.99, "not sorted again so soon"
-    assert meter.read(201 * MS).max_ms == 9.0
+    told = meter.read(4)
+    assert (told.max_ms, told.worst_ms) == (9.0, 9.0)
+    assert 0.5 <= told.p50_ms <= 0.5 * 17 / 16
+    assert 0.98 <= told.p99_ms <= 0.99 * 17 / 16
     for window in range(1, 8):
         meter.add(1000, window * 11_000 * MS)
-    assert meter.read(78_000 * MS).max_ms == 0.001
+    told = meter.read(78_000 * MS)
+    assert (told.max_ms, told.p99_ms) == (0.001, 0.001), "the minute forgets"
+    assert told.worst_ms == 9.0, "since the start it does not"
+    assert told.worst_age_s == pytest.approx(78, abs=0.001)
+    assert sum(told.buckets) == 108
+
+
+def test_each_bucket_of_the_histogram_ends_at_a_power_of_two_microseconds() -> None:
+    meter = DelayMeter()
+    for late_ns in (0, 1000, 1001, 2000, 2001, 4000, 64 * MS, 65 * MS, 3_600_000 * MS):
+        meter.add(late_ns, 0)
+    told = {bucket: count for bucket, count in enumerate(meter.read(0).buckets) if count}
+    assert told == {0: 2, 1: 2, 2: 2, 16: 2, 24: 1}
+
+
+@given(st.lists(st.integers(0, 1 << 36), min_size=1, max_size=200))
+def test_a_window_is_exact_at_its_edges_and_near_between(durations: list[int]) -> None:
+    window = Window()
+    for duration in durations:
+        window.add(duration, 1)
+    told = window.read()
+    assert told is not None
+    ordered = sorted(durations)
+    assert told.count == len(durations)
+    assert (told.min_ms, told.max_ms) == (ordered[0] / MS, ordered[-1] / MS)
+    for share, said in ((50, told.p50_ms), (99, told.p99_ms)):
+        exact = ordered[len(ordered) * share // 100] / MS
+        assert exact <= said <= exact * 17 / 16 + 1e-12
+
+
+def test_a_window_forgets_after_a_minute_of_silence() -> None:
+    window = Window()
+    assert window.read() is None
+    window.add(9 * MS, 5)
+    window.add(MS, 100_000 * MS)
+    told = window.read()
+    assert told is not None
+    assert (told.count, told.max_ms) == (1, 1.0)
+
+
+def test_round_trips_are_told_for_each_peer_and_path() -> None:
+    links = LinkMeter([("sync0", [2]), ("lan", [2])])
+    copy = FirstCopy(2, 100 * MS, 3 * MS)
+    links.first(copy, "lan")
+    links.again(copy, "sync0", 104 * MS)
+    links.again(FirstCopy(2, 0, None), "sync0", 105 * MS)  # It echoed nothing of ours.
+    sync0, lan = links.read(2, now_ns=106 * MS, alive_ns=MS)
+    assert sync0.received == 2
+    assert sync0.round_trip is not None
+    assert (sync0.round_trip.min_ms, sync0.round_trip.count) == (7.0, 1)
+    assert lan.round_trip is not None
+    assert lan.round_trip.max_ms == 3.0
+    assert links.read_peer(2) == lan.round_trip
+    assert links.read_peer(9) is None
+
+
+def test_a_peer_tells_its_round_trip_once() -> None:
+    bench = Bench()
+    bench.beat(9)
+    [send] = [e for e in bench.pass_time(HEARTBEAT) if isinstance(e, Send)][:1]
+    bench.now += 5 * MS
+    bench.hear(9, Beat(3, True, False, [], [(1, send.envelope.seq, 2 * MS)]))
+    view = bench.core.view
+    assert view.round_trip_told(9, bench.now) == view.peers[9].rtt_ns
+    assert view.round_trip_told(9, bench.now + 1) is None
+    assert view.round_trip_told(44, bench.now) is None
+    witness = status(bench).peers[1]
+    assert (witness.votes, witness.able) == (True, False)
 
 
 def test_paths_are_links_and_segments_with_the_peers_on_them() -> None:

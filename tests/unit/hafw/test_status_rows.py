@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 
 from cluster.assignment import Group, Member, Move, State, Voters, encode
-from hafw.cli.status import _replication
+from hafw.cli.status import _loop, _replication, _survival
 from hafw.config.load import load_cluster
 from hafw.human import make_epoch
 from hafw.messages import (
@@ -20,6 +20,7 @@ from hafw.messages import (
     LinkStatus,
     LoopDelay,
     PeerStatus,
+    Spread,
     SyncdStatus,
     SyncGroupStatus,
     SyncPassStatus,
@@ -43,6 +44,7 @@ NOW_NS = 1_000_000_000_000
 EPOCH = make_epoch(3, 17, 1)
 IDS = {"gw1": 1, "gw2": 2, "wit": 9}
 OPEN = GateFacts(NOW_NS + 80_000_000, NOW_NS + 80_000_000, 4, 5, 6)
+SPREAD = Spread(0.1, 0.2, 0.3, 0.4, 5)
 SHUT = GateFacts(NOW_NS - 1, NOW_NS - 1, 40, 50)
 
 
@@ -51,7 +53,8 @@ def leased(node: str, *, active: bool = False, holder: str = "gw1") -> LeasedSta
         PeerStatus(
             node_id=IDS[peer], alive=True, proven=True, age_ms=3.25, era=2, synced={1: True},
             reasons={}, rtt_ms=0.4,
-            links=[LinkStatus("sync0", True, 3.0, 7), LinkStatus("lan", True, 3.0, 7)],
+            links=[LinkStatus("sync0", True, 3.0, 7, SPREAD), LinkStatus("lan", True, 3.0, 7)],
+            round_trip=SPREAD, votes=True, able=peer != "wit",
         )
         for peer in IDS if peer != node
     ]  # fmt: skip
@@ -63,7 +66,8 @@ def leased(node: str, *, active: bool = False, holder: str = "gw1") -> LeasedSta
     return LeasedStatus(
         node_id=IDS[node], pid=5, session=1, era=3, now_ns=NOW_NS, may_vote=True,
         votes_from_ns=0, voters_id=1, voters_hash="ab" * 8, realtime=True, groups=[group],
-        peers=peers, loop_delay=LoopDelay(0.01, 0.2, 1.5), counters={"refused": 3}, alarms=[],
+        peers=peers, loop_delay=LoopDelay(0.01, 0.2, 1.5, [0, 7, 0, 2], 9.5, 60.0),
+        counters={"refused": 3}, alarms=[],
     )  # fmt: skip
 
 
@@ -177,6 +181,29 @@ def test_alarm_rows_have_the_declared_keys() -> None:
     nodes["gw1"] = replace(nodes["gw1"], alarms=["the disk is full"])
     assert [tuple(row) for row in document(nodes)["alarms"]] == [COLUMNS["alarms"]]
     assert problems(nodes) == ["gw1: alarm of hafwd: the disk is full"]
+
+
+def test_the_loop_and_its_worst_are_rows() -> None:
+    result = document({"gw1": facts("gw1", active=True)})
+    assert result["loop"] == [
+        {"node": "gw1", "late_up_to_ms": 0.002, "count": 7},
+        {"node": "gw1", "late_up_to_ms": 0.008, "count": 2},
+    ]
+    [lease] = result["lease"]
+    assert (lease["loop_worst_ms"], lease["loop_worst_age_s"]) == (9.5, 60.0)
+    shown = _loop([*result["loop"], {"node": "gw2", "late_up_to_ms": 16.384, "count": 1}])
+    assert shown == [
+        {"node": "gw1", "2 us": 7, "8 us": 2, "16 ms": 0},
+        {"node": "gw2", "2 us": 0, "8 us": 0, "16 ms": 1},
+    ]
+
+
+def test_survival_is_shown_as_the_active_node_sees_it() -> None:
+    result = document(healthy())
+    assert {row["says"] for row in _survival(result, False)} == {"gw1"}
+    assert {row["says"] for row in _survival(result, True)} == {"gw1", "gw2", "wit"}
+    nobody = document({"gw2": facts("gw2"), "wit": facts("wit")})
+    assert {row["says"] for row in _survival(nobody, False)} == {"gw2", "wit"}
 
 
 def test_every_key_is_documented() -> None:

@@ -1,0 +1,79 @@
+"""What `LeasedStatus` is made of: groups, peers, paths, how late the loop was. Pure types."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["GroupLeaseStatus", "LinkStatus", "LoopDelay", "PeerStatus", "Spread"]
+
+
+class Spread(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Durations of the last minute, in milliseconds."""
+
+    min_ms: float
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    count: int
+
+
+class LoopDelay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How late the daemon's own loop woke: over the last minute, and since its start. Bucket n of
+    `buckets` counts what was later than 2^(n-1) and at most 2^n microseconds; `worst_age_s` is how
+    long ago the worst was."""
+
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    buckets: list[int] = []
+    worst_ms: float = 0.0
+    worst_age_s: float = 0.0
+
+
+class LinkStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One path to one peer. `alive`: an authenticated heartbeat came within one lease.
+    `round_trip`: out over the fastest path, back over this one; None: not measured yet."""
+
+    name: str
+    alive: bool
+    age_ms: float | None
+    received: int
+    round_trip: Spread | None = None
+
+
+class PeerStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A peer as heard over authenticated heartbeats. `synced` by group index, as it reports;
+    `votes` and `able` (to carry groups) as its last heartbeat says; `round_trip` over the fastest
+    path."""
+
+    node_id: int
+    alive: bool
+    proven: bool
+    age_ms: float | None
+    era: int
+    synced: dict[int, bool]
+    reasons: dict[int, str]
+    rtt_ms: float | None
+    links: list[LinkStatus]
+    round_trip: Spread | None = None
+    votes: bool = False
+    able: bool = False
+
+
+class GroupLeaseStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One group as leased sees it. Deadlines are read back from the kernel map (0 = shut).
+    `synced`: this node could carry it now without losing flows; else `reason`."""
+
+    group: int
+    active: bool
+    epoch: int
+    holder_id: int
+    lease_left_ms: float
+    announce_deadline_ns: int
+    accept_deadline_ns: int
+    dropped_in: int
+    dropped_out: int
+    moves: int
+    renewals: int
+    synced: bool = False
+    reason: str = ""

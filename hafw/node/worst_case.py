@@ -1,0 +1,225 @@
+"""How long nobody forwards after a fault, at worst, by the rules of the lease. Pure.
+
+Each outage is a sum of terms, and each term names the rule that it comes from, so that a person
+can check it and sees what would shorten it. Round trips are from loop to loop: the lateness of the
+voter's loop is in them. What is not in the sums: more than one fault at a time, and the switch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from cluster.claims import UNSYNCED_LEASES
+from cluster.handover import POSITION_BEATS, SYNCD_SILENT_MS
+from hafw.config.model import DRIFT, LEASE_MS_MAX, RESTART_WAIT_MS, ClusterConfig, LeaseConfig
+
+__all__ = [
+    "ASSUMED_MS",
+    "PROFILES",
+    "Fault",
+    "Measured",
+    "Relation",
+    "Term",
+    "needed_ms",
+    "profile_of",
+    "relations",
+    "round_trip_needed",
+    "worst_cases",
+    "worst_round_trips",
+]
+
+PROFILES = {
+    "default": LeaseConfig(),
+    "fast": LeaseConfig(heartbeat_ms=10, lease_ms=40),
+    "experimental": LeaseConfig(heartbeat_ms=5, lease_ms=20),
+}
+ASSUMED_MS = 1.0
+"""A round trip where none was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """`round_trip_ms` to the voters needed (p99 of the last minute, or assumed); `loop_ms`: how
+    late the worst of the lease loops wakes (p99; 0 if not measured)."""
+
+    round_trip_ms: float
+    loop_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    ms: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`least_ms`: the same fault at its luckiest moment. `note` says what else to know."""
+
+    fault: str
+    terms: tuple[Term, ...]
+    least_ms: float
+    note: str
+
+    @property
+    def worst_ms(self) -> float:
+        return sum(term.ms for term in self.terms)
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """`left_ms` has to be at most `right_ms`."""
+
+    relation: str
+    left_ms: float
+    right_ms: float
+
+    @property
+    def holds(self) -> bool:
+        return self.left_ms <= self.right_ms
+
+
+def profile_of(lease: LeaseConfig) -> str:
+    for name, profile in PROFILES.items():
+        if (profile.heartbeat_ms, profile.lease_ms) == (lease.heartbeat_ms, lease.lease_ms):
+            return name
+    return "own"
+
+
+def round_trip_needed(
+    config: ClusterConfig, measured: Mapping[str, Mapping[str, float]]
+) -> float | None:
+    """The round trip to the voters that a gateway needs when any one other is lost: the worst case
+    over gateways and losses. `measured` is p99 by node and peer; None if it says too little."""
+    needed = config.voters.majority - 1
+    worst: float | None = None
+    for node, peers in measured.items():
+        if node not in config.nodes or config.nodes[node].role != "gateway":
+            continue
+        for lost in peers:
+            left = sorted(ms for peer, ms in peers.items() if peer != lost)
+            if 0 < needed <= len(left):
+                worst = max(worst or 0.0, left[needed - 1])
+    return worst
+
+
+def needed_ms(lease: LeaseConfig, measured: Measured) -> float:
+    """The shortest lease that a holder renews in time if one round trip is lost (DESIGN §5)."""
+    return lease.heartbeat_ms + 2 * measured.round_trip_ms + measured.loop_ms
+
+
+def relations(config: ClusterConfig, measured: Measured) -> list[Relation]:
+    lease = config.lease
+    return [
+        Relation("heartbeat_ms * 3 <= lease_ms", lease.heartbeat_ms * 3, lease.lease_ms),
+        Relation(
+            "heartbeat_ms + 2 round trips + loop delay <= lease_ms",
+            needed_ms(lease, measured),
+            lease.lease_ms,
+        ),
+        Relation("lease_ms <= longest lease of this release", lease.lease_ms, LEASE_MS_MAX),
+        Relation("longest lease <= restart wait of a voter", LEASE_MS_MAX, RESTART_WAIT_MS),
+    ]
+
+
+_QUIET = (
+    Fault(
+        "one of several links, or a segment's heartbeats, cut",
+        (),
+        0.0,
+        "nothing moves: heartbeats go over every link and segment at once",
+    ),
+    Fault("a BACKUP or the witness lost", (), 0.0, "nothing moves"),
+)
+
+
+def _cold_start(lease: LeaseConfig, claim: tuple[Term, ...], fastest_ms: float) -> Fault:
+    return Fault(
+        "start of the whole cluster",
+        (
+            Term(RESTART_WAIT_MS * (1 + DRIFT), "a voter that has started waits"),
+            Term(
+                float(UNSYNCED_LEASES * lease.lease_ms),
+                f"{UNSYNCED_LEASES} leases: nobody is synced yet",
+            ),
+            *claim,
+        ),
+        RESTART_WAIT_MS * (1 + DRIFT) + fastest_ms,
+        "from the start of the last of a majority of hafw-leased to the first ACTIVE node",
+    )
+
+
+def worst_cases(config: ClusterConfig, measured: Measured) -> list[Fault]:
+    """One for each kind of fault, the common ones first."""
+    lease, trip = config.lease, measured.round_trip_ms
+    voters_hold = Term(
+        lease.lease_ms * (1 + DRIFT), f"lease of {lease.lease_ms} ms + 1 % drift, as voters count"
+    )
+    late = Term(trip, "the last renewal under way, and the refusal of the voter it reached last")
+    claim = (
+        Term(2 * trip, "2 round trips: prepare, propose"),
+        Term(measured.loop_ms, "the claimant's loop wakes late"),
+    )
+    fastest = 2 * trip
+    hand_over = (
+        Term(
+            float(POSITION_BEATS * lease.heartbeat_ms),
+            f"its syncd says its position: at most {POSITION_BEATS} heartbeats",
+        ),
+        Term(trip / 2, "release, one way"),
+        *claim,
+        Term(float(config.sync.beacon_ms), "a beacon: the new node's syncd has applied it all"),
+    )
+    accept_ms = lease.lease_ms * (1 - DRIFT) - lease.heartbeat_ms - trip
+    return [
+        Fault(
+            "power cut or freeze of the ACTIVE node",
+            (voters_hold, late, *claim),
+            lease.lease_ms * (1 + DRIFT) - lease.heartbeat_ms + fastest,
+            f"a frozen node's gate is shut {lease.lease_ms * (1 - DRIFT):.0f} ms after its last "
+            "renewal was sent, before anybody can claim",
+        ),
+        Fault(
+            "hafw-leased of the ACTIVE node dies or hangs",
+            (
+                Term(2 * DRIFT * lease.lease_ms, "drift: from the gate's end to the voters'"),
+                late,
+                *claim,
+            ),
+            2 * DRIFT * lease.lease_ms + fastest,
+            "the node forwards until its gate shuts",
+        ),
+        Fault(
+            "a segment of the ACTIVE node loses its carrier",
+            (Term(measured.loop_ms, "the ACTIVE node's loop wakes late"), *hand_over),
+            trip / 2 + fastest,
+            "if another node is synced and has carrier there; else nobody moves",
+        ),
+        Fault(
+            "planned move, drain",
+            hand_over,
+            trip / 2 + fastest,
+            f"no packet is lost as long as this is below {accept_ms:.0f} ms, for which the old "
+            "node still takes in what is under way; otherwise the move is called off, or packets "
+            "of the difference are lost",
+        ),
+        Fault(
+            "hafw-syncd of the ACTIVE node stays silent",
+            hand_over[1:-1],
+            trip / 2 + fastest,
+            f"after {SYNCD_SILENT_MS / 1000:.0f} s in which it forwards as before",
+        ),
+        *_QUIET,
+        _cold_start(lease, claim, fastest),
+    ]
+
+
+def worst_round_trips(rows: Iterable[Mapping[str, object]]) -> dict[str, dict[str, float]]:
+    """p99 by node and peer, from the rows of status' table `peers`."""
+    measured: dict[str, dict[str, float]] = {}
+    for row in rows:
+        p99_ms = row.get("rtt_p99_ms")
+        if row.get("alive") and isinstance(p99_ms, float | int):
+            measured.setdefault(str(row["node"]), {})[str(row["peer"])] = float(p99_ms)
+    return measured

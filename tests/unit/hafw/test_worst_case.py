@@ -1,0 +1,119 @@
+"""hafwctl timers: the sums, the relations, what is measured and what is assumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from hafw.cli.timers import timers, timers_document
+from hafw.config.load import load_cluster
+from hafw.config.model import LeaseConfig
+from hafw.node.worst_case import (
+    PROFILES,
+    Measured,
+    needed_ms,
+    profile_of,
+    relations,
+    round_trip_needed,
+    worst_cases,
+    worst_round_trips,
+)
+
+LAB = Path(__file__).resolve().parents[3] / "hafw/lab/cluster.yaml"
+CONFIG = load_cluster(LAB)
+NOTHING: dict[str, Any] = {"peers": [], "links": [], "lease": []}
+
+
+def peer(node: str, name: str, p99_ms: float | None, *, alive: bool = True) -> dict[str, Any]:
+    return {
+        "node": node, "peer": name, "alive": alive, "rtt_min_ms": 0.1, "rtt_p50_ms": 0.2,
+        "rtt_p99_ms": p99_ms,
+    }  # fmt: skip
+
+
+def test_every_sum_is_the_sum_of_its_terms_and_not_below_its_best_case() -> None:
+    for name, lease in PROFILES.items():
+        config = CONFIG.model_copy(update={"lease": lease})
+        for trip_ms in (0.0, 0.3, 40.0):
+            for fault in worst_cases(config, Measured(trip_ms, 0.5)):
+                assert fault.worst_ms == sum(term.ms for term in fault.terms)
+                assert fault.least_ms <= fault.worst_ms, (name, fault.fault)
+
+
+def test_a_power_cut_lasts_as_long_as_the_voters_hold_the_lease_and_the_claim_takes() -> None:
+    power_cut, leased_dies, *_ = worst_cases(CONFIG, Measured(2.0, 0.5))
+    assert power_cut.worst_ms == pytest.approx(100 * 1.01 + 3 * 2.0 + 0.5)
+    assert power_cut.least_ms == pytest.approx(100 * 1.01 - 20 + 2 * 2.0)
+    # The gate shuts at 99 % of the lease by its clock, the voters wait for 101 % by theirs.
+    assert leased_dies.worst_ms == pytest.approx(2.0 + 3 * 2.0 + 0.5)
+
+
+def test_a_slow_witness_breaks_the_relation_of_a_fast_profile() -> None:
+    fast = CONFIG.model_copy(update={"lease": PROFILES["fast"]})
+    assert all(relation.holds for relation in relations(fast, Measured(14.0, 1.0)))
+    broken = [r for r in relations(fast, Measured(15.0, 1.0)) if not r.holds]
+    assert [r.relation for r in broken] == [
+        "heartbeat_ms + 2 round trips + loop delay <= lease_ms"
+    ]
+    assert broken[0].left_ms == needed_ms(PROFILES["fast"], Measured(15.0, 1.0)) == 41.0
+
+
+def test_profiles_are_known_by_their_two_numbers() -> None:
+    assert profile_of(CONFIG.lease) == "default"
+    assert profile_of(LeaseConfig(heartbeat_ms=10, lease_ms=40, port=7999)) == "fast"
+    assert profile_of(LeaseConfig(heartbeat_ms=10, lease_ms=50)) == "own"
+
+
+def test_the_round_trip_needed_is_to_the_voter_that_is_left() -> None:
+    measured = {"gw1": {"gw2": 0.3, "wit": 12.0}, "gw2": {"gw1": 0.4, "wit": 9.0}}
+    assert round_trip_needed(CONFIG, measured) == 12.0  # gw1 and the witness, were gw2 lost.
+    assert round_trip_needed(CONFIG, {"wit": {"gw1": 30.0, "gw2": 30.0}}) is None
+    assert round_trip_needed(CONFIG, {"gw1": {"gw2": 0.3}}) is None
+
+
+def test_only_peers_that_are_heard_and_measured_count() -> None:
+    rows = [
+        peer("gw1", "gw2", 0.5),
+        peer("gw1", "wit", None),
+        peer("gw2", "wit", 9.0, alive=False),
+    ]
+    assert worst_round_trips(rows) == {"gw1": {"gw2": 0.5}}
+
+
+def test_measured_round_trips_and_loops_are_used_unless_one_is_given() -> None:
+    rows = [peer("gw1", "gw2", 0.5), peer("gw1", "wit", 2.0)]
+    lease = [{"loop_p99_ms": 0.25}, {"loop_p99_ms": 0.75}]
+    links = [{"node": "gw1", "peer": "gw2", "link": "sync0", "rtt_min_ms": 0.1,
+              "rtt_p50_ms": 0.2, "rtt_p99_ms": 0.6}]  # fmt: skip
+    status = {"peers": rows, "links": links, "lease": lease}
+    told = timers_document(CONFIG, status)
+    assert (told["round_trip_ms"], told["round_trip_source"]) == (2.0, "measured")
+    assert told["loop_ms"] == 0.75
+    assert [row["path"] for row in told["round_trips"]] == ["fastest", "fastest", "sync0"]
+    given = timers_document(CONFIG, status, 40.0)
+    assert (given["round_trip_ms"], given["round_trip_source"]) == (40.0, "assumed")
+    assert (timers_document(CONFIG, NOTHING)["round_trip_source"]) == "assumed"
+
+
+def test_of_a_file_it_needs_no_daemon_and_no_root(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(timers, [str(LAB)], catch_exceptions=False)
+    assert shown.exit_code == 0
+    assert "profile default, heartbeat 20 ms, lease 100 ms; round trip 1.0 ms (assumed)" in (
+        shown.stdout
+    )
+    assert "= 101 ms  lease of 100 ms + 1 % drift" in shown.stdout
+    told = json.loads(CliRunner().invoke(timers, [str(LAB), "--json"]).stdout)
+    assert set(told) == {
+        "cluster", "profile", "heartbeat_ms", "lease_ms", "round_trip_ms", "round_trip_source",
+        "loop_ms", "relations", "profiles", "round_trips", "worst_cases",
+    }  # fmt: skip
+    assert [row["profile"] for row in told["profiles"] if row["in_force"]] == ["default"]
+    own = tmp_path / "cluster.yaml"
+    own.write_text(LAB.read_text() + "lease: {heartbeat_ms: 10, lease_ms: 50}\n")
+    refused = CliRunner().invoke(timers, [str(own), "--rtt-ms", "21", "--format", "tsv"])
+    assert refused.exit_code == 1, "10 + 2 * 21 is more than 50"
+    assert "profile=own\tin_force=yes" in refused.stdout
