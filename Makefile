@@ -30,7 +30,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
-install: debian $(VENV)/.installed $(VENV)/.codec $(VENV)/.conntrackd ## Debian packages and the .venv
+install: debian $(VENV)/.installed $(VENV)/.codec $(VENV)/.conntrackd $(VENV)/.keepalived ## Debian packages and the .venv
 
 # The native codec, in place for the editable install. Where it cannot be built, the reference runs.
 $(VENV)/.codec: $(VENV)/.installed setup.py sync/_codec.pyx $(wildcard sync/*.pxi)
@@ -42,6 +42,14 @@ $(VENV)/.conntrackd: $(VENV)/.installed
 	rm -rf $(VENV)/conntrackd && mkdir $(VENV)/conntrackd
 	cd $(VENV)/conntrackd && { $(APT_DOWNLOAD) conntrackd || { apt-get update -qq && $(APT_DOWNLOAD) conntrackd; }; } \
 	  && dpkg -x conntrackd_*.deb . && rm conntrackd_*.deb
+	@touch $@
+
+# The same, with the libraries that only it needs.
+$(VENV)/.keepalived: $(VENV)/.installed
+	rm -rf $(VENV)/keepalived && mkdir $(VENV)/keepalived
+	cd $(VENV)/keepalived && names() { apt-get install -s --no-install-recommends keepalived | awk '/^Inst/ { print $$2 }'; }; \
+	  { $(APT_DOWNLOAD) keepalived $$(names) || { apt-get update -qq && $(APT_DOWNLOAD) keepalived $$(names); }; } \
+	  && for deb in *.deb; do dpkg -x $$deb . || exit 1; done && rm *.deb
 	@touch $@
 
 drill: install ## all drills once, default timers, IPv4 and IPv6
@@ -70,8 +78,8 @@ format: install ## format and fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench-failover: install ## 50 power cuts per timer profile
-	$(BIN)/hafwctl drill bench-failover --cuts 50
+bench-failover: install ## 300 power cuts a profile, idle and starved, beside keepalived (some 45 minutes)
+	$(BIN)/hafwctl drill bench-failover --json bench-failover.json
 
 bench-sync: install ## replication beside the kernel's floor and conntrackd, 300,000 to 1,000,000 flows
 	$(BIN)/hafwctl drill bench-sync --json bench-sync.json

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hafw.cli.drill_failover import bench_failover
 from hafw.cli.drill_sync import bench_sync, churn
 from hafw.cli.measuring import (
     JSON_OPTION,
@@ -18,7 +19,6 @@ from hafw.cli.measuring import (
 )
 
 if TYPE_CHECKING:
-    from hafw.lab.bench import ProfileResult
     from hafw.lab.report import DrillResult
 
 __all__ = ["drill"]
@@ -92,35 +92,6 @@ def run(
         sys.exit(1)
 
 
-@drill.command("bench-failover")
-@click.option("--cuts", type=click.IntRange(1), default=50, help="Power cuts a profile.")
-@click.option(
-    "--profiles",
-    default="default,fast,experimental",
-    help="Of default (20/100 ms), fast (10/40), experimental (5/20). [default: all]",
-)
-@JSON_OPTION
-def bench_failover(cuts: int, profiles: str, json_file: Path | None) -> None:
-    """Measure the outage over many power cuts. No pass or fail on time.
-
-    Exit 1 only if a flow was lost, dual-ACTIVE was seen, or cuts are missing.
-    """
-    from hafw.lab.bench import bench_to_json, parse_profiles, render_bench, run_bench
-
-    names = parse_profiles(profiles)
-    check_writable(json_file)
-
-    def show(result: ProfileResult) -> None:
-        worst = max(result.outages_ms, default=0.0)
-        click.echo(f"{result.profile}: {len(result.outages_ms)} cuts, worst {worst:.0f} ms")
-
-    with ended_by_sigterm(), progress() as say:
-        report = run_bench(names, cuts, say, show)
-    write_json(json_file, bench_to_json(report))
-    click.echo(render_bench(report), nl=False)
-    if any(result.problems for result in report.profiles):
-        sys.exit(1)
-
-
+drill.add_command(bench_failover)
 drill.add_command(churn)
 drill.add_command(bench_sync)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hafw.errors import HafwError
-from hafw.lab.bench import PROBE_KINDS, cut_and_heal, summarize
 from hafw.lab.bench_figures import Figure
 from hafw.lab.bench_tools import Loops, compile_loops, write_flows
 from hafw.lab.conductor import Conductor
@@ -29,6 +28,7 @@ __all__ = ["measure_power_cut"]
 LOAD_RATE = 20_000.0
 REPLICATED_S = 300.0
 HEARD_S = 0.5
+PROBE_KINDS = frozenset({"snat udp", "snat tcp-echo"})
 
 
 def measure_power_cut(
@@ -53,20 +53,32 @@ def _cut(lab: Lab, flows: int, cuts: int, say: Callable[[str], None]) -> list[Fi
             _load(lab, conductor.sight.holder().node, flows)
             for number in range(1, cuts + 1):
                 say(f"power cut {number} of {cuts} with {flows:,} replicas")
-                cut_and_heal(conductor, lambda: _wait_synced(lab))
+                _cut_and_heal(conductor)
         except HafwError as error:
             problem = f"stopped early: {error}"
         drill = conductor.finish("bench-sync", "power-cut", problem)
-    lease = lab.config.lease
-    result = summarize("default", lease.heartbeat_ms, lease.lease_ms, cuts, drill)
-    outages = sorted(result.outages_ms)
-    note = "; ".join(result.problems)
+    outages = sorted(step.outage_ms for step in drill.steps)
+    note = "; ".join(drill.reasons)
     name = f"power cut, {flows:,} replicas: outage"
     return [
         Figure(f"{name}, median of {len(outages)}", "hafw", percentile(outages, 50), "ms",
                note=note),
         Figure(f"{name}, max", "hafw", percentile(outages, 100), "ms"),
     ]  # fmt: skip
+
+
+def _cut_and_heal(conductor: Conductor) -> None:
+    """One power cut; returns when the cluster is whole again."""
+    cut: list[str] = []
+
+    def act(active: str) -> int:
+        cut.append(active)
+        return conductor.faults.silence(active)
+
+    conductor.fault("power cut", act, takeover="must")
+    conductor.faults.heal(cut[0])
+    _wait_synced(conductor.lab)
+    conductor.returned()
 
 
 def _wait_synced(lab: Lab) -> None:

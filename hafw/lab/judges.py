@@ -33,6 +33,7 @@ from typing import Literal
 import msgspec
 
 __all__ = [
+    "FORWARDED_SHARE_MIN",
     "Change",
     "DualFrame",
     "FrameVerdict",
@@ -269,11 +270,12 @@ def judge_frames(
     moves: Sequence[MoveWindow],
     faults_ns: Sequence[int],
     unnoted: int = 0,
+    share_min: float = FORWARDED_SHARE_MIN,
     problem: str = "",
 ) -> FrameVerdict:
     """The verdict of judge (b): each number forwarded by two gateways is one interval, unless a
     fault (`faults_ns`, ascending) explains it. `unnoted`: numbers that were forwarded twice and
-    are not among `frames`."""
+    are not among `frames`. With less than `share_min` of all forwarded it saw too little."""
     excused = _excused(frames, moves, faults_ns)
     # As spans of one interval each, so that the pardon is counted exactly as for gates.
     spans = [
@@ -283,7 +285,7 @@ def judge_frames(
     ]
     dual, allowed_ns = _pardon(_merge(spans), moves)
     share = sum(forwarded.values()) / injected if injected else 0.0
-    if not problem and share < FORWARDED_SHARE_MIN:
+    if not problem and share < share_min:
         problem = f"only {share:.0%} of the injected frames were forwarded by anybody"
     if not problem and unnoted:
         problem = f"{unnoted} more numbers were forwarded by two gateways than could be noted"

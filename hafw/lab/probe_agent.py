@@ -9,6 +9,7 @@ sink    addresses, port: take UDP there and say nothing (no ICMP error either)
 open    flows (list of FlowSpec): open them
 idle    make the idle flows exchange
 report  the state of every flow opened and accepted, and how late the loop was
+forget  forget the gaps noted so far, and how late the loop was
 clear   close all flows and servers
 ====== ===================================================================================
 """
@@ -109,6 +110,10 @@ class Agent:
                     flow.exchange()
             case "report":
                 return Answer(report=self._report())
+            case "forget":
+                for flow in self._flows:
+                    flow.forget()
+                self._loop.late_ns_max = 0
             case "clear":
                 self._clear()
             case _:

@@ -40,6 +40,7 @@ class Flow(Protocol):
     def tick(self, now: int) -> None: ...
     def exchange(self) -> None: ...
     def report(self) -> FlowReport: ...
+    def forget(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -90,6 +91,10 @@ class BaseFlow:
             resolution_ns=record.resolution_ns,
             gaps=list(record.gaps),
         )
+
+    def forget(self) -> None:
+        """The gaps so far have been judged."""
+        self._record.gaps = []
 
     def close(self) -> None:
         self._loop.forget(self._fd)

@@ -18,6 +18,7 @@ import os
 import secrets
 import socket
 import struct
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -30,7 +31,19 @@ from hafw.lab.inside import call_in
 from hafw.lab.judges import DualFrame
 from hafw.lab.probe_loop import TICK_NS, Loop, become_realtime, now_ns
 
-__all__ = ["DPORT", "Forwardings", "FrameRecord", "Injector", "build_frame", "main", "parse_frame"]
+__all__ = [
+    "DPORT",
+    "Forwardings",
+    "FrameRecord",
+    "Injector",
+    "build_frame",
+    "main",
+    "open_catcher",
+    "open_sender",
+    "parse_frame",
+    "serve",
+    "stamp_ns",
+]
 
 DPORT = 9
 """Discard; the server has a socket there that says nothing."""
@@ -157,8 +170,8 @@ class Injector:
         for number, name in enumerate(self._gateways):
             lan = f"{name}-{config.nodes[name].segments['lan'].device}"
             wan = f"{name}-{config.nodes[name].segments['wan'].device}"
-            self._senders.append(call_in(switch, lambda port=lan: _sender(port)))  # type: ignore[misc]
-            catcher = call_in(switch, lambda port=wan: _catcher(port))  # type: ignore[misc]
+            self._senders.append(call_in(switch, lambda port=lan: open_sender(port)))  # type: ignore[misc]
+            catcher = call_in(switch, lambda port=wan: open_catcher(port, _FILTER))  # type: ignore[misc]
             loop.watch(
                 catcher.fileno(),
                 lambda _mask, sock=catcher, number=number: self._on_frames(sock, number),  # type: ignore[misc]
@@ -216,21 +229,23 @@ class Injector:
                 self._strayed += 1
                 continue
             self._forwarded[number] += 1
-            self._notes.note(seq, sent_ns, number, _stamp_ns(ancillary))
+            self._notes.note(seq, sent_ns, number, stamp_ns(ancillary))
 
 
-def _sender(port: str) -> socket.socket:
+def open_sender(port: str) -> socket.socket:
+    """Frames straight out of this port of the caller's namespace; receives nothing."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # Protocol 0: receives nothing.
     sock.bind((port, 0))
     sock.setblocking(False)
     return sock
 
 
-def _catcher(port: str) -> socket.socket:
+def open_catcher(port: str, rules: Sequence[tuple[int, int, int, int]]) -> socket.socket:
+    """Frames that come in at this port and that the classic BPF program lets through, stamped."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-    octets = b"".join(struct.pack("=HBBI", *insn) for insn in _FILTER)
+    octets = b"".join(struct.pack("=HBBI", *insn) for insn in rules)
     buffer = ctypes.create_string_buffer(octets, len(octets))
-    program = struct.pack("@HxxxxxxQ", len(_FILTER), ctypes.addressof(buffer))
+    program = struct.pack("@HxxxxxxQ", len(rules), ctypes.addressof(buffer))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
     sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
     sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
@@ -240,7 +255,7 @@ def _catcher(port: str) -> socket.socket:
     return sock
 
 
-def _stamp_ns(ancillary: list[tuple[int, int, bytes]]) -> int:
+def stamp_ns(ancillary: list[tuple[int, int, bytes]]) -> int:
     """The kernel's receive time, CLOCK_REALTIME; only differences of it are used."""
     for level, kind, octets in ancillary:
         if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
@@ -260,12 +275,17 @@ def main() -> None:
     loop = Loop()
     config = load_cluster(arguments.config)
     injector = Injector(loop, config, arguments.switch, arguments.client, arguments.server)
+    serve(loop, injector.take)
+
+
+def serve(loop: Loop, take: Callable[[], FrameRecord]) -> None:
+    """Answer each line on stdin by a record on stdout, in real time, until stdin ends."""
 
     def on_request(_mask: int) -> None:
         if not os.read(0, 4096):
             loop.stop()
             return
-        view = memoryview(msgspec.json.encode(injector.take()) + b"\n")
+        view = memoryview(msgspec.json.encode(take()) + b"\n")
         while view:
             view = view[os.write(1, view) :]
 

@@ -9,6 +9,7 @@ import msgspec
 
 from hafw.config.load import load_cluster
 from hafw.lab.judges import (
+    FORWARDED_SHARE_MIN,
     Change,
     FrameVerdict,
     GateVerdict,
@@ -23,7 +24,7 @@ from hafw.lab.probe_loop import TICK_NS
 from hafw.lab.probe_process import LineProcess, spawn_here
 from hafw.lab.probes import Addresses
 
-__all__ = ["FrameJudge", "GateJudge", "GateRecord"]
+__all__ = ["AnswerJudge", "FrameJudge", "GateJudge", "GateRecord"]
 
 ASK_S = 10.0
 _ASK = b'{"op": "report"}'
@@ -100,16 +101,11 @@ class GateJudge:
             child.close()
 
 
-class FrameJudge:
-    """Judge (b): marked frames into every gateway's port."""
+class _NumberJudge:
+    """A child that gives a number a millisecond to every gateway and notes who took it."""
 
-    def __init__(
-        self, config_file: Path, addresses: Sequence[Addresses], switch: str = "hafw-sw"
-    ) -> None:
-        arguments = ["--config", str(config_file), "--switch", switch]
-        for place in addresses:
-            arguments += ["--client", place.client, "--server", place.server]
-        self._child = LineProcess(spawn_here, "", "hafw.lab.probe_frames", *arguments)
+    def __init__(self, module: str, *arguments: str) -> None:
+        self._child = LineProcess(spawn_here, "", module, *arguments)
         try:
             self.take()
         except BaseException:
@@ -119,7 +115,13 @@ class FrameJudge:
     def take(self) -> FrameRecord:
         return msgspec.json.decode(self._child.ask(_ASK, timeout_s=ASK_S), type=FrameRecord)
 
-    def verdict(self, moves: Sequence[MoveWindow], faults_ns: Sequence[int] = ()) -> FrameVerdict:
+    def verdict(
+        self,
+        moves: Sequence[MoveWindow],
+        faults_ns: Sequence[int] = (),
+        *,
+        share_min: float = FORWARDED_SHARE_MIN,
+    ) -> FrameVerdict:
         """Over everything since the last `take` or `verdict`. `faults_ns`: when, ascending."""
         record = self.take()
         problem = ""
@@ -133,8 +135,30 @@ class FrameJudge:
             moves=moves,
             faults_ns=faults_ns,
             unnoted=record.unnoted,
+            share_min=share_min,
             problem=problem,
         )
 
     def close(self) -> None:
         self._child.close()
+
+
+class FrameJudge(_NumberJudge):
+    """Judge (b): marked frames into every gateway's port."""
+
+    def __init__(
+        self, config_file: Path, addresses: Sequence[Addresses], switch: str = "hafw-sw"
+    ) -> None:
+        arguments = ["--config", str(config_file), "--switch", switch]
+        for place in addresses:
+            arguments += ["--client", place.client, "--server", place.server]
+        super().__init__("hafw.lab.probe_frames", *arguments)
+
+
+class AnswerJudge(_NumberJudge):
+    """Who answers for the LAN's VIP: the one question that any system of virtual addresses can be
+    asked."""
+
+    def __init__(self, config_file: Path, vip: str, switch: str = "hafw-sw") -> None:
+        arguments = ("--config", str(config_file), "--switch", switch, "--vip", vip)
+        super().__init__("hafw.lab.probe_answers", *arguments)

@@ -197,6 +197,11 @@ class ProbeSet:
         for host in self._agents:
             self._ask(host, Request("idle"))
 
+    def forget(self) -> None:
+        """Gaps up to now have been judged: thousands of faults would fill the records."""
+        for host in self._agents:
+            self._ask(host, Request("forget"))
+
     def snapshot(self) -> Snapshot:
         taken_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         reports = {host: self._ask(host, Request("report")) for host in self._agents}

@@ -104,26 +104,6 @@ def test_ten_times_all_drills_lose_nothing(lab: Lab, tmp_path: Path) -> None:
     assert lab.exists()
 
 
-def test_the_bench_measures_cuts(lab: Lab, tmp_path: Path) -> None:
-    # The lab of this module has no timers of its own; the bench wants its own lab.
-    done = hafwctl("drill", "bench-failover", "--cuts", "1", "--profiles", "default")
-    assert done.returncode == 1
-    assert "a lab is up already" in done.stderr
-    lab.down()
-    file = tmp_path / "bench.json"
-    done = hafwctl(
-        "drill", "bench-failover", "--cuts", "3", "--profiles", "default", "--json", str(file)
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (profile,) = read(file)["profiles"]
-    assert len(profile["outages_ms"]) == len(profile["takeovers_ms"]) == 3
-    assert all(50 < outage < 1000 for outage in profile["outages_ms"])
-    assert profile["dual_ms"] == profile["flows_lost"] == 0
-    assert not lab.exists()
-    lab.up()
-    lab.wait_ready(20)
-
-
 def test_somebody_elses_fault_is_refused_and_left_alone(lab: Lab) -> None:
     lab.silence("wit")
     try:

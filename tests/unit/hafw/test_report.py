@@ -10,13 +10,6 @@ import pytest
 
 from hafw.errors import RefusedError
 from hafw.human import make_epoch
-from hafw.lab.bench import (
-    BenchReport,
-    bench_to_json,
-    parse_profiles,
-    render_bench,
-    summarize,
-)
 from hafw.lab.drills import plan_drills
 from hafw.lab.judges import FrameVerdict, GateVerdict, Span
 from hafw.lab.report import (
@@ -219,34 +212,3 @@ def test_what_is_run(
 def test_what_cannot_be_run_is_refused(drill: str, variant: str | None) -> None:
     with pytest.raises(RefusedError):
         plan_drills(drill, variant, 1)
-
-
-def bench(*outages: float, **changes: Any) -> Any:
-    steps = [changed(STEP, outage_ms=outage, takeover_ms=outage - 1) for outage in outages]
-    return summarize("fast", 10, 40, 5, judge_drill(changed(GOOD, steps=steps, **changes)))
-
-
-def test_the_bench_shows_the_distribution_beside_its_floor() -> None:
-    profile = bench(41, 35, 39, 43, 37)
-    text = render_bench(BenchReport("6.18", 2, [profile]))
-    row = next(line for line in text.splitlines() if line.startswith("fast"))
-    assert row.split() == [
-        "fast", "10/40", "40", "5/5", "35", "39", "43", "43", "43", "38", "0", "0"
-    ]  # fmt: skip
-    assert "floor: the lease" in text
-    document = json.loads(bench_to_json(BenchReport("6.18", 2, [profile])))
-    assert document["profiles"][0]["outages_ms"] == [41, 35, 39, 43, 37]
-
-
-def test_the_bench_counts_what_was_lost() -> None:
-    profile = bench(41, probes=[changed(PROBE, lost="gone")], gate=changed(GATE, dual_ms=3))
-    assert (profile.flows_lost, profile.dual_ms) == (1, 3)
-    assert len(profile.problems) == 2
-    assert "1/5" in render_bench(BenchReport("6.18", 2, [profile]))
-
-
-def test_profiles_are_named() -> None:
-    assert parse_profiles("fast, default") == ["fast", "default"]
-    for text in ("slow", "", "fast,slow"):
-        with pytest.raises(RefusedError, match="profile"):
-            parse_profiles(text)
