@@ -13,11 +13,37 @@ preemption, tokens, policy generation and history live only here.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar, assert_never
+from typing import TypeVar, assert_never
 
 import msgspec
+
+from cluster.agreed import (
+    HISTORY_MAX,
+    TOKENS_MAX,
+    AddToken,
+    Command,
+    Configure,
+    Group,
+    Join,
+    Leave,
+    Member,
+    MemberState,
+    Move,
+    RecordMove,
+    SetGroup,
+    SetMemberState,
+    SetOrder,
+    SetPolicy,
+    State,
+    Token,
+    Voters,
+    decode_command,
+    decode_state,
+    digest,
+    encode,
+    hash_token,
+)
 
 __all__ = [
     "HISTORY_MAX",
@@ -34,6 +60,7 @@ __all__ = [
     "RecordMove",
     "SetGroup",
     "SetMemberState",
+    "SetOrder",
     "SetPolicy",
     "State",
     "Token",
@@ -44,190 +71,10 @@ __all__ = [
     "decode_state",
     "digest",
     "encode",
+    "find_group",
+    "find_member",
     "hash_token",
 ]
-
-HISTORY_MAX = 200
-"""Moves remembered, the newest."""
-TOKENS_MAX = 16
-COMMAND_BYTES_MAX = 32768
-
-MemberState = Literal["online", "draining", "maintenance", "left"]
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-Text = Annotated[str, msgspec.Meta(max_length=300)]
-NodeId = Annotated[int, msgspec.Meta(ge=0, le=62)]
-Epoch = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-Hash = Annotated[str, msgspec.Meta(max_length=64)]
-
-
-class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of what a state or a command is made of."""
-
-
-class Member(_Part, frozen=True):
-    """A node of the cluster. `addresses` by link."""
-
-    name: Name
-    id: Annotated[int, msgspec.Meta(ge=1, le=62)]
-    role: Literal["gateway", "witness"]
-    addresses: dict[Name, Text]
-    state: MemberState = "online"
-
-
-class Group(_Part, frozen=True):
-    """A group's candidates, best first. Without `preempt` (the default) a node that comes back
-    leaves the group where it is."""
-
-    name: Name
-    index: Annotated[int, msgspec.Meta(ge=1, le=15)]
-    order: tuple[Name, ...]
-    preempt: bool = False
-
-
-class Voters(_Part, frozen=True):
-    """The voter set of the lease, as `hafw.config.model.VoterSet` names it."""
-
-    id: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-    members: tuple[NodeId, ...]
-    hash: Hash
-
-
-class Move(_Part, frozen=True):
-    """A group got another holder, or the same one a new epoch. Nodes by id, 0: nobody. `at_s` is
-    the reporter's wall clock. `planned`: somebody asked for it."""
-
-    group: Name
-    epoch: Epoch
-    from_id: NodeId
-    to_id: NodeId
-    at_s: float
-    why: Annotated[str, msgspec.Meta(max_length=120)]
-    planned: bool = False
-
-
-class Token(_Part, frozen=True):
-    """A join token that was handed out. Only its hash is known here; `used_by` is empty until it
-    is used, and it is never taken twice."""
-
-    hash: Hash
-    expires_s: float
-    used_by: Text = ""
-
-
-class State(_Part, frozen=True):
-    """Everything. An empty one is the state of a cluster that has never had a leader."""
-
-    members: tuple[Member, ...] = ()
-    voters: Voters = Voters(0, (), "")
-    groups: tuple[Group, ...] = ()
-    policy_generation: int = 0
-    policy_hash: str = ""
-    history: tuple[Move, ...] = ()
-    tokens: tuple[Token, ...] = ()
-
-
-# ---- commands -----------------------------------------------------------------------------------
-
-
-class _Command(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """Base: tagged by class name."""
-
-
-class Configure(_Command, frozen=True):
-    """What cluster.yaml says. States and preemption of those that stay are kept; a member that
-    the file no longer has is gone."""
-
-    members: tuple[Member, ...]
-    groups: tuple[Group, ...]
-    voters: Voters
-
-
-class SetMemberState(_Command, frozen=True):
-    """Not ``left``, into which and out of which only `Leave` and `Join` lead."""
-
-    name: Name
-    state: Literal["online", "draining", "maintenance"]
-
-
-class SetGroup(_Command, frozen=True):
-    """The preemption policy of a group."""
-
-    group: Name
-    preempt: bool
-
-
-class SetPolicy(_Command, frozen=True):
-    """The policy generation in force; it only grows."""
-
-    generation: Annotated[int, msgspec.Meta(ge=1)]
-    hash: Hash
-
-
-class RecordMove(_Command, frozen=True):
-    """A node saw `move` happen. Reported once an epoch; what was planned replaces a guess."""
-
-    move: Move
-
-
-class AddToken(_Command, frozen=True):
-    hash: Hash
-    expires_s: float
-    now_s: float
-
-
-class Join(_Command, frozen=True):
-    """A member that left is online again, for one unused token."""
-
-    name: Name
-    token_hash: Hash
-    now_s: float
-
-
-class Leave(_Command, frozen=True):
-    name: Name
-
-
-Command = Configure | SetMemberState | SetGroup | SetPolicy | RecordMove | AddToken | Join | Leave
-
-_encoder = msgspec.msgpack.Encoder(order="deterministic")
-_command_decoder = msgspec.msgpack.Decoder(Command)
-_state_decoder = msgspec.msgpack.Decoder(State)
-
-
-def encode(value: State | Command) -> bytes:
-    return _encoder.encode(value)
-
-
-def decode_command(data: bytes) -> Command:
-    """Raises ValueError for what is no command of this release."""
-    if len(data) > COMMAND_BYTES_MAX:
-        raise ValueError(f"a command of {len(data)} bytes; at most {COMMAND_BYTES_MAX}")
-    try:
-        command: Command = _command_decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"not a command: {error}") from None
-    return command
-
-
-def decode_state(data: bytes) -> State:
-    """Raises ValueError."""
-    try:
-        return _state_decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"not a state: {error}") from None
-
-
-def digest(state: State) -> str:
-    """16 hex digits by which two nodes' states are compared."""
-    return hashlib.sha256(encode(state)).hexdigest()[:16]
-
-
-def hash_token(token: str) -> str:
-    """What is stored of a token. Tokens are random (128 bits), so a plain hash hides them."""
-    return hashlib.sha256(b"hafw join token 1\0" + token.encode()).hexdigest()
-
-
-# ---- the state machine --------------------------------------------------------------------------
 
 
 def apply(state: State, command: Command) -> tuple[State, str]:
@@ -235,20 +82,17 @@ def apply(state: State, command: Command) -> tuple[State, str]:
     match command:
         case Configure():
             return _configure(state, command)
-        case SetMemberState(name, to):
-            member = _find(state.members, name)
-            if member is None:
-                return state, f"there is no member {name}"
-            if member.state == "left":
-                return state, f"{name} has left; it comes back by hafwctl node join"
-            return _with_member(state, msgspec.structs.replace(member, state=to)), ""
-        case SetGroup(name, preempt):
+        case SetMemberState():
+            return _set_member_state(state, command)
+        case SetGroup(name, preempt, after_s):
             group = _find(state.groups, name)
             if group is None:
                 return state, f"there is no group {name}"
-            changed = msgspec.structs.replace(group, preempt=preempt)
-            groups = tuple(changed if g.name == name else g for g in state.groups)
-            return msgspec.structs.replace(state, groups=groups), ""
+            return _with_group(
+                state, msgspec.structs.replace(group, preempt=preempt, preempt_after_s=after_s)
+            ), ""
+        case SetOrder(name, order):
+            return _set_order(state, name, order)
         case SetPolicy(generation, hash_):
             if generation <= state.policy_generation:
                 return state, f"generation {generation} is not above {state.policy_generation}"
@@ -283,16 +127,51 @@ def _configure(state: State, command: Configure) -> tuple[State, str]:
     members = []
     for member in command.members:
         known = _find(state.members, member.name)
-        kept: MemberState = "online" if known is None else known.state
-        members.append(msgspec.structs.replace(member, state=kept))
+        if known is not None:
+            member = msgspec.structs.replace(
+                member, state=known.state, why=known.why, since_s=known.since_s
+            )
+        members.append(member)
     groups = []
     for group in command.groups:
         before = _find(state.groups, group.name)
-        preempt = before is not None and before.preempt
-        groups.append(msgspec.structs.replace(group, preempt=preempt))
+        if before is not None:
+            group = msgspec.structs.replace(
+                group,
+                preempt=before.preempt,
+                preempt_after_s=before.preempt_after_s,
+                preferred=before.preferred if before.order == group.order else (),
+            )
+        groups.append(group)
     return msgspec.structs.replace(
         state, members=tuple(members), groups=tuple(groups), voters=command.voters
     ), ""
+
+
+def _set_member_state(state: State, command: SetMemberState) -> tuple[State, str]:
+    name, to = command.name, command.state
+    member = _find(state.members, name)
+    if member is None:
+        return state, f"there is no member {name}"
+    if member.state == "left":
+        return state, f"{name} has left; it comes back by hafwctl node join"
+    if member.role == "witness" and to != "online":
+        return state, f"{name} is a witness: it carries no group that could be moved away"
+    if to != "online" and not _others_online(state, name):
+        return state, f"no gateway but {name} is online: nobody could take its groups"
+    changed = msgspec.structs.replace(member, state=to, why=command.why, since_s=command.at_s)
+    return _with_member(state, changed), ""
+
+
+def _set_order(state: State, name: str, order: tuple[str, ...]) -> tuple[State, str]:
+    group = _find(state.groups, name)
+    if group is None:
+        return state, f"there is no group {name}"
+    if order and (set(order) != set(group.order) or len(order) != len(group.order)):
+        candidates = ", ".join(group.order)
+        return state, f"an order of group {name} names each of its candidates once: {candidates}"
+    preferred = () if order == group.order else order
+    return _with_group(state, msgspec.structs.replace(group, preferred=preferred)), ""
 
 
 def _record(state: State, move: Move) -> tuple[State, str]:
@@ -351,30 +230,34 @@ def _leave(state: State, name: str) -> tuple[State, str]:
         return state, f"there is no member {name}"
     if member.state == "left":
         return state, f"{name} has left already"
-    others = [
-        other
-        for other in state.members
-        if other.name != name and other.role == "gateway" and other.state == "online"
-    ]
-    if member.role == "gateway" and not others:
+    if member.role == "gateway" and not _others_online(state, name):
         return state, f"{name} is the last gateway that is online"
     return _with_member(state, msgspec.structs.replace(member, state="left")), ""
 
 
 def assigned(state: State, group: str) -> str | None:
     """The node that should hold `group`: its last known holder while that is online (no
-    fail-back), else the first of the order that is; None if there is none."""
+    fail-back), else the first of the order that is; if none is, likewise of those that are being
+    drained. None if all are in maintenance or have left."""
     found = _find(state.groups, group)
     if found is None:
         return None
-    online = {member.name: member.id for member in state.members if member.state == "online"}
-    candidates = [name for name in found.order if name in online]
-    if not found.preempt:
-        last = next((m.to_id for m in reversed(state.history) if m.group == group), 0)
-        for name in candidates:
-            if online[name] == last:
-                return name
-    return candidates[0] if candidates else None
+    last = next((m.to_id for m in reversed(state.history) if m.group == group), 0)
+    for wanted in ("online", "draining"):
+        ids = {member.name: member.id for member in state.members if member.state == wanted}
+        candidates = [name for name in found.ranked if name in ids]
+        stays = [name for name in candidates if ids[name] == last and not found.preempt]
+        if candidates:
+            return (stays or candidates)[0]
+    return None
+
+
+def find_group(state: State, name: str) -> Group | None:
+    return _find(state.groups, name)
+
+
+def find_member(state: State, name: str) -> Member | None:
+    return _find(state.members, name)
 
 
 Named = TypeVar("Named", Member, Group)
@@ -384,6 +267,19 @@ def _find(parts: Sequence[Named], name: str) -> Named | None:
     return next((part for part in parts if part.name == name), None)
 
 
+def _others_online(state: State, name: str) -> bool:
+    """Whether a gateway other than this one is online."""
+    return any(
+        member.name != name and member.role == "gateway" and member.state == "online"
+        for member in state.members
+    )
+
+
 def _with_member(state: State, member: Member) -> State:
     members = tuple(member if m.name == member.name else m for m in state.members)
     return msgspec.structs.replace(state, members=members)
+
+
+def _with_group(state: State, group: Group) -> State:
+    groups = tuple(group if g.name == group.name else g for g in state.groups)
+    return msgspec.structs.replace(state, groups=groups)

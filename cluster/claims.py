@@ -23,16 +23,22 @@ DESPAIR_LEASES = 5 * UNSYNCED_LEASES
 
 
 def rank(
-    node: int, order: tuple[int, ...], *, alive: Collection[int], synced: Collection[int]
+    node: int,
+    order: tuple[int, ...],
+    *,
+    alive: Collection[int],
+    synced: Collection[int],
+    last: Collection[int] = (),
 ) -> int | None:
-    """Place of `node` among the candidates that are alive, synced ones first; None: no candidate.
+    """Place of `node` among the candidates that are alive, synced ones first and of those the
+    ones that are not being drained (`last`); None: no candidate.
 
     `node` itself counts as alive.
     """
     if node not in order:
         return None
     present = [candidate for candidate in order if candidate == node or candidate in alive]
-    ranked = sorted(present, key=lambda candidate: candidate not in synced)
+    ranked = sorted(present, key=lambda candidate: (candidate not in synced, candidate in last))
     return ranked.index(node)
 
 
@@ -70,11 +76,17 @@ class Candidacy:
         self._patience = Patience(UNSYNCED_LEASES * view.params.lease_ns)
         self._despair = Patience(DESPAIR_LEASES * view.params.lease_ns)
         self._free_since_ns: int | None = None
+        self._forced_until_ns = 0
         self.at_ns: int | None = None
         """When a claim will be due if nothing changes."""
 
     def reset(self) -> None:
         self._free_since_ns = None
+
+    def force(self, until_ns: int) -> None:
+        """Until then claim the group as soon as it is free, synced or not, whoever ranks above:
+        an operator wants it here. Votes are needed like any other time."""
+        self._forced_until_ns = until_ns
 
     def due(self, now_ns: int, *, busy: bool, retry_ns: int) -> bool:
         """Whether to claim now. `busy`: this node holds the group or is claiming it."""
@@ -105,14 +117,17 @@ class Candidacy:
 
     def _due_ns(self, now_ns: int, free_since_ns: int, retry_ns: int) -> int | None:
         view, index = self._view, self._group.index
-        alive = [node for node in self._group.order if view.can_carry(node, now_ns)]
+        order = view.order(self._group)
+        alive = [node for node in order if view.can_carry(node, now_ns)]
         synced = [node for node in alive if view.synced(node, index, now_ns)]
-        place = rank(self._own, self._group.order, alive=alive, synced=synced)
+        place = rank(self._own, order, alive=alive, synced=synced, last=view.standing.last)
         assert place is not None
         given = self._acceptor.released and self._acceptor.released_to == self._own
         if given or self._counted_for_us(now_ns):
             place = 0
         at_ns = max(free_since_ns + place * view.params.heartbeat_ns, retry_ns)
+        if now_ns < self._forced_until_ns:
+            return max(free_since_ns, retry_ns)
         if self._own in synced:
             return at_ns
         ripe = [patience.ripe_ns() for patience in (self._patience, self._despair)]

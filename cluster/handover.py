@@ -61,6 +61,7 @@ class _Move:
     step: Step
     until_ns: int
     epoch: int = 0
+    force: bool = False
     position: Position | None = None
     repeat_until_ns: int = 0
 
@@ -91,22 +92,25 @@ class HandOver:
 
     # ---- starting -----------------------------------------------------------------------------
 
-    def start(self, origin: MoveOrigin, target: int, wait_ms: int, now_ns: int) -> list[Effect]:
-        """A move asked of the holder. Refused with a reason, or begun."""
-        refusal = self._refusal(target, now_ns)
+    def start(
+        self, origin: MoveOrigin, target: int, wait_ms: int, now_ns: int, *, force: bool = False
+    ) -> list[Effect]:
+        """A move asked of the holder. Refused with a reason, or begun. `force`: neither the
+        target nor the own syncd need be in order."""
+        refusal = self._refusal(target, now_ns, force=force)
         if self._move is not None:
             refusal = "another move of this group is under way"
         if refusal:
             return self.refuse(origin, refusal)
         wait_ns = min(wait_ms, WAIT_MS_MAX) * NS_PER_MS
-        self._move = _Move(origin, target, Step.WAIT_SYNC, now_ns + wait_ns)
+        self._move = _Move(origin, target, Step.WAIT_SYNC, now_ns + wait_ns, force=force)
         return self.tick(now_ns)
 
     def refuse(self, origin: MoveOrigin, reason: str) -> list[Effect]:
         self._view.counters["moves_refused"] += 1
         return self._answer(origin, moved=False, released=False, epoch=0, reason=reason)
 
-    def _refusal(self, target: int, now_ns: int) -> str:
+    def _refusal(self, target: int, now_ns: int, *, force: bool) -> str:
         view, order = self._view, self._group.params.order
         held = self._group.proposer.held
         if held is None or not held.opened:
@@ -119,10 +123,12 @@ class HandOver:
             return f"node {target} is not a candidate of this group"
         if not view.alive(target, now_ns):
             return f"node {target} is not heard"
+        if target in view.standing.out:
+            return f"node {target} is in maintenance or has left: hafwctl node online first"
         if not view.can_carry(target, now_ns):
             return f"node {target} cannot carry groups now (stopping, or its era file fails)"
         synced, reason = view.own_sync(self._group.params.index, now_ns)
-        if not synced:
+        if not synced and not force:
             return f"the holder's own syncd is not in order: {reason}"
         return ""
 
@@ -169,10 +175,10 @@ class HandOver:
 
     def _wait_sync(self, move: _Move, now_ns: int) -> list[Effect]:
         view, index = self._view, self._group.params.index
-        refusal = self._refusal(move.target, now_ns)
+        refusal = self._refusal(move.target, now_ns, force=move.force)
         if refusal:
             return self._end(move, moved=False, released=False, epoch=0, reason=refusal)
-        if not view.synced(move.target, index, now_ns):
+        if not move.force and not view.synced(move.target, index, now_ns):
             if now_ns < move.until_ns:
                 return []
             beat = view.peers[move.target].groups.get(index)
@@ -196,7 +202,7 @@ class HandOver:
         held = self._group.proposer.held
         assert held is not None  # A lost lease cancels the move first.
         self._view.counters["moves_without_position"] += 1
-        if move.origin is None:  # Away from a dead segment, position or not.
+        if move.origin is None or move.force:  # Away from a dead segment, position or not.
             return self._release(move, None, now_ns)
         reason = "the holder's syncd did not say its position in time"
         effects = self._end(move, moved=False, released=False, epoch=0, reason=reason)
@@ -210,6 +216,8 @@ class HandOver:
         lease_ns = self._view.params.lease_ns
         index = self._group.params.index
         move.step = Step.RELEASED
+        if move.force and not self._view.synced(move.target, index, now_ns):
+            position = None  # It would wait for what it cannot apply.
         move.position = position
         move.repeat_until_ns = now_ns + lease_ns
         move.until_ns = now_ns + TARGET_LEASES * lease_ns + 5 * self._view.params.heartbeat_ns
@@ -217,7 +225,7 @@ class HandOver:
         self._group.acceptor.release(self._view.params.node_id, move.epoch, move.target)
         self._view.counters["moves_released"] += 1
         return [
-            self._view.send(0, Release(index, move.epoch, move.target, position)),
+            self._view.send(0, Release(index, move.epoch, move.target, move.position)),
             *self._group.tell_role(now_ns),
             Note("lease_released", (("group", index), ("epoch", move.epoch))),
         ]
@@ -261,17 +269,16 @@ class HandOver:
         held, fault = group.proposer.held, view.carrier_fault(index)
         if not fault or held is None or not held.opened or group.proposer.claim is not None:
             return []
-        for node in group.params.order:
-            if node != view.params.node_id and view.synced(node, index, now_ns):
-                view.counters["moves_no_carrier"] += 1
-                until_ns = now_ns + POSITION_BEATS * view.params.heartbeat_ns
-                move = _Move(None, node, Step.POSITION, until_ns, epoch=held.epoch)
-                self._move = move
-                facts = (("group", index), ("target_id", node), ("why", fault))
-                shut: list[Effect] = [SetGate(index, 0, group.gate_ns), Note("move_began", facts)]
-                if view.syncd_silent_ns(now_ns):
-                    return [*shut, *self._release(move, None, now_ns)]
-                return [*shut, AskPosition(index, held.epoch)]
+        for node in view.heirs(group.params, now_ns):
+            view.counters["moves_no_carrier"] += 1
+            until_ns = now_ns + POSITION_BEATS * view.params.heartbeat_ns
+            move = _Move(None, node, Step.POSITION, until_ns, epoch=held.epoch)
+            self._move = move
+            facts = (("group", index), ("target_id", node), ("why", fault))
+            shut: list[Effect] = [SetGate(index, 0, group.gate_ns), Note("move_began", facts)]
+            if view.syncd_silent_ns(now_ns):
+                return [*shut, *self._release(move, None, now_ns)]
+            return [*shut, AskPosition(index, held.epoch)]
         return []
 
     def _watch_syncd(self, now_ns: int) -> list[Effect]:
@@ -289,12 +296,11 @@ class HandOver:
         if now_ns - self._silent_since_ns < SYNCD_SILENT_MS * NS_PER_MS:
             return []
         index = group.params.index
-        for node in group.params.order:
-            if node != view.params.node_id and view.synced(node, index, now_ns):
-                self._silent_since_ns = None
-                view.counters["moves_syncd_silent"] += 1
-                move = _Move(None, node, Step.POSITION, now_ns, epoch=held.epoch)
-                self._move = move
-                shut = SetGate(index, 0, group.gate_ns)
-                return [shut, *self._release(move, None, now_ns)]
+        for node in view.heirs(group.params, now_ns):
+            self._silent_since_ns = None
+            view.counters["moves_syncd_silent"] += 1
+            move = _Move(None, node, Step.POSITION, now_ns, epoch=held.epoch)
+            self._move = move
+            shut = SetGate(index, 0, group.gate_ns)
+            return [shut, *self._release(move, None, now_ns)]
         return []

@@ -169,6 +169,7 @@ class MoveAsk(Wire, frozen=True, tag="m"):
     group: GroupIndex
     target: U8
     wait_ms: U63
+    force: bool = False
 
 
 class MoveAnswer(Wire, frozen=True, tag="M"):

@@ -21,10 +21,9 @@ Theory of operation
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import assert_never
 
-from cluster.handover import WAIT_MS_MAX, MoveOrigin
+from cluster.asks import Asks
 from cluster.heartbeat import (
     Accepted,
     Beat,
@@ -50,9 +49,9 @@ from cluster.lease_types import (
     MoveAsked,
     Note,
     PersistEra,
-    ReplyMove,
     Rng,
     SegmentsDown,
+    StandingSaid,
     StopAsked,
     SyncdSaid,
 )
@@ -60,36 +59,31 @@ from cluster.session import SessionTable, Verdict
 from cluster.view import NodeView
 from hafw.human import epoch_era
 from hafw.messages import (
-    MoveReply,
-    MoveRequest,
     NewEpochRequest,
     PositionReply,
+    Standing,
     SyncBeacon,
 )
 
 __all__ = ["LeaseCore"]
 
 ERA_RETRY_MS = 1000
-ASK_GRACE_MS = 10_000
-"""A forwarded move is waited for this long beyond its own `wait_s`."""
-ASKS_MAX = 16
 BEATS_SENT_MAX = 64
 SESSION_ID_BITS = 63
-
-
-@dataclass(slots=True)
-class _Ask:
-    token: str
-    holder: int
-    message: MoveAsk
-    until_ns: int
 
 
 class LeaseCore:
     """Give it events and time; carry out what it returns, in order."""
 
     def __init__(
-        self, params: LeaseParams, *, era: int, era_durable: bool, rng: Rng, now_ns: int
+        self,
+        params: LeaseParams,
+        *,
+        era: int,
+        era_durable: bool,
+        rng: Rng,
+        now_ns: int,
+        standing: Standing | None = None,
     ) -> None:
         """`era`: what the era file held when this process started, plus one once that is durable
         (`era_durable`). `now_ns` is the start: voting begins M(1+ε) later."""
@@ -101,6 +95,8 @@ class LeaseCore:
         self.view = NodeView(
             params, era=era, era_durable=era_durable, sessions=sessions, rng=rng, now_ns=now_ns
         )
+        if standing is not None:
+            self.view.standing = standing
         self.groups = {group.index: GroupCore(group, self.view) for group in params.groups}
         self.era_error = ""
         """Why the era file could not be written; empty: it could."""
@@ -112,7 +108,7 @@ class LeaseCore:
         self._last_beat_ns = now_ns - params.heartbeat_ns
         self._beats_sent: dict[int, int] = {}
         self._awaiting_era: dict[tuple[int, int], Prepare | Propose] = {}
-        self._asks: dict[int, _Ask] = {}
+        self._asks = Asks(self.view, self.groups)
 
     # ---- the machine --------------------------------------------------------------------------
 
@@ -136,9 +132,11 @@ class LeaseCore:
                 self.view.counters["era_write_failed"] += 1
                 effects.append(Note("era_write_failed", (("error", error),)))
             case MoveAsked(token, request):
-                effects += self._on_move(token, request, now_ns)
+                effects += self._asks.on_move(token, request, now_ns)
             case SegmentsDown(names):
                 self.view.segments_down, self.view.beat_soon = names, True
+            case StandingSaid(standing):
+                self.view.standing = standing
             case StopAsked():
                 self.view.stopping = True
                 for group in self.groups.values():
@@ -200,7 +198,7 @@ class LeaseCore:
         effects: list[Effect] = [sent]
         for group in self.groups.values():
             effects += group.grant_alone(now_ns)
-        return effects + self._repeat_asks(now_ns)
+        return effects + self._asks.tick(now_ns)
 
     def _on_beat(self, sender: int, beat: Beat, seq: int, now_ns: int) -> None:
         view = self.view
@@ -264,9 +262,9 @@ class LeaseCore:
                 self._on_beat(sender, message, seq, now_ns)
                 return []
             case MoveAsk():
-                return self._on_ask(sender, message, now_ns)
+                return self._asks.on_ask(sender, message, now_ns)
             case MoveAnswer():
-                return self._on_answer(sender, message)
+                return self._asks.on_answer(sender, message)
             case Prepare() | Propose() | Promise() | Accepted() | Nack() | Release():
                 group = self.groups.get(message.group)
                 if group is None:
@@ -329,72 +327,3 @@ class LeaseCore:
                 return [] if group is None else group.new_epoch(message, now_ns)
             case _:
                 assert_never(message)
-
-    # ---- moves --------------------------------------------------------------------------------
-
-    def _on_move(self, token: str, request: MoveRequest, now_ns: int) -> list[Effect]:
-        group = self.groups.get(request.group)
-        if group is None:
-            return self._refuse_move(token, f"there is no group {request.group}")
-        if not 0 <= request.wait_s * 1000 <= WAIT_MS_MAX:  # A NaN is outside, too.
-            return self._refuse_move(token, f"wait_s is 0 to {WAIT_MS_MAX // 1000} seconds")
-        wait_ms = int(request.wait_s * 1000)
-        if group.active:
-            return group.handover.start(
-                MoveOrigin(token=token), request.target_id, wait_ms, now_ns
-            )
-        holder = group.known_holder
-        if not holder or holder == self.params.node_id:
-            return self._refuse_move(token, "no node is known to hold the group now")
-        if not self.view.alive(holder, now_ns):
-            return self._refuse_move(token, f"node {holder} holds the group and is not heard")
-        if not 0 <= request.target_id < 1 << 8:
-            return self._refuse_move(token, f"there is no node {request.target_id}")
-        if len(self._asks) >= ASKS_MAX:
-            return self._refuse_move(token, "too many moves are being forwarded")
-        number = self.view.next_request()
-        ask = MoveAsk(number, request.group, request.target_id, wait_ms)
-        until_ns = now_ns + (wait_ms + ASK_GRACE_MS) * NS_PER_MS
-        self._asks[number] = _Ask(token, holder, ask, until_ns)
-        return [self.view.send(holder, ask)]
-
-    def _repeat_asks(self, now_ns: int) -> list[Effect]:
-        effects: list[Effect] = []
-        for number, ask in list(self._asks.items()):
-            if now_ns < ask.until_ns:
-                effects.append(self.view.send(ask.holder, ask.message))
-            else:
-                del self._asks[number]
-                effects += self._refuse_move(ask.token, f"holder {ask.holder} did not answer")
-        return effects
-
-    def _on_ask(self, sender: int, ask: MoveAsk, now_ns: int) -> list[Effect]:
-        group = self.groups.get(ask.group)
-        if group is None:
-            reason = f"there is no group {ask.group}"
-            return [self.view.send(sender, MoveAnswer(ask.request, False, False, 0, reason))]
-        answered = group.answered.get(sender)
-        if answered is not None and answered.request == ask.request:
-            return [self.view.send(sender, answered)]
-        origin = MoveOrigin(node=sender, request=ask.request)
-        if group.handover.serves(origin):
-            return []
-        return group.handover.start(origin, ask.target, ask.wait_ms, now_ns)
-
-    def _on_answer(self, sender: int, answer: MoveAnswer) -> list[Effect]:
-        ask = self._asks.get(answer.request)
-        if ask is None or ask.holder != sender:
-            return []
-        del self._asks[answer.request]
-        reply = MoveReply(
-            moved=answer.moved,
-            released=answer.released,
-            epoch=answer.epoch,
-            reason=answer.reason,
-        )
-        return [ReplyMove(ask.token, reply)]
-
-    def _refuse_move(self, token: str, reason: str) -> list[Effect]:
-        self.view.counters["moves_refused"] += 1
-        reply = MoveReply(moved=False, released=False, epoch=0, reason=reason)
-        return [ReplyMove(token, reply)]

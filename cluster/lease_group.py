@@ -127,6 +127,10 @@ class GroupCore:
             self.proposer.retry_ns = 0
         return []
 
+    def force(self, until_ns: int) -> None:
+        """See `Candidacy.force`."""
+        self._candidacy.force(until_ns)
+
     def grant_alone(self, now_ns: int) -> list[Effect]:
         """With a single voter no answer comes from outside."""
         claim = self.proposer.grant_alone(now_ns)
@@ -155,9 +159,9 @@ class GroupCore:
             return [] if self.handover.gate_frozen else self.store_gate(claim.deadline_ns)
         if claim.await_position is None and self._released_at is not None:
             epoch, position = self._released_at
-            # A claim of ours that was dropped may lie between: nobody opened under it.
-            dropped = epoch == self.known_epoch and epoch_node(claim.succeeds) == self._own
-            if epoch == claim.succeeds or dropped:
+            # Claims that came to nothing may lie between, ours or another's: as far as is known
+            # nobody opened under them, and if somebody did, the wait is bounded.
+            if epoch in (claim.succeeds, self.known_epoch):
                 claim.await_position = position
                 claim.await_until_ns = now_ns + TARGET_LEASES * self._view.params.lease_ns
         self._released_at = None

@@ -19,6 +19,7 @@ from hafw.messages import (
     NewEpochRequest,
     PositionReply,
     RoleChange,
+    Standing,
     SyncBeacon,
 )
 
@@ -41,6 +42,7 @@ __all__ = [
     "SegmentsDown",
     "Send",
     "SetGate",
+    "StandingSaid",
     "StopAsked",
     "SyncdSaid",
     "TellSyncd",
@@ -165,7 +167,23 @@ class SegmentsDown:
     names: frozenset[str]
 
 
-Event = Arrived | SyncdSaid | EraPersisted | EraFailed | MoveAsked | StopAsked | SegmentsDown
+@dataclass(frozen=True, slots=True)
+class StandingSaid:
+    """What Raft has agreed on, as hafwd says it, or as it was when it was written last."""
+
+    standing: Standing
+
+
+Event = (
+    Arrived
+    | SyncdSaid
+    | EraPersisted
+    | EraFailed
+    | MoveAsked
+    | StopAsked
+    | SegmentsDown
+    | StandingSaid
+)
 
 
 # ---- effects --------------------------------------------------------------------------------

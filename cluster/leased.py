@@ -51,6 +51,7 @@ from cluster.lease_types import (
     SegmentsDown,
     Send,
     SetGate,
+    StandingSaid,
     StopAsked,
     SyncdSaid,
     TellSyncd,
@@ -59,6 +60,7 @@ from cluster.leased_io import LinkSockets, LocalSocket, Recent, plan_paths
 from cluster.leased_status import GateFacts, leased_status
 from cluster.meters import DelayMeter, FirstCopy, LinkMeter
 from cluster.realtime import Collector, Punctuality, be_ordinary, make_realtime, read_clocks
+from cluster.standing import read_standing
 from hafw.config.model import ClusterConfig
 from hafw.cpus import lease_cpu, usable_cpus
 from hafw.daemon_main import daemon_main
@@ -73,6 +75,7 @@ from hafw.messages import (
     NewEpochRequest,
     PositionReply,
     PositionRequest,
+    Standing,
     StatusRequest,
     SyncBeacon,
     decode_leased,
@@ -189,6 +192,7 @@ class Leased:
             era_durable=durable,
             rng=random.SystemRandom(),
             now_ns=now_boottime_ns(),
+            standing=read_standing(self._paths.standing),
         )
 
     # ---- the loop -----------------------------------------------------------------------------
@@ -283,6 +287,8 @@ class Leased:
                     self._do(self._core.handle(SyncdSaid(message), now_ns=now_ns))
                 case MoveRequest():
                     self._do(self._core.handle(MoveAsked(sender, message), now_ns=now_ns))
+                case Standing():
+                    self._do(self._core.handle(StandingSaid(message), now_ns=now_ns))
                 case StatusRequest():
                     askers.append(sender)
                 case MoveReply() | LeasedStatus():

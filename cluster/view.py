@@ -6,10 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from cluster.heartbeat import REASON_CHARS_MAX, Beat, Envelope, GroupBeat, Message
-from cluster.lease_types import LeaseParams, Rng, Send
+from cluster.lease_types import GroupParams, LeaseParams, Rng, Send
 from cluster.session import SessionTable
 from hafw.human import epoch_counter, epoch_era, make_epoch
-from hafw.messages import Position, SyncBeacon
+from hafw.messages import Position, Standing, SyncBeacon
 
 __all__ = ["BEACONS_STALE", "ERA_LEAP_MAX", "HEARD_BEATS", "NodeView", "PeerView"]
 
@@ -88,6 +88,7 @@ class NodeView:
         self.twin_ns: int | None = None
         """When another process with this node's id was last heard."""
         self.segments_down: frozenset[str] = frozenset()
+        self.standing = Standing({}, [], [])
         self.stopping = False
         self.beat_soon = False
         self.voters_hash = params.voters.hash
@@ -113,7 +114,22 @@ class NodeView:
 
     def able(self) -> bool:
         """Whether this node could carry a group."""
-        return self.params.gateway and self.era_durable and not self.stopping
+        resting = self.params.node_id in self.standing.out
+        return self.params.gateway and self.era_durable and not (self.stopping or resting)
+
+    def order(self, group: GroupParams) -> tuple[int, ...]:
+        """The group's candidates, best first, as agreed on last."""
+        agreed = tuple(self.standing.orders.get(group.index, ()))
+        return agreed if sorted(agreed) == sorted(group.order) else group.order
+
+    def heirs(self, group: GroupParams, now_ns: int) -> list[int]:
+        """Other nodes that could carry the group without losing flows, best first."""
+        fit = [
+            node
+            for node in self.order(group)
+            if node != self.params.node_id and self.synced(node, group.index, now_ns)
+        ]
+        return sorted(fit, key=lambda node: node in self.standing.last)
 
     def voters_ready(self, now_ns: int) -> bool:
         """Whether a majority that may vote is heard."""

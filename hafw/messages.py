@@ -28,6 +28,7 @@ __all__ = [
     "PositionRequest",
     "RoleChange",
     "Spread",
+    "Standing",
     "StatusRequest",
     "SyncBeacon",
     "SyncGroupStatus",
@@ -121,13 +122,25 @@ class StatusRequest(Message, frozen=True):
     """Answered with `LeasedStatus` or `SyncdStatus`."""
 
 
+class Standing(Message, frozen=True):
+    """What Raft has agreed on that ranks candidates; hafwd repeats it. `orders`: best first, by
+    group index. `last`: drained nodes, behind all others that are synced. `out`: nodes in
+    maintenance, or that left: they claim nothing."""
+
+    orders: dict[int, list[int]]
+    last: list[int]
+    out: list[int]
+
+
 class MoveRequest(Message, frozen=True):
     """Planned hand-over of a group this node holds (or forwarded refusal). `wait_s` bounds how
-    long an unsynced target is waited for; 0 refuses at once."""
+    long an unsynced target is waited for; 0 refuses at once. `force` (`cluster.asks`): asked of
+    the target itself; the votes of a majority it needs all the same."""
 
     group: int
     target_id: int
     wait_s: float
+    force: bool = False
 
 
 class MoveReply(Message, frozen=True):
@@ -303,6 +316,7 @@ LeasedMessage = (
     | StatusRequest
     | MoveRequest
     | MoveReply
+    | Standing
     | LeasedStatus
 )
 SyncdMessage = (

@@ -2,7 +2,7 @@
 
 ====================== ======================================================================
 /run/hafw/NODE          hafwd.sock leased.sock syncd.sock raftd.sock, *.pid and *.lock, *.log (lab)
-/var/lib/hafw/NODE      era, raft/ (hafw-raftd's own user)
+/var/lib/hafw/NODE      era, standing, raft/ (hafw-raftd's own user)
 /etc/hafw/NODE          lease.key sync.key raft.key (mode 0600)
 /sys/fs/bpf/hafw/NODE   gate, prog-*, link-*
 ====================== ======================================================================
@@ -78,6 +78,11 @@ class NodePaths:
     @property
     def era(self) -> Path:
         return self.lib / "era"
+
+    @property
+    def standing(self) -> Path:
+        """What Raft has agreed on last, for the next hafw-leased (`cluster.standing`)."""
+        return self.lib / "standing"
 
     @property
     def lease_key(self) -> Path:

@@ -27,6 +27,7 @@ from cluster.proposer import Phase, Proposer, Request
 from cluster.view import NodeView
 from hafw.config.model import VoterSet
 from hafw.human import make_epoch
+from hafw.messages import Standing
 from tests.simulation.lease_world import (
     GROUP,
     HEARTBEAT_NS,
@@ -53,6 +54,7 @@ KINDS = (
     "deaf",
     "disk",
     "era_lost",
+    "force",
     "isolate",
     "isolate_holder",
     "kill",
@@ -66,6 +68,7 @@ KINDS = (
     "quick_restart",
     "slow_disk_and_restart",
     "slow_network",
+    "standing",
     "stale_voters",
     "syncd_silent",
     "unsynced",
@@ -182,6 +185,7 @@ class Schedule:
             if node.segments_down:
                 world.carrier(node, frozenset())
             node.paused_until = node.busy_until = world.now
+            world.stand(node, Standing({}, [], []))
             if node.voters is not None:
                 node.voters = None
                 world.kill(node)
@@ -352,6 +356,23 @@ class Schedule:
                     6 * LEASE_NS,
                     lambda node=world.nodes[node]: world.carrier(node, frozenset()),  # type: ignore[misc]
                 )
+
+    def _force(self) -> None:
+        node = self.world.nodes[self.rng.choice(self.world.gateways)]
+        if self.rng.random() < 0.5:
+            node.synced = False
+            self.world.disturb(node.id)
+        self.world.force(node)
+
+    def _standing(self) -> None:
+        """Nodes are drained, in maintenance, ordered anew; not all hear of it, or the same."""
+        gateways = self.world.gateways
+        for node in self.world.nodes.values():
+            if self.rng.random() < 0.7:
+                order = self.rng.sample(gateways, len(gateways))
+                last = [n for n in gateways if self.rng.random() < 0.3]
+                out = [n for n in gateways if self.rng.random() < 0.2]
+                self.world.stand(node, Standing({GROUP: order}, last, out))
 
     def _new_epoch(self) -> None:
         self.world.ask_epoch(self._holder_or_any())

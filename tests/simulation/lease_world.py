@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
+from cluster.asks import FORCE_MS
 from cluster.heartbeat import Envelope, Release
 from cluster.lease import LeaseCore
 from cluster.lease_types import (
@@ -37,6 +38,7 @@ from cluster.lease_types import (
     SegmentsDown,
     Send,
     SetGate,
+    StandingSaid,
     StopAsked,
     SyncdSaid,
     TellSyncd,
@@ -49,6 +51,7 @@ from hafw.messages import (
     NewEpochRequest,
     Position,
     PositionReply,
+    Standing,
     SyncBeacon,
 )
 
@@ -159,6 +162,7 @@ class World:
         self.network = Network()
         self.network_disturbed_at = 0
         self.moved_at = 0
+        self.forced_at = -(10**18)
         self.gateways = gateways
         self.voters = VoterSet(id=2, members=tuple(sorted((*gateways, *witnesses))))
         self.nodes = {
@@ -286,6 +290,20 @@ class World:
             request = MoveRequest(group=GROUP, target_id=target, wait_s=wait_s)
             node.inbox.append(MoveAsked("token", request))
             self.pump(node)
+
+    def force(self, node: Node) -> None:
+        """An operator wants the group on this node, synced or not."""
+        if node.core is not None:
+            self.moved_at = self.forced_at = self.now
+            self.say(f"move forced to node {node.id}")
+            request = MoveRequest(group=GROUP, target_id=node.id, wait_s=0, force=True)
+            self._event(node, node.process, MoveAsked("token", request))
+
+    def stand(self, node: Node, standing: Standing) -> None:
+        """What Raft agreed on, as far as this node has heard of it."""
+        self.disturb(node.id)
+        self.say(f"node {node.id} hears {standing}")
+        self._event(node, node.process, StandingSaid(standing))
 
     def _beacon(self, node: Node, process: int) -> None:
         """The node's syncd, as far as leased hears it."""
@@ -599,6 +617,8 @@ class World:
         """
         calm_from = self.now - 8 * LEASE_NS - RESTART_WAIT_NS
         if node.synced or node.id == self._holder or self.network_disturbed_at > calm_from:
+            return
+        if self.forced_at > calm_from - FORCE_MS * MS:
             return
         cut = {end for pair in self.network.cut for end in pair}  # Cut for longer than that.
         calm = [

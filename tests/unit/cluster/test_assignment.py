@@ -20,6 +20,7 @@ from cluster.assignment import (
     RecordMove,
     SetGroup,
     SetMemberState,
+    SetOrder,
     SetPolicy,
     State,
     Voters,
@@ -71,6 +72,7 @@ commands = st.one_of(
     ),
     st.builds(SetMemberState, names, st.sampled_from(["online", "draining", "maintenance"])),
     st.builds(SetGroup, names, st.booleans()),
+    st.builds(SetOrder, names, st.lists(names, max_size=2).map(tuple)),
     st.builds(SetPolicy, st.integers(1, 5), hashes),
     st.builds(move, st.integers(0, 5), planned=st.booleans(), group=names),
     st.builds(AddToken, hashes, times, times),
@@ -107,10 +109,13 @@ def check(state: State) -> None:
         epochs = [m.epoch for m in state.history if m.group == group]
         assert epochs == sorted(set(epochs)), "once an epoch, in order"
     for found in state.groups:
+        assert set(found.ranked) == set(found.order)
         who = assigned(state, found.name)
         if who is not None:
             assert who in found.order
-            assert next(m.state for m in state.members if m.name == who) == "online"
+            states = {m.name: m.state for m in state.members}
+            best = "online" if any(states[n] == "online" for n in found.order) else "draining"
+            assert states[who] == best
 
 
 @pytest.mark.parametrize(
@@ -119,6 +124,10 @@ def check(state: State) -> None:
         (SetMemberState("gw3", "draining"), "no member gw3"),
         (SetGroup("dmz", True), "no group dmz"),
         (Leave("gw3"), "no member gw3"),
+        (SetOrder("dmz", ()), "no group dmz"),
+        (SetOrder("main", ("gw1",)), "each of its candidates once: gw1, gw2"),
+        (SetOrder("main", ("gw2", "gw2")), "each of its candidates once"),
+        (SetMemberState("wit", "draining"), "wit is a witness"),
         (Join("gw1", "a", 1.0), "member already"),
         (Join("gw3", "a", 1.0), "not in the cluster's cluster.yaml"),
         (AddToken("a", 1.0, 2.0), "expired already"),
@@ -207,3 +216,34 @@ def test_a_full_history_fits_a_packet() -> None:
 def test_what_is_no_command_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="command"):
         decode_command(data)
+
+
+def test_the_last_gateway_online_is_neither_drained_nor_rested() -> None:
+    state = after(SetMemberState("gw1", "draining", "new disk", 5.0))
+    assert (state.members[0].why, state.members[0].since_s) == ("new disk", 5.0)
+    for to in ("draining", "maintenance"):
+        same, refusal = apply(state, SetMemberState("gw2", to))
+        assert refusal == "no gateway but gw2 is online: nobody could take its groups"
+        assert same is state
+    state, _ = apply(state, SetMemberState("gw1", "online"))
+    assert apply(state, SetMemberState("gw2", "maintenance"))[1] == ""
+
+
+def test_an_order_set_by_hand_is_in_force_until_the_files_changes() -> None:
+    state = after(SetOrder("main", ("gw2", "gw1")), SetGroup("main", True, 5.0))
+    assert state.groups[0].ranked == ("gw2", "gw1")
+    assert assigned(state, "main") == "gw2"
+    state, _ = apply(state, FOUND)
+    assert (state.groups[0].ranked, state.groups[0].preempt_after_s) == (("gw2", "gw1"), 5.0)
+    plain, _ = apply(state, SetOrder("main", ()))
+    assert plain.groups[0].ranked == ("gw1", "gw2")
+    turned = Configure(MEMBERS, (Group("main", 1, ("gw2", "gw1")),), FOUND.voters)
+    state, _ = apply(state, turned)
+    assert (state.groups[0].preferred, state.groups[0].preempt) == ((), True)
+
+
+def test_a_drained_node_is_assigned_nothing_while_another_is_online() -> None:
+    state = after(move(5, to=1))
+    assert assigned(state, "main") == "gw1"
+    state, _ = apply(state, SetMemberState("gw1", "draining"))
+    assert assigned(state, "main") == "gw2"

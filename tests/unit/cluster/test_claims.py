@@ -38,3 +38,19 @@ def test_patience_counts_only_without_a_break() -> None:
     assert not patience.ripe(700)
     patience.observe(True, 800)
     assert patience.ripe_ns() == 1300
+
+
+@pytest.mark.parametrize(
+    ("node", "synced", "last", "place"),
+    [
+        (1, {1, 2, 3}, {1}, 2),  # Drained: behind all others that are synced.
+        (2, {1, 2, 3}, {1}, 0),
+        (1, {1}, {1}, 0),  # The flows count for more than the drain.
+        (1, {1, 2, 3}, {1, 2, 3}, 0),
+        (2, set(), {1}, 0),
+    ],
+)
+def test_a_drained_node_ranks_behind_those_that_keep_the_flows(
+    node: int, synced: set[int], last: set[int], place: int
+) -> None:
+    assert rank(node, ORDER, alive={1, 2, 3}, synced=synced, last=last) == place
