@@ -12,6 +12,7 @@ from hafw.errors import HafwError, RefusedError, StateError
 from hafw.paths import NodePaths
 
 if TYPE_CHECKING:
+    from cluster.agreed import Command
     from hafw.node.status_rows import Document
 
 __all__ = ["group"]
@@ -62,7 +63,100 @@ def move(
     click.echo(_what_moves(document, name, holder, target, rows[0]), err=True)
     if not yes:
         click.confirm("Move it?", abort=True, err=True)
-    result = _ask_for_move(scope, asked, name, target, wait_s)
+    _report(name, target, _ask_for_move(scope, asked, name, target, wait_s))
+
+
+@group.command("force-active")
+@click.argument("name", metavar="GROUP")
+@click.argument("target", metavar="NODE")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@scope_options
+def force_active(
+    name: str, target: str, yes: bool, node: str | None, config_file: Path | None
+) -> None:
+    """Make NODE ACTIVE for GROUP although it is not synced, not the best, or being drained.
+
+    Run it on NODE. Overrides: sync state of NODE and of the holder (flows without a replica on
+    NODE are lost), the group's order, a drain. Never overrides: the votes of a majority, the
+    running lease of a node that is not heard, maintenance. So there are never two.
+    """
+    require_root()
+    scope = find_scope(node, config_file)
+    if not NodePaths(target).run.is_dir():
+        raise StateError(f"a group is forced to {target} on {target} itself: run this there")
+    _require_candidate(scope, name, target)
+    click.echo(
+        f"group {name} goes to {target} whether or not it is synced: flows of which it has no "
+        "replica are lost. Not overridden: a majority must vote for it, so that there are never "
+        "two ACTIVE nodes",
+        err=True,
+    )
+    if not yes:
+        click.confirm("Force it?", abort=True, err=True)
+    _report(name, target, _ask_for_move(scope, target, name, target, 0.0, force=True))
+
+
+@group.command()
+@click.argument("name", metavar="GROUP")
+@click.argument("nodes", metavar="NODE...", nargs=-1)
+@click.option("--reset", is_flag=True, help="cluster.yaml's order again.")
+@scope_options
+def order(
+    name: str, nodes: tuple[str, ...], reset: bool, node: str | None, config_file: Path | None
+) -> None:
+    """Who comes first for GROUP: all its candidates, best first.
+
+    Kept by Raft, through restarts, until cluster.yaml's own order of the group changes. Moves
+    nothing by itself, unless the group has `preempt`.
+    """
+    from cluster.agreed import SetOrder
+
+    if reset == bool(nodes):
+        raise click.UsageError("name all candidates, or --reset")
+    _agree(node, config_file, SetOrder(name, nodes))
+    what = "that of cluster.yaml" if reset else ", ".join(nodes)
+    click.echo(f"the order of group {name} is {what}", err=True)
+
+
+@group.command()
+@click.argument("name", metavar="GROUP")
+@click.argument("wanted", metavar="on|off", type=click.Choice(["on", "off"]))
+@click.option(
+    "--after",
+    "after_s",
+    type=click.FloatRange(1, 86400),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the better node must have been fit without a break.",
+)
+@scope_options
+def preempt(
+    name: str, wanted: str, after_s: float, node: str | None, config_file: Path | None
+) -> None:
+    """Whether GROUP goes back to a better node of its order by itself. Off unless set.
+
+    The move back is a planned one: nothing is lost, and it is not made while the better node is
+    not synced.
+    """
+    from cluster.agreed import SetGroup
+
+    _agree(node, config_file, SetGroup(name, wanted == "on", after_s))
+    delay = f", after {after_s:g} s" if wanted == "on" else ""
+    click.echo(f"preempt of group {name} is {wanted}{delay}", err=True)
+
+
+def _agree(node: str | None, config_file: Path | None, command: Command) -> None:
+    """Raises RefusedError, StateError."""
+    require_root()
+    from hafw.cli.raft_asking import ask_raft, propose
+
+    asked, _ = ask_raft(find_scope(node, config_file))
+    propose(asked, command)
+
+
+def _report(name: str, target: str, result: dict[str, Any]) -> None:
+    """Raises RefusedError if the group is not on its target."""
     if not result["moved"]:
         after = (
             "the lease was given up, and somebody claims it by rank"
@@ -111,26 +205,28 @@ def _what_moves(
 
 
 def _ask_for_move(
-    scope: Scope, asked: str, name: str, target: str, wait_s: float
+    scope: Scope, asked: str, name: str, target: str, wait_s: float, *, force: bool = False
 ) -> dict[str, Any]:
     from hafw.node import api
     from hafw.node.client import MOVE_MARGIN_S, Unavailable, ask_hafwd
 
     reply = ask_hafwd(
         NodePaths(asked),
-        api.Move(group=name, target=target, wait_s=wait_s),
+        api.Move(group=name, target=target, wait_s=wait_s, force=force),
         wait_s + MOVE_MARGIN_S + 1.0,
     )
     if isinstance(reply, Unavailable):
         if reply.state == "silent":
             raise StateError(f"{asked}: {reply.reason}; whether the group moves is not known")
-        return _ask_leased(scope, asked, name, target, wait_s)
+        return _ask_leased(scope, asked, name, target, wait_s, force=force)
     if not reply.ok:
         raise RefusedError(reply.error)
     return reply.result
 
 
-def _ask_leased(scope: Scope, asked: str, name: str, target: str, wait_s: float) -> dict[str, Any]:
+def _ask_leased(
+    scope: Scope, asked: str, name: str, target: str, wait_s: float, *, force: bool
+) -> dict[str, Any]:
     """hafwd only relays: without it leased is asked directly."""
     from hafw.human import format_epoch
     from hafw.messages import MoveRequest
@@ -139,7 +235,10 @@ def _ask_leased(scope: Scope, asked: str, name: str, target: str, wait_s: float)
     config = scope.config()
     answer = LocalClient(NodePaths(asked)).move(
         MoveRequest(
-            group=config.groups[name].index, target_id=config.nodes[target].id, wait_s=wait_s
+            group=config.groups[name].index,
+            target_id=config.nodes[target].id,
+            wait_s=wait_s,
+            force=force,
         )
     )
     if isinstance(answer, Unavailable):

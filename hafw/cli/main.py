@@ -20,9 +20,9 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:object, the line in --help)
     "status": ("hafw.cli.status:status", "The truth about this node, or about the whole lab."),
     "timers": ("hafw.cli.timers:timers", "How long a fault lasts at worst, and why."),
-    "group": ("hafw.cli.group:group", "Groups (virtual gateways): move one to another node."),
+    "group": ("hafw.cli.group:group", "Groups (virtual gateways): move, force, order, preempt."),
     "cluster": ("hafw.cli.cluster:cluster", "Members, history of moves, join tokens."),
-    "node": ("hafw.cli.cluster:node", "This node as a member: leave the cluster, join it again."),
+    "node": ("hafw.cli.node:node", "A node as a member: drain, maintenance, online, leave, join."),
     "policy": ("hafw.cli.policy:policy", "Load a policy file, show the one in force."),
     "check": ("hafw.cli.check:check", "Check a cluster.yaml (and its policy) without loading."),
     "sync": ("hafw.cli.sync:sync", "Replication: how it is, compare it now, fetch it anew."),

@@ -150,7 +150,8 @@ def _replication(row: dict[str, Any]) -> dict[str, Any]:
 def _nodes(document: Document) -> Rows:
     rows = []
     for node in document["nodes"]:
-        row = {"node": node["node"], "id": node["id"], "role": node["role"]}
+        row = {key: node[key] for key in ("node", "id", "role")}
+        row["state"] = node["state"] or "unknown"
         for daemon in document["daemons"]:
             if daemon["node"] == node["node"]:
                 pid = f" ({daemon['pid']})" if daemon["pid"] else ""

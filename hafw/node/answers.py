@@ -15,6 +15,7 @@ from hafw.messages import MoveReply, MoveRequest, ResyncReply, SyncdStatus, Veri
 from hafw.node import api
 from hafw.node.client import Unavailable
 from hafw.node.raft_relay import planned_move
+from hafw.node.raft_rows import member_state
 from hafw.node.status import SYNC_DISABLED, daemon_facts, now_ns, read_devices, read_gates
 from hafw.node.status_rows import DaemonFacts, NodeFacts, build_tables
 from hafw.node.supervisor import ChildReport, ChildState
@@ -96,9 +97,11 @@ class Answers:
             )
         if not 0 <= request.wait_s <= WAIT_S_MAX:
             raise RefusedError(f"wait must be 0 to {WAIT_S_MAX:g} s, not {request.wait_s:g}")
+        if refusal := await self._state_refusal(request):
+            raise RefusedError(refusal)
         target_id = node.config.nodes[request.target].id
         answer = await node.client.move_async(
-            MoveRequest(group=group.index, target_id=target_id, wait_s=request.wait_s)
+            MoveRequest(group.index, target_id, request.wait_s, force=request.force)
         )
         if isinstance(answer, Unavailable):
             doubt = "" if answer.state == "down" else "; whether the group moves is not known"
@@ -112,6 +115,19 @@ class Answers:
             "reason": answer.reason,
         }
 
+    async def _state_refusal(self, request: api.Move) -> str:
+        """Why the agreed state of the target speaks against it. Without Raft nothing does: leased
+        knows itself whether it is in maintenance."""
+        raft = await self._node.raft.status_async()
+        state = None if isinstance(raft, Unavailable) else member_state(raft, request.target)
+        if state in ("maintenance", "left") or (state == "draining" and not request.force):
+            words = {"maintenance": "is in maintenance", "draining": "is being drained"}
+            return (
+                f"{request.target} {words.get(state, 'has left')}: first "
+                f"hafwctl node {'join' if state == 'left' else 'online'} {request.target}"
+            )
+        return ""
+
     async def _record(self, request: api.Move, answer: MoveReply) -> None:
         """The history says who asked. Without Raft the move is done all the same."""
         node = self._node
@@ -119,10 +135,14 @@ class Answers:
         if isinstance(raft, Unavailable) or raft.read_only:
             return
         state = decode_state(raft.state)
+        what = "planned: hafwctl group move"
+        if request.force:
+            what = "forced: hafwctl group force-active"
+        why = f"{what} on {node.name}"
         await node.raft.propose_async(
             planned_move(
                 node.config, state, answer,
-                group=request.group, target=request.target, asked_on=node.name,
+                group=request.group, target=request.target, why=why,
             )
         )  # fmt: skip
 

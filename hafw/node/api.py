@@ -65,11 +65,13 @@ class PolicyApply(_Request, frozen=True):
 
 
 class Move(_Request, frozen=True):
-    """Planned hand-over of a group that this node holds to another node, both by name."""
+    """Planned hand-over of a group that this node holds to another node, both by name. `force`:
+    asked of the target's hafwd (`hafw.messages.MoveRequest`)."""
 
     group: str
     target: str
     wait_s: float
+    force: bool = False
 
 
 class SyncVerify(_Request, frozen=True):

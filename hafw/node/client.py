@@ -31,6 +31,7 @@ from hafw.messages import (
     MoveRequest,
     ResyncReply,
     ResyncRequest,
+    Standing,
     StatusRequest,
     SyncdStatus,
     VerifyReply,
@@ -118,6 +119,15 @@ class LocalClient:
     def move(self, request: MoveRequest) -> MoveReply | Unavailable:
         """Ask leased for a planned hand-over; returns when it is done or refused."""
         return self._ask(self._move_question(request), request.wait_s + MOVE_MARGIN_S)
+
+    def tell_standing(self, standing: Standing) -> bool:
+        """To leased, which does not answer; False if it is not there to hear it."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as telling:
+            try:
+                telling.sendto(encode(standing), str(self._paths.leased_socket))
+            except OSError:
+                return False
+        return True
 
     def verify(self) -> VerifyReply | Unavailable:
         """Ask syncd to compare; returns when it has."""

@@ -37,7 +37,7 @@ from hafw.node.parts import Parts
 from hafw.node.policy import PolicyKeeper
 from hafw.node.processes import Processes
 from hafw.node.raft_client import RaftClient
-from hafw.node.raft_relay import unrecorded
+from hafw.node.raft_relay import RaftRelay
 from hafw.node.supervisor import (
     ChildAnswered,
     ChildExited,
@@ -94,6 +94,7 @@ class Node:
         self.is_gateway = config.nodes[name].role == "gateway"
         self._own_arguments = ("--node", name, "--config", str(config_file))
         self.client, self.raft = LocalClient(paths), RaftClient(paths)
+        self.relay = RaftRelay(config, name, self.client, self.raft, log)
 
         names = ("leased", "syncd", "raftd") if self.is_gateway else ("leased", "raftd")
         self._supervisor = Supervisor(names)
@@ -232,8 +233,7 @@ class Node:
             if not isinstance(raft, Unavailable):
                 self._events.put_nowait(ChildAnswered("raftd"))
                 if not isinstance(leased, Unavailable):
-                    for taken in unrecorded(self.config, leased, raft):
-                        await self.raft.propose_async(taken)  # Refused or lost: the next look.
+                    await self.relay.look(leased, raft)
             if self.wants_syncd and not isinstance(
                 await self.client.ask_syncd_async(), Unavailable
             ):
@@ -369,7 +369,7 @@ class Node:
             alarms.append("UNSAFE: started with HAFW_UNSAFE_GATE_ALWAYS_PASS: no exclusivity")
         if self.devices.error:
             alarms.append(f"the node's devices cannot be set up: {self.devices.error}")
-        alarms += self.devices.others
+        alarms += [*self.devices.others, *self.relay.alarms()]
         if self.policy.drift:
             alarms.append(f"policy: {self.policy.drift}")
         if self.policy.foreign_drops:
@@ -394,4 +394,6 @@ class Node:
             "policy_loaded": self.policy.loads,
             "policy_refused": self.policy.failures,
             "policy_vanished": self.policy.vanished,
+            "moves_made": self.relay.moved,
+            "moves_refused": self.relay.refused,
         }

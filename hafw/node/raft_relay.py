@@ -1,21 +1,33 @@
-"""What a node tells Raft of its own accord: the groups that it has taken, and why it thinks so.
+"""Between leased, which knows nothing of Raft, and raftd, which must not reach leased. hafwd's.
 
-hafwd sees both: leased, which knows nothing of Raft, and raftd, which must not reach leased. Each
-look compares the two; a take that the history does not have is reported by the node that took it,
-and again with the next look until a majority has it. Without a Raft leader nothing is lost but
-takes of one holder that another follows before there is one again.
+Up: the groups that this node has taken, and why it thinks so. Each look compares the two; a take
+that the history does not have is reported by the node that took it, and again with the next look
+until a majority has it. Without a Raft leader nothing is lost but takes of one holder that another
+follows before there is one again.
+
+Down: what was agreed on that ranks candidates, at each look, and into a file for the next leased;
+and the moves that follow from it (`hafw.node.mover`), which only the holder makes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 
+import structlog
+
 from cluster.assignment import Move, RecordMove, State, decode_state
+from cluster.standing import standing_of, write_standing
 from hafw.config.model import ClusterConfig
-from hafw.messages import LeasedStatus, MoveReply
+from hafw.errors import HafwError
+from hafw.messages import LeasedStatus, MoveReply, MoveRequest, Standing
+from hafw.node.client import LocalClient, Unavailable
+from hafw.node.mover import Mover, Wish
+from hafw.node.raft_client import RaftClient
+from hafw.paths import NodePaths
 from hafw.raft_messages import RaftStatus
 
-__all__ = ["planned_move", "unrecorded"]
+__all__ = ["RaftRelay", "planned_move", "unrecorded"]
 
 
 def unrecorded(
@@ -67,13 +79,89 @@ def planned_move(
     *,
     group: str,
     target: str,
-    asked_on: str,
+    why: str,
     now_s: float | None = None,
 ) -> RecordMove:
-    """A hand-over that this node's hafwd was asked for and that was done."""
+    """A hand-over that was asked for, by a person or by what was agreed on, and that was done."""
     earlier = [m for m in state.history if m.group == group and m.epoch < reply.epoch]
     from_id = max(earlier, key=lambda m: m.epoch).to_id if earlier else 0
     at_s = time.time() if now_s is None else now_s
-    why = f"planned: hafwctl group move on {asked_on}"
     to_id = config.nodes[target].id
-    return RecordMove(Move(group, reply.epoch, from_id, to_id, round(at_s, 3), why, planned=True))
+    return RecordMove(
+        Move(group, reply.epoch, from_id, to_id, round(at_s, 3), why[:120], planned=True)
+    )
+
+
+class RaftRelay:
+    """Of one node."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        node: str,
+        client: LocalClient,
+        raft: RaftClient,
+        log: structlog.stdlib.BoundLogger,
+    ) -> None:
+        self._config, self._node, self._client, self._raft = config, node, client, raft
+        self._log = log
+        self._file = NodePaths(node).standing
+        self._written: Standing | None = None
+        self._file_error = ""
+        self.mover = Mover(config, node)
+        self.moved = self.refused = 0
+
+    async def look(self, leased: LeasedStatus, raft: RaftStatus) -> None:
+        """Both answered just now."""
+        for taken in unrecorded(self._config, leased, raft):
+            await self._raft.propose_async(taken)  # Refused or lost: the next look.
+        state = decode_state(raft.state)
+        if not state.members:
+            return  # A cluster that has never had a leader agrees on nothing.
+        standing = standing_of(state)
+        self._client.tell_standing(standing)
+        if standing != self._written:
+            await asyncio.to_thread(self._write, standing)
+        for wish in self.mover.observe(leased, state, now=time.monotonic()):
+            await self._move(wish, state)
+
+    def alarms(self) -> list[str]:
+        alarms = [
+            f"group {name} should leave this node and cannot: {why}"
+            for name, why in self.mover.stuck.items()
+        ]
+        if self._file_error:
+            alarms.append(
+                f"what Raft agreed on is not kept for the next start: {self._file_error}"
+            )
+        return alarms
+
+    def _write(self, standing: Standing) -> None:
+        try:
+            write_standing(self._file, standing)
+        except HafwError as error:
+            self._file_error = str(error)
+        else:
+            self._written, self._file_error = standing, ""
+
+    async def _move(self, wish: Wish, state: State) -> None:
+        group = self._config.groups[wish.group]
+        request = MoveRequest(
+            group=group.index, target_id=self._config.nodes[wish.target].id, wait_s=0.0
+        )
+        answer = await self._client.move_async(request)
+        facts = {"group": wish.group, "target": wish.target, "why": wish.why}
+        if isinstance(answer, Unavailable) or not answer.moved:
+            self.refused += 1
+            self.mover.refused(wish.group, answer.reason, now=time.monotonic())
+            self._log.warning("move_refused", reason=answer.reason, **facts)
+            return
+        self.moved += 1
+        self.mover.done(wish.group)
+        self._log.info("moved", **facts)
+        await self._raft.propose_async(
+            planned_move(
+                self._config, state, answer,
+                group=wish.group, target=wish.target, why=wish.why,
+            )
+        )  # fmt: skip

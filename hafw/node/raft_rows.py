@@ -5,13 +5,20 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from cluster.assignment import State, assigned, decode_state
+from cluster.assignment import State, assigned, decode_state, find_member
 from hafw.config.model import ClusterConfig
 from hafw.human import format_epoch
 from hafw.messages import LeasedStatus
 from hafw.raft_messages import RaftStatus
 
-__all__ = ["assigned_node", "history_rows", "member_rows", "raft_row"]
+__all__ = [
+    "assigned_node",
+    "group_rows",
+    "history_rows",
+    "member_rows",
+    "member_state",
+    "raft_row",
+]
 
 Row = dict[str, Any]
 
@@ -57,6 +64,7 @@ def member_rows(raft: RaftStatus, leased: LeasedStatus | None) -> list[Row]:
             "id": member.id,
             "role": member.role,
             "state": member.state,
+            "why": member.why,
             "votes": member.id in state.voters.members,
             "raft": _place(raft, member.id),
             "in_raft": member.id in in_raft,
@@ -64,6 +72,27 @@ def member_rows(raft: RaftStatus, leased: LeasedStatus | None) -> list[Row]:
             "addresses": [f"{link} {at}" for link, at in sorted(member.addresses.items())],
         }
         for member in state.members
+    ]
+
+
+def member_state(raft: RaftStatus | None, node: str) -> str | None:
+    """Of a node, as agreed on; None if raftd does not answer or does not know it."""
+    member = None if raft is None else find_member(decode_state(raft.state), node)
+    return None if member is None else member.state
+
+
+def group_rows(state: State) -> list[Row]:
+    """`order_from`: cluster.yaml, or an operator."""
+    return [
+        {
+            "group": group.name,
+            "order": list(group.ranked),
+            "order_from": "hafwctl" if group.preferred else "cluster.yaml",
+            "preempt": group.preempt,
+            "preempt_after_s": group.preempt_after_s if group.preempt else None,
+            "assigned": assigned(state, group.name),
+        }
+        for group in state.groups
     ]
 
 

@@ -29,7 +29,7 @@ from hafw.node.facts import (
     NodeFacts,
     PolicyFacts,
 )
-from hafw.node.raft_rows import assigned_node, raft_row
+from hafw.node.raft_rows import assigned_node, member_state, raft_row
 from hafw.node.rotation import conflicts, peers_of, step_of
 from hafw.node.survival import survival_rows
 from hafw.node.verdict import find_problems
@@ -56,7 +56,7 @@ Tables = dict[str, list[Row]]
 Document = dict[str, Any]
 
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "nodes": ("node", "id", "role", "active_for", "assembled_by", "up"),
+    "nodes": ("node", "id", "role", "state", "active_for", "assembled_by", "up"),
     "daemons": ("node", "daemon", "state", "pid", "up_s", "restarts", "reason"),
     "groups": (
         "node", "group", "vrid", "vips", "role", "holder", "epoch", "epoch_number",
@@ -109,8 +109,8 @@ def unknown_tables(node: str, reason: str) -> Tables:
     tables = empty_tables()
     tables["nodes"].append(
         {
-            "node": node, "id": None, "role": None, "active_for": [], "assembled_by": "hafwctl",
-            "up": False,
+            "node": node, "id": None, "role": None, "state": None, "active_for": [],
+            "assembled_by": "hafwctl", "up": False,
         }
     )  # fmt: skip
     alarm = f"nothing is known of it: {reason}"
@@ -136,6 +136,7 @@ def build_tables(config: ClusterConfig, facts: NodeFacts) -> Tables:
             "node": facts.node,
             "id": node.id,
             "role": node.role,
+            "state": member_state(facts.raft, facts.node),
             "active_for": [row["group"] for row in tables["groups"] if row["role"] == "ACTIVE"],
             "assembled_by": facts.assembled_by,
             "up": all(daemon.state in ("up", "off") for daemon in facts.daemons),

@@ -81,7 +81,7 @@ def test_a_planned_move_replaces_the_guess_and_says_who_asked() -> None:
     state, _ = apply(ASSIGNMENT, guess)
     planned = planned_move(
         CONFIG, state, MoveReply(True, True, NEXT, ""), group="main", target="gw2",
-        asked_on="gw1", now_s=6.0,
+        why="planned: hafwctl group move on gw1", now_s=6.0,
     )  # fmt: skip
     state, refusal = apply(state, planned)
     assert refusal == ""

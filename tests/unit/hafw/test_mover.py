@@ -1,0 +1,109 @@
+"""Which groups a node hands over by itself, when, and why not."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from msgspec import structs
+
+from cluster.agreed import Command, Member, SetGroup, SetMemberState, SetOrder, State
+from cluster.assignment import apply
+from hafw.messages import LeasedStatus
+from hafw.node.mover import REFUSED_S, Mover, Wish, fit_problem
+from tests.unit.hafw.test_status_rows import ASSIGNMENT, CONFIG, leased
+
+DRAINED = SetMemberState("gw1", "draining", "new disk")
+
+
+def agreed(*commands: Command) -> State:
+    state = ASSIGNMENT
+    for command in commands:
+        state, refusal = apply(state, command)
+        assert refusal == ""
+    return state
+
+
+def holding(node: str, *, alive: bool = True, synced: bool = True) -> LeasedStatus:
+    status = leased(node, active=True, holder=node)
+    reasons = {} if synced else {1: "behind"}
+    peers = [
+        structs.replace(peer, alive=alive, synced={1: synced}, reasons=reasons)
+        for peer in status.peers
+    ]
+    return structs.replace(status, peers=peers)
+
+
+def test_a_drained_holder_hands_over_to_who_is_fit() -> None:
+    mover = Mover(CONFIG, "gw1")
+    assert mover.observe(holding("gw1"), agreed(), now=0.0) == []
+    wish = Wish("main", "gw2", "gw1 is drained: new disk")
+    assert mover.observe(holding("gw1"), agreed(DRAINED), now=1.0) == [wish]
+    assert mover.observe(leased("gw1"), agreed(DRAINED), now=2.0) == []
+    rested = agreed(SetMemberState("gw1", "maintenance"))
+    assert mover.observe(holding("gw1"), rested, now=3.0) == [
+        Wish("main", "gw2", "gw1 is in maintenance")
+    ]
+
+
+def test_only_the_holder_moves() -> None:
+    mover = Mover(CONFIG, "gw2")
+    assert mover.observe(leased("gw2"), agreed(DRAINED), now=0.0) == []
+    assert mover.observe(holding("gw2"), agreed(DRAINED), now=1.0) == []
+
+
+def test_what_cannot_leave_is_stuck_with_a_reason_until_it_can() -> None:
+    mover = Mover(CONFIG, "gw1")
+    assert mover.observe(holding("gw1", synced=False), agreed(DRAINED), now=0.0) == []
+    assert mover.stuck == {"main": "gw2 is not synced (behind)"}
+    assert mover.observe(holding("gw1", alive=False), agreed(DRAINED), now=1.0) == []
+    assert mover.stuck == {"main": "gw2 is not heard"}
+    assert mover.observe(holding("gw1"), agreed(DRAINED), now=2.0) != []
+    mover.done("main")
+    assert mover.stuck == {}
+    mover.observe(holding("gw1", alive=False), agreed(DRAINED), now=3.0)
+    mover.observe(holding("gw1", alive=False), agreed(), now=4.0)
+    assert mover.stuck == {}
+
+
+def test_a_refused_move_is_tried_again_later_and_later() -> None:
+    mover, state = Mover(CONFIG, "gw1"), agreed(DRAINED)
+    first, most = REFUSED_S
+    now, tried = 0.0, []
+    while now < 6 * most:
+        if mover.observe(holding("gw1"), state, now=now):
+            tried.append(now)
+            mover.refused("main", "because", now=now)
+        now += 0.5
+    gaps = [after - before for before, after in pairwise(tried)]
+    assert gaps[:3] == [first, 2 * first, 4 * first]
+    assert max(gaps) == most
+    assert mover.stuck == {"main": "because"}
+
+
+def test_a_group_with_preempt_goes_back_once_the_better_node_was_fit_long_enough() -> None:
+    state = agreed(SetGroup("main", True, 5.0))
+    mover = Mover(CONFIG, "gw2")
+    assert mover.observe(holding("gw2"), state, now=0.0) == []
+    assert mover.observe(holding("gw2"), state, now=4.9) == []
+    assert mover.observe(holding("gw2", synced=False), state, now=5.0) == []
+    assert mover.observe(holding("gw2"), state, now=6.0) == []
+    assert mover.observe(holding("gw2"), state, now=10.9) == []
+    [wish] = mover.observe(holding("gw2"), state, now=11.0)
+    assert (wish.target, wish.why) == ("gw1", "preempt: gw1 is better and has been fit for 5 s")
+    assert mover.observe(holding("gw2"), agreed(), now=12.0) == []  # No fail-back unless set.
+    turned = agreed(SetGroup("main", True, 5.0), SetOrder("main", ("gw2", "gw1")))
+    assert mover.observe(holding("gw2"), turned, now=13.0) == []
+
+
+def test_fit_is_who_is_online_heard_and_synced() -> None:
+    status = holding("gw1")
+    member = Member("gw2", 2, "gateway", {})
+    assert fit_problem(status, 1, member) == ""
+    drained = structs.replace(member, state="draining")
+    assert fit_problem(status, 1, drained) == "gw2 is being drained"
+    rested = structs.replace(member, state="maintenance")
+    assert fit_problem(status, 1, rested) == "gw2 is in maintenance"
+    gone = structs.replace(member, state="left")
+    assert fit_problem(status, 1, gone) == "gw2 is no member any more"
+    assert fit_problem(status, 2, member) == "gw2 is not synced (it gives no reason)"
+    assert fit_problem(status, 1, structs.replace(member, id=7)) == "gw2 is not heard"
