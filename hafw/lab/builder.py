@@ -23,6 +23,7 @@ from hafw.instance import write_atomically
 from hafw.lab import files, labd, machine, topology, wipe
 from hafw.lab.files import LabState, lab_folder
 from hafw.lab.inside import kill_all_in, namespace_inode, namespace_path
+from hafw.lab.lab_clock import make_clocks
 from hafw.lab.recipe import default_config_file
 from hafw.lab.topology import Topology, namespace_of
 from hafw.node.keys import init_keys
@@ -55,6 +56,8 @@ def build(
         files.claim_node_folders(paths)  # gateways come first: a witness has no sync key
         init_keys(paths, role=node.role, source=keys_of)
         keys_of = keys_of or paths.etc
+    if not state.bare:
+        make_clocks(list(config.nodes))
     inodes = {name: namespace_inode(name) or 0 for name in plan.namespaces}
     state = replace(state, namespaces=inodes)
     files.write_state(state)
@@ -96,6 +99,7 @@ def remove_all(source: Path) -> bool:
     for node in nodes:
         if namespace_inode(namespace_of(node)) is not None:
             wipe.remove_vmac_devices(namespace_of(node))  # before their gates' pins
+        machine.unmount_tmpfs(NodePaths(node).lib)
         files.remove_node_folders(node)
     topology.remove_namespaces(tuple(present))
     if state is not None and state.conntrack_max_before is not None:

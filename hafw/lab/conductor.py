@@ -16,23 +16,31 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from itertools import pairwise
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from hafw.errors import StateError
-from hafw.flow import Tuple
+from hafw.flow import IPPROTO_ICMP, Tuple
+from hafw.lab.drill_steps import (
+    Step,
+    Takeover,
+    dark_ns,
+    fault_windows,
+    probe_result,
+    step_result,
+    worst_udp_ms,
+)
 from hafw.lab.faults import DRILL_GROUP, Faults, Holder, Sight, is_established, wait_until
 from hafw.lab.judges import MoveWindow
 from hafw.lab.lab import Lab
-from hafw.lab.probe_judges import FrameJudge, GateJudge, GateRecord
+from hafw.lab.machine_faults import MachineFaults
+from hafw.lab.probe_judges import FrameJudge, GateJudge
 from hafw.lab.probe_loop import now_ns
-from hafw.lab.probe_record import FlowReport, lost_reason, outage_ns
+from hafw.lab.probe_record import lost_reason
 from hafw.lab.probes import Probe, ProbeSet, Snapshot, lab_addresses, plan_probes, tuple_of
-from hafw.lab.report import DrillResult, ProbeResult, StepResult, StrictReading, judge_drill
+from hafw.lab.report import DrillResult, ProbeResult, StrictReading, judge_drill
 
 __all__ = ["ALIVE_BOUND_S", "Conductor", "Say"]
 
@@ -45,22 +53,12 @@ READY_BOUND_S = 20.0
 STREAM_BOUND_S = 30.0
 POLL_S = 0.05
 
+HOLD_S = 1.0
+"""How long a fault lasts after which nothing may move: ten leases."""
+REPLICA_BOUND_S = 3.0
+PINGS, PING_S = 3, 0.2
+
 Say = Callable[[str], None]
-
-
-@dataclass(slots=True)
-class _Step:
-    what: str
-    fault_ns: int
-    before: Holder
-    after: Holder
-    ready_s: float | None = None
-    problems: list[str] = field(default_factory=list)
-
-
-def fault_windows(starts_ns: Sequence[int], end_ns: int) -> list[tuple[int, int]]:
-    """From each fault to the next, the last one to the end; none if a drill came to no fault."""
-    return list(pairwise([*starts_ns, end_ns]))
 
 
 class Conductor:
@@ -79,12 +77,13 @@ class Conductor:
         self.lab = lab
         self.sight = Sight(lab)
         self.faults = Faults(lab)
+        self.machine = MachineFaults(lab)
         self._say = say
         self._frames = frames
         self._addresses = tuple(a for a in lab_addresses(lab.config) if a.family in families)
         self._plan = plan_probes(self._addresses, octets_s=octets_s, kinds=kinds)
         self._stack = ExitStack()
-        self._steps: list[_Step] = []
+        self._steps: list[Step] = []
         self._moves: list[MoveWindow] = []
         self._strict: list[StrictReading] = []
         self._problems: list[str] = []
@@ -100,6 +99,7 @@ class Conductor:
         try:
             # Mended last, when nothing looks at the faults any more.
             self._stack.callback(self.faults.mend)
+            self._stack.callback(self.machine.mend)
             config_file = self.lab.config_file
             self.gate_judge = GateJudge(config_file, DRILL_GROUP)
             self._stack.callback(self.gate_judge.close)
@@ -176,39 +176,47 @@ class Conductor:
         self,
         what: str,
         act: Callable[[str], int],
+        takeover: Takeover,
         *,
-        takeover: Literal["must", "may"],
         commanded: bool = False,
+        hold_s: float = HOLD_S,
+        before: Holder | None = None,
+        bound_s: float = TAKEOVER_BOUND_S,
     ) -> None:
         """Do something to the cluster and see that the flows live. `act` gets the ACTIVE node and
-        returns the moment just before it acted. `takeover`: another node must be ACTIVE
-        afterwards, or may. `commanded`: a move, in which both may accept for one lease."""
+        returns the moment just before it acted. `commanded`: the ACTIVE node gives its lease up,
+        so both may accept for one more. `hold_s`: how long nothing may move, if nothing may.
+        `before`: who is ACTIVE, if not whose gate is open. `bound_s`: for a takeover."""
         self._strict += self.sight.strict(f"before {what}")
-        before = self.sight.holder()
-        if self._first is None:
+        before = before or self.sight.holder()
+        if self._first is None and self._tuples:
             self._look_before_first_fault(before.node)
         self._say(what)
         fault_ns = act(before.node)
-        step = _Step(what, fault_ns, before, before)
+        step = Step(what, fault_ns, before, before, takeover)
         self._steps.append(step)
-        if not wait_until(TAKEOVER_BOUND_S, lambda: self._is_carried(step, takeover)):
-            step.problems.append(f"nobody was ACTIVE within {TAKEOVER_BOUND_S:g} s")
+        stays = takeover in ("stays", "never")
+        if stays:
+            time.sleep(max(hold_s - (now_ns() - fault_ns) / 1e9, 0.0))
+        elif not wait_until(bound_s, lambda: self._is_carried(step)):
+            who = "nobody else" if takeover == "must" else "nobody"
+            step.problems.append(f"{who} was ACTIVE within {bound_s:g} s")
         elif commanded:
             lease_ns = self.lab.config.lease.lease_ms * 1_000_000
             self._moves.append(MoveWindow(fault_ns, now_ns() + lease_ns, lease_ns))
         self._note_holder(step)
-        self._check_alive((now_ns() - fault_ns) / 1e9)
+        self._check_alive(0.0 if stays else (now_ns() - fault_ns) / 1e9)
         self._strict += self.sight.strict(f"after {what}")
 
-    def _is_carried(self, step: _Step, takeover: Literal["must", "may"]) -> bool:
+    def _is_carried(self, step: Step) -> bool:
         open_now = self.sight.open_gateways()
-        if takeover == "must":
+        if step.takeover == "must":
             return any(node != step.before.node for node in open_now)
         # By then the lease that was running at the fault has ended, if it was not renewed.
         passed_ns = 2 * self.lab.config.lease.lease_ms * 1_000_000
         return now_ns() > step.fault_ns + passed_ns and bool(open_now)
 
-    def _note_holder(self, step: _Step) -> None:
+    def _note_holder(self, step: Step) -> None:
         for node in self.sight.open_gateways():
             epoch = self.sight.epoch(node)
             if epoch >= step.after.epoch:
@@ -216,6 +224,8 @@ class Conductor:
 
     def _check_alive(self, spent_s: float = 0.0) -> None:
         """Every flow that is not lost yet must exchange something new, in time."""
+        if not self._tuples:
+            return  # None has been opened yet.
         before = self.probes.snapshot()
         self.probes.exchange()
         left_s = max(ALIVE_BOUND_S - spent_s, 1.0)
@@ -238,6 +248,49 @@ class Conductor:
                 if why:
                     found[flow] = why
         return found
+
+    def require(self, what: str, claim: bool) -> None:
+        """What the drill says of itself must be true; then it is a note of the last step."""
+        step = self._steps[-1]
+        if claim:
+            step.notes.append(what)
+        else:
+            step.problems.append(f"not so: {what}")
+
+    def await_claim(self, what: str, bound_s: float, claim: Callable[[], bool]) -> None:
+        """What must become true after the last step, and how long after it."""
+        step = self._steps[-1]
+        if wait_until(bound_s, claim, poll_s=POLL_S):
+            step.notes.append(f"{what} {(now_ns() - step.fault_ns) / 1e9:.1f} s after it")
+        else:
+            step.problems.append(f"not so within {bound_s:g} s: {what}")
+
+    def expect_replica(self, when: str) -> None:
+        """A flow that begins now gets its replica on every other gateway. Raises StateError."""
+        active = self.sight.holder().node
+        old = self.sight.conntrack(active).keys()
+        place = self._addresses[0]
+        words = ["ping", "-q", "-c", str(PINGS), "-i", str(PING_S), "-W", "1", place.server]
+        self.lab.spawn("client", words, stdout=subprocess.DEVNULL).wait(PINGS + 1)
+        fresh = {
+            key
+            for key, entry in self.sight.conntrack(active).items()
+            if key.proto == IPPROTO_ICMP and is_established(entry)
+        } - old
+        held = bool(fresh) and wait_until(
+            REPLICA_BOUND_S,
+            lambda: all(
+                fresh <= self.sight.conntrack(peer).keys() for peer in self.sight.others(active)
+            ),
+            poll_s=POLL_S,
+        )
+        self.require(f"a flow that began {when} has its replica", held)
+
+    def wait_whole(self, bound_s: float) -> None:
+        """Between two steps: ready, all voters voting. Raises StateError."""
+        self.lab.wait_ready(bound_s)
+        if not wait_until(bound_s, lambda: not self.sight.mute_voters(), poll_s=POLL_S):
+            raise StateError("; ".join(self.sight.mute_voters()))
 
     def returned(self, also: Callable[[], bool] = lambda: True) -> None:
         """The cluster is whole again: ready, all voters voting, and `also` what the drill wants;
@@ -283,16 +336,30 @@ class Conductor:
         """Stop looking and judge. `problem`: why the drill could not go on, if it could not."""
         self._strict += self.sight.strict("at the end")
         record = self.gate_judge.take()
-        faults_ns = [step.fault_ns for step in self._steps]
-        frames = self.frame_judge.verdict(self._moves, faults_ns) if self.frame_judge else None
         last = self.probes.snapshot()
         self._problems += [f"a stranger spoke to {words}" for words in last.strangers]
+        windows = fault_windows([step.fault_ns for step in self._steps], last.taken_ns)
+        opened = [probe for probe in self._plan if probe.spec.flow in last.flows]
+        steps = [
+            step_result(
+                step,
+                window,
+                began_ns=self._began_ns,
+                taken_ns=record.takeover_ns(step.fault_ns, step.before.node),
+                outage_ms=worst_udp_ms(self._plan, last.flows, window) if self._first else 0.0,
+            )
+            for step, window in zip(self._steps, windows, strict=True)
+        ]
+        frames = None
+        if self.frame_judge:
+            faults_ns = [step.fault_ns for step in self._steps]
+            frames = self.frame_judge.verdict(self._moves, faults_ns, dark_ns=dark_ns(steps))
         result = DrillResult(
             drill=drill,
             variant=variant,
             seconds=time.monotonic() - self._began,
-            probes=[self._probe_result(probe, last) for probe in self._plan],
-            steps=self._step_results(record, last),
+            probes=[self._probe_result(probe, last, windows) for probe in opened],
+            steps=steps,
             gate=record.verdict(self._moves),
             frames=frames,
             strict=self._strict,
@@ -300,69 +367,16 @@ class Conductor:
         )
         return judge_drill(result, [problem, *self._problems] if problem else self._problems)
 
-    def _windows(self, end_ns: int) -> list[tuple[int, int]]:
-        return fault_windows([step.fault_ns for step in self._steps], end_ns)
-
-    def _probe_result(self, probe: Probe, last: Snapshot) -> ProbeResult:
+    def _probe_result(
+        self, probe: Probe, last: Snapshot, windows: Sequence[tuple[int, int]]
+    ) -> ProbeResult:
         flow = probe.spec.flow
-        after = last.flows[flow]
-        before = self._first.flows[flow] if self._first else after
-        worst_ns = max(
-            (outage_ns(after, *window) for window in self._windows(last.taken_ns)), default=0
-        )
-        first_ns = self._steps[0].fault_ns if self._steps else last.taken_ns
-        established_ns = self._established_ns.get(flow)
-        return ProbeResult(
-            name=probe.name,
-            family=probe.spec.family,
-            outage_ms=worst_ns / 1e6 if probe.measures_outage else None,
-            resolution_ms=after.resolution_ns / 1e6,
-            before=before.octets if probe.is_stream else before.exchanges,
-            after=(after.octets - before.octets)
-            if probe.is_stream
-            else (after.exchanges - before.exchanges),
-            unit="bytes" if probe.is_stream else "packets",
-            missing=0 if probe.is_tcp else after.sent - after.exchanges,
-            wrong=after.wrong,
-            established_s=None if established_ns is None else (first_ns - established_ns) / 1e9,
+        return probe_result(
+            probe,
+            self._first.flows[flow] if self._first else None,
+            last.flows[flow],
+            windows,
+            established_ns=self._established_ns.get(flow),
             replica=self._replicas.get(flow),
-            lost=self._lost.get(flow, "") or _ended(after),
+            lost=self._lost.get(flow, ""),
         )
-
-    def _step_results(self, record: GateRecord, last: Snapshot) -> list[StepResult]:
-        results = []
-        for step, window in zip(self._steps, self._windows(last.taken_ns), strict=True):
-            taken_ns = record.takeover_ns(step.fault_ns, step.before.node)
-            taken_over = taken_ns is not None and taken_ns < window[1]
-            results.append(
-                StepResult(
-                    what=step.what,
-                    at_s=(step.fault_ns - self._began_ns) / 1e9,
-                    holder_before=step.before.node,
-                    holder_after=step.after.node,
-                    epoch_before=step.before.epoch,
-                    epoch_after=step.after.epoch,
-                    takeover_ms=(taken_ns - step.fault_ns) / 1e6
-                    if taken_over and taken_ns is not None
-                    else None,
-                    outage_ms=worst_udp_ms(self._plan, last.flows, window),
-                    ready_s=step.ready_s,
-                    problem="; ".join(step.problems),
-                )
-            )
-        return results
-
-
-def worst_udp_ms(
-    plan: tuple[Probe, ...], flows: Mapping[int, FlowReport], window: tuple[int, int]
-) -> float:
-    """The headline: the longest gap of any 1 kHz UDP probe in a window."""
-    gaps = [outage_ns(flows[p.spec.flow], *window) for p in plan if p.spec.kind == "udp"]
-    return max(gaps, default=0) / 1e6
-
-
-def _ended(report: FlowReport) -> str:
-    """Why a flow that passed every check is not alive at the very end."""
-    if report.wrong:
-        return f"{report.wrong} wrong: {report.wrong_why}"
-    return report.error or "failed" if report.state == "failed" else ""

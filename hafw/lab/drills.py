@@ -1,15 +1,7 @@
-"""The drills: which faults, in which order, and what must be true after each. Shell.
+"""Running drills: a ready lab, one drill after another, what each found. Shell.
 
-=============== =============================================================================
-power-cut       silence of the ACTIVE node; after the takeover its processes and kernel state
-                are destroyed and it starts afresh (restart), or it just comes back (heal)
-freeze          SIGSTOP of every process of the ACTIVE node, SIGCONT 1 s after the takeover
-kill            SIGKILL of each single process in turn: ACTIVE node, BACKUP node, witness
-there-and-back  the group is moved to the other node and back, twice, with at least 10 MB per
-                stream between two moves
-=============== =============================================================================
-
-One lab serves all drills of a run; probes and judges are started anew for each drill.
+Which drills there are: `hafw.lab.drill_list`. One lab serves all drills of a run; probes and
+judges are started anew for each drill.
 """
 
 from __future__ import annotations
@@ -27,43 +19,15 @@ from pathlib import Path
 
 from hafw.errors import HafwError, RefusedError
 from hafw.lab.conductor import Conductor, Say
+from hafw.lab.drill_list import DRILLS_BY_NAME, Plan
 from hafw.lab.files import lab_folder
 from hafw.lab.lab import Lab
 from hafw.lab.report import DrillReport, DrillResult, judge_failed
 from hafw.paths import NodePaths
 
-__all__ = ["DRILLS", "VARIANTS", "lab_for_drills", "plan_drills", "run_drills", "save_logs"]
+__all__ = ["lab_for_drills", "run_drill", "run_drills", "save_logs"]
 
-DRILLS = ("power-cut", "freeze", "kill", "there-and-back")
-VARIANTS = ("restart", "heal")
 READY_BOUND_S = 30.0
-THAW_AFTER_S = 1.0
-BACK_AFTER_S = 0.5
-MOVES = 4
-MEGABYTES_BETWEEN_MOVES = 10
-STREAM_OCTETS_S = 2_000_000
-STREAM_OCTETS_S_MOVING = 4_000_000
-"""There-and-back waits for its megabytes; the others only need streams that are busy."""
-
-Plan = tuple[str, str]
-"""(drill, variant)."""
-
-
-def plan_drills(drill: str, variant: str | None, repeat: int) -> list[Plan]:
-    """What `drill run DRILL --variant V --repeat N` means. Raises RefusedError."""
-    if drill not in (*DRILLS, "all"):
-        raise RefusedError(f"there is no drill {drill}; there are {', '.join(DRILLS)} and all")
-    if variant is not None and drill not in ("power-cut", "all"):
-        raise RefusedError(f"{drill} has no variants; only power-cut has: {', '.join(VARIANTS)}")
-    once: list[Plan] = []
-    for name in DRILLS if drill == "all" else (drill,):
-        if name != "power-cut":
-            once.append((name, ""))
-        elif variant is not None:
-            once.append((name, variant))
-        else:
-            once += [(name, each) for each in VARIANTS]
-    return once * repeat
 
 
 @contextmanager
@@ -158,93 +122,17 @@ def run_drill(lab: Lab, drill: str, variant: str, say: Say) -> DrillResult:
     """One drill. An error that ends it early is its first reason; what was measured so far is
     still reported."""
     began = time.monotonic()
-    script = _SCRIPTS[drill]
-    octets_s = STREAM_OCTETS_S_MOVING if drill == "there-and-back" else STREAM_OCTETS_S
+    wanted = DRILLS_BY_NAME[drill]
     try:
         lab.wait_ready(READY_BOUND_S)
-        with Conductor(lab, say, octets_s=octets_s, frames=drill != "power-cut") as conductor:
+        with Conductor(lab, say, octets_s=wanted.octets_s, frames=True) as conductor:
             problem = ""
             try:
-                conductor.establish()
-                script(conductor, variant)
+                if wanted.flows_first:
+                    conductor.establish()
+                wanted.script(conductor, variant)
             except HafwError as error:
                 problem = f"the drill could not go on: {error}"
             return conductor.finish(drill, variant, problem)
     except HafwError as error:
         return judge_failed(drill, variant, time.monotonic() - began, str(error))
-
-
-def _power_cut(conductor: Conductor, variant: str) -> None:
-    faults = conductor.faults
-    cut: list[str] = []
-
-    def act(active: str) -> int:
-        cut.append(active)
-        return faults.silence(active)
-
-    active = conductor.sight.holder().node
-    conductor.fault(f"power cut of {active}", act, takeover="must")
-    if variant == "restart":
-        faults.power_off(cut[0])
-        faults.heal(cut[0])
-        faults.start(cut[0])
-    else:
-        time.sleep(BACK_AFTER_S)
-        faults.heal(cut[0])
-    conductor.returned()
-
-
-def _freeze(conductor: Conductor, _variant: str) -> None:
-    active = conductor.sight.holder().node
-    conductor.fault(f"SIGSTOP of all of {active}", conductor.faults.freeze, takeover="must")
-    time.sleep(THAW_AFTER_S)
-    conductor.faults.thaw()
-    conductor.returned()
-
-
-def _kill(conductor: Conductor, _variant: str) -> None:
-    lab, sight = conductor.lab, conductor.sight
-    witnesses = [n for n, node in lab.config.nodes.items() if node.role == "witness"]
-    daemons = ("leased", "syncd", "hafwd") if lab.config.sync.enabled else ("leased", "hafwd")
-
-    def kill_one(role: str, find: Callable[[], str], daemon: str) -> None:
-        node = find()
-        old = lab.pids(node).get(daemon)
-        conductor.fault(
-            f"SIGKILL of {daemon} on {node} ({role})",
-            lambda _active: conductor.faults.kill(node, daemon),
-            takeover="may",
-        )
-        conductor.returned(lambda: lab.pids(node).get(daemon) not in (None, old))
-
-    for daemon in daemons:
-        kill_one("ACTIVE", lambda: sight.holder().node, daemon)
-    for daemon in daemons:
-        kill_one("BACKUP", lambda: sight.others(sight.holder().node)[0], daemon)
-    for witness in witnesses:
-        for daemon in ("leased", "hafwd"):
-            kill_one("witness", lambda witness=witness: witness, daemon)  # type: ignore[misc]
-
-
-def _there_and_back(conductor: Conductor, _variant: str) -> None:
-    octets = MEGABYTES_BETWEEN_MOVES * 1_000_000
-    conductor.wait_streams(octets)
-    for _ in range(MOVES):
-        active = conductor.sight.holder().node
-        target = conductor.sight.others(active)[0]
-        conductor.fault(
-            f"move to {target}",
-            lambda active, target=target: conductor.faults.move(active, target),  # type: ignore[misc]
-            takeover="must",
-            commanded=True,
-        )
-        conductor.wait_streams(octets)
-        conductor.returned()
-
-
-_SCRIPTS: dict[str, Callable[[Conductor, str], None]] = {
-    "power-cut": _power_cut,
-    "freeze": _freeze,
-    "kill": _kill,
-    "there-and-back": _there_and_back,
-}

@@ -7,10 +7,14 @@ the daemons, because the kernel does not know them. Everything that hurts a node
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import signal
+import socket
+import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +25,13 @@ from hafw.flow import IPS_ASSURED, IPS_SEEN_REPLY, FlowEntry, Tuple
 from hafw.lab.inside import call_in
 from hafw.lab.lab import Lab
 from hafw.lab.probe_loop import now_ns
+from hafw.lab.probe_process import LineProcess, spawn_here
 from hafw.lab.report import StrictReading
-from hafw.lab.topology import namespace_of
-from hafw.messages import MoveRequest
+from hafw.lab.silence import Direction
+from hafw.lab.topology import SWITCH, namespace_of
+from hafw.messages import LeasedStatus, MoveRequest
 from hafw.node.client import LocalClient, Unavailable
+from hafw.node.raft_client import RaftClient
 from hafw.paths import NodePaths
 from sync.ctsocket import RequestSocket
 
@@ -34,7 +41,10 @@ DRILL_GROUP = "main"
 MOVE_WAIT_S = 10.0
 DEATH_WAIT_S = 5.0
 HOLDER_WAIT_S = 3.0
+SLOW_WAIT_S = 10.0
 POLL_S = 0.002
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_IFREQ = struct.Struct("=16sH22x")
 STRICT_SYSCTLS = Path("/proc/sys/net/netfilter")
 
 
@@ -98,14 +108,50 @@ class Sight:
             raise StateError(f"group {DRILL_GROUP} is ACTIVE on {', '.join(found) or 'no node'}")
         return Holder(found[0], self.epoch(found[0]))
 
-    def epoch(self, node: str) -> int:
+    def _leased(self, node: str) -> LeasedStatus | None:
         answer = LocalClient(NodePaths(node)).ask_leased()
-        if isinstance(answer, Unavailable):
-            return 0
-        return next((g.epoch for g in answer.groups if g.group == self._group.index), 0)
+        return None if isinstance(answer, Unavailable) else answer
+
+    def epoch(self, node: str) -> int:
+        answer = self._leased(node)
+        groups = answer.groups if answer else []
+        return next((g.epoch for g in groups if g.group == self._group.index), 0)
+
+    def leased_alarms(self, node: str) -> list[str]:
+        """What a node's leased complains of; nothing if it does not answer."""
+        answer = self._leased(node)
+        return answer.alarms if answer else []
+
+    def path_is_silent(self, node: str, path: str) -> bool:
+        """A node shows that nobody is heard over a link or segment, though others are."""
+        answer = self._leased(node)
+        links = [link for peer in answer.peers for link in peer.links] if answer else []
+        heard = {link.name for link in links if link.alive}
+        return bool(heard) and path not in heard
+
+    def rtt_ms(self, node: str, peer: str) -> float:
+        """How long a node's leased waits for an answer of a peer's; 0 if it cannot say."""
+        peer_id = self._lab.config.nodes[peer].id
+        answer = self._leased(node)
+        peers = answer.peers if answer else []
+        return next((p.rtt_ms or 0.0 for p in peers if p.node_id == peer_id), 0.0)
+
+    def raft_leader(self) -> tuple[str, int]:
+        """The node that leads and its term, by its own word; ("", 0) if none says so."""
+        found = ("", 0)
+        for node in self._lab.config.nodes:
+            answer = RaftClient(NodePaths(node)).status()
+            if not isinstance(answer, Unavailable) and answer.role == "leader":
+                found = max(found, (node, answer.term), key=lambda pair: pair[1])
+        return found
+
+    def raft_read_only(self, node: str) -> bool:
+        """A node's raftd answers that nothing can be agreed on."""
+        answer = RaftClient(NodePaths(node)).status()
+        return not isinstance(answer, Unavailable) and answer.read_only
 
     def mute_voters(self) -> list[str]:
-        """Nodes whose leased does not answer or may not vote yet, with the reason."""
+        """Nodes whose leased does not answer or may not vote (yet), with the reason."""
         found = []
         for node in self._lab.config.nodes:
             answer = LocalClient(NodePaths(node)).ask_leased()
@@ -149,9 +195,47 @@ class Faults:
         self._lab = lab
         self._stopped: list[tuple[int, int]] = []
         self._off: set[str] = set()
+        self._unplugged: set[tuple[str, str]] = set()
+        self._slow: dict[str, LineProcess] = {}
 
-    def silence(self, node: str) -> int:
-        return self._lab.silence(node)
+    def silence(self, node: str, direction: Direction = "both") -> int:
+        for wire in self._slow.values():
+            wire.ask(json.dumps([node]).encode(), timeout_s=SLOW_WAIT_S)
+        return self._lab.silence(node, direction=direction)
+
+    def cut(self, node: str, devices: Collection[str]) -> int:
+        """Silence on some devices; their carrier stays. `heal` ends it."""
+        return self._lab.silence(node, devices=devices)
+
+    def unplug(self, node: str, device: str) -> int:
+        """The node's device loses its carrier: its port of the switch goes down."""
+        self._unplugged.add((node, device))
+        before_ns = now_ns()
+        _set_port(f"{node}-{device}", up=False)
+        return before_ns
+
+    def plug_in(self, node: str, device: str) -> None:
+        _set_port(f"{node}-{device}", up=True)
+        self._unplugged.discard((node, device))
+
+    def slow_down(self, host: str, delay_ms: float) -> int:
+        """Everything from and to a host takes longer, each way (`hafw.lab.slow_wire`)."""
+        arguments = ["--config", str(self._lab.config_file), "--host", host]
+        wire = LineProcess(
+            spawn_here, "", "hafw.lab.slow_wire", *arguments, "--delay-ms", str(delay_ms)
+        )
+        self._slow[host] = wire
+        wire.ask(b"[]", timeout_s=SLOW_WAIT_S)  # It carries frames: the fast way may go.
+        return self._lab.silence(host)
+
+    def speed_up(self, host: str) -> int:
+        """End `slow_down`; how many frames were carried slowly."""
+        wire = self._slow.pop(host)
+        try:
+            return int(wire.ask(b"[]", timeout_s=SLOW_WAIT_S))
+        finally:
+            self._lab.heal(host)
+            wire.close()
 
     def heal(self, node: str) -> None:
         self._lab.heal(node)
@@ -173,14 +257,24 @@ class Faults:
         named = self._lab.pids(node)
         first = named.get("hafwd", 0)
         before_ns = now_ns()
-        for pid in sorted(pids, key=lambda pid: pid != first):
+        self._stop(sorted(pids, key=lambda pid: pid != first))
+        return before_ns
+
+    def stop(self, node: str, daemon: str) -> int:
+        """SIGSTOP one daemon. Raises StateError."""
+        pid = self._pid_of(node, daemon, "stopped")
+        before_ns = now_ns()
+        self._stop([pid])
+        return before_ns
+
+    def _stop(self, pids: Sequence[int]) -> None:
+        for pid in pids:
             with suppress(ProcessLookupError):  # A worker that has just ended.
                 os.kill(pid, signal.SIGSTOP)
                 self._stopped.append((pid, _start_time(pid)))
-        return before_ns
 
     def thaw(self) -> None:
-        """SIGCONT everything that `freeze` stopped."""
+        """SIGCONT everything that `freeze` and `stop` stopped."""
         for pid, started in self._stopped:
             with suppress(ProcessLookupError):
                 if _start_time(pid) == started:
@@ -189,9 +283,7 @@ class Faults:
 
     def kill(self, node: str, daemon: str) -> int:
         """SIGKILL one daemon; returns when the kernel has buried it. Raises StateError."""
-        pid = self._lab.pids(node).get(daemon)
-        if pid is None:
-            raise StateError(f"{daemon} is not running on {node}, so it cannot be killed")
+        pid = self._pid_of(node, daemon, "killed")
         started = _start_time(pid)
         before_ns = now_ns()
         os.kill(pid, signal.SIGKILL)
@@ -200,6 +292,19 @@ class Faults:
                 f"{daemon} on {node} (pid {pid}) outlived SIGKILL by {DEATH_WAIT_S} s"
             )
         return before_ns
+
+    def restart(self, node: str) -> int:
+        """SIGTERM to hafwd: it stops its daemons and ends; labd starts it again."""
+        pid = self._pid_of(node, "hafwd", "restarted")
+        before_ns = now_ns()
+        os.kill(pid, signal.SIGTERM)
+        return before_ns
+
+    def _pid_of(self, node: str, daemon: str, what: str) -> int:
+        pid = self._lab.pids(node).get(daemon)
+        if pid is None:
+            raise StateError(f"{daemon} is not running on {node}, so it cannot be {what}")
+        return pid
 
     def move(self, holder: str, target: str) -> int:
         """A planned hand-over. Raises RefusedError with the holder's reason."""
@@ -217,14 +322,35 @@ class Faults:
         return before_ns
 
     def mend(self) -> None:
-        """Undo everything: thaw, heal, release. Safe at any time, also without a lab."""
+        """Undo everything: thaw, heal, plug in, release. Safe at any time, also without a lab."""
         self.thaw()
+        for wire in self._slow.values():
+            wire.close()
+        self._slow.clear()
         if not self._lab.exists():
             return
         self._lab.heal_all()
+        for node, device in sorted(self._unplugged):
+            self.plug_in(node, device)
         for node in sorted(self._off):
             self._lab.start(node)
         self._off.clear()
+
+
+def _set_port(port: str, *, up: bool) -> None:
+    """A port of the switch, whose other end has carrier while it is up. Raises StateError."""
+
+    def change() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
+            answer = fcntl.ioctl(asking, _SIOCGIFFLAGS, _IFREQ.pack(port.encode(), 0))
+            flags = _IFREQ.unpack(answer)[1]
+            wanted = flags | _IFF_UP if up else flags & ~_IFF_UP
+            fcntl.ioctl(asking, _SIOCSIFFLAGS, _IFREQ.pack(port.encode(), wanted))
+
+    try:
+        call_in(namespace_of(SWITCH), change)
+    except OSError as error:
+        raise StateError(f"port {port} of the switch: {error.strerror}") from None
 
 
 def _start_time(pid: int) -> int:

@@ -8,6 +8,7 @@
 /run/hafw/lab/labd.{pid,log}  the supervisor
 /run/hafw/lab/NODE.hold       labd leaves this node alone
 /run/hafw/lab/NODE.hafwd.log  what a node's hafwd wrote
+/run/hafw/lab/NODE.clock      its wall clock (`hafw.lab.lab_clock`), with clock_step.so
 ============================ ===============================================================
 
 /etc/hafw/NODE and /var/lib/hafw/NODE get the file `MARKER`: only what carries it is ever removed,

@@ -271,11 +271,13 @@ def judge_frames(
     faults_ns: Sequence[int],
     unnoted: int = 0,
     share_min: float = FORWARDED_SHARE_MIN,
+    dark_ns: int = 0,
     problem: str = "",
 ) -> FrameVerdict:
     """The verdict of judge (b): each number forwarded by two gateways is one interval, unless a
     fault (`faults_ns`, ascending) explains it. `unnoted`: numbers that were forwarded twice and
-    are not among `frames`. With less than `share_min` of all forwarded it saw too little."""
+    are not among `frames`. With less than `share_min` of all forwarded it saw too little;
+    `dark_ns`: how long nobody could forward, by the drill's plan."""
     excused = _excused(frames, moves, faults_ns)
     # As spans of one interval each, so that the pardon is counted exactly as for gates.
     spans = [
@@ -284,7 +286,8 @@ def judge_frames(
         if frame.seq not in excused
     ]
     dual, allowed_ns = _pardon(_merge(spans), moves)
-    share = sum(forwarded.values()) / injected if injected else 0.0
+    wanted = injected - dark_ns // interval_ns
+    share = sum(forwarded.values()) / wanted if wanted > 0 else 0.0
     if not problem and share < share_min:
         problem = f"only {share:.0%} of the injected frames were forwarded by anybody"
     if not problem and unnoted:

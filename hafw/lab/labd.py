@@ -30,6 +30,7 @@ from hafw.errors import HafwError, StateError
 from hafw.instance import running_pid
 from hafw.lab.files import hold_file, lab_folder
 from hafw.lab.inside import namespace_path
+from hafw.lab.lab_clock import clock_environment
 from hafw.lab.topology import namespace_of
 from hafw.logs import configure_logs
 from hafw.paths import NodePaths
@@ -92,7 +93,8 @@ class _Node:
                     str(hafwd_script()), "--node", self.name, "--config", str(self._config),
                 ],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=self._environment | {"HAFW_NODE": self.name}, start_new_session=True,
+                env=self._environment | {"HAFW_NODE": self.name} | clock_environment(self.name),
+                start_new_session=True,
             )  # fmt: skip
         self._started = now
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,10 +15,12 @@ from hafw.kernel.features import missing_features
 
 __all__ = [
     "low_conntrack_max",
+    "mount_tmpfs",
     "raise_conntrack_max",
     "require_machine",
     "restore_conntrack_max",
     "room_for",
+    "unmount_tmpfs",
 ]
 
 TOOLS = {"ip": "iproute2", "nsenter": "util-linux", "nft": "nftables"}
@@ -25,6 +28,8 @@ CONNTRACK_MAX = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 CONNTRACK_MAX_NEED = 262_144
 """The most entries a drill makes in one namespace, with room. Each namespace counts for itself,
 but the limit is the machine's. Buckets are left alone: their number is a trade of memory."""
+_MNT_DETACH = 2
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def require_machine() -> None:
@@ -75,6 +80,19 @@ def restore_conntrack_max(before: int) -> None:
             CONNTRACK_MAX.write_text(str(before))
     except OSError as error:
         raise KernelError(error.errno or 0, "sysctl", "nf_conntrack_max") from None
+
+
+def mount_tmpfs(folder: Path, octets: int) -> None:
+    """Lay an empty disk of this size over a folder. Raises KernelError."""
+    options = f"size={octets},mode=0700".encode()
+    if _libc.mount(b"hafw-lab", os.fsencode(folder), b"tmpfs", 0, options):
+        raise KernelError(ctypes.get_errno(), "mount", str(folder))
+
+
+def unmount_tmpfs(folder: Path) -> None:
+    """Take away what `mount_tmpfs` laid over a folder, if anything. Raises KernelError."""
+    if os.path.ismount(folder) and _libc.umount2(os.fsencode(folder), _MNT_DETACH):
+        raise KernelError(ctypes.get_errno(), "umount", str(folder))
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from hafw.config.model import ClusterConfig
 from hafw.lab.inside import call_in
 from hafw.lab.judges import DualFrame
 from hafw.lab.probe_loop import TICK_NS, Loop, become_realtime, now_ns
+from hafw.lab.silence import PASS_MARK, SO_MARK
 
 __all__ = [
     "DPORT",
@@ -235,6 +236,8 @@ class Injector:
 def open_sender(port: str) -> socket.socket:
     """Frames straight out of this port of the caller's namespace; receives nothing."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # Protocol 0: receives nothing.
+    # Through a drill's silence: a silenced gateway is judged like any other.
+    sock.setsockopt(socket.SOL_SOCKET, SO_MARK, PASS_MARK)
     sock.bind((port, 0))
     sock.setblocking(False)
     return sock

@@ -121,8 +121,10 @@ class _NumberJudge:
         faults_ns: Sequence[int] = (),
         *,
         share_min: float = FORWARDED_SHARE_MIN,
+        dark_ns: int = 0,
     ) -> FrameVerdict:
-        """Over everything since the last `take` or `verdict`. `faults_ns`: when, ascending."""
+        """Over everything since the last `take` or `verdict`. `faults_ns`: when, ascending;
+        `dark_ns`: how long nobody could forward."""
         record = self.take()
         problem = ""
         if record.strayed:
@@ -136,6 +138,7 @@ class _NumberJudge:
             faults_ns=faults_ns,
             unnoted=record.unnoted,
             share_min=share_min,
+            dark_ns=dark_ns,
             problem=problem,
         )
 

@@ -49,7 +49,8 @@ class ProbeResult(msgspec.Struct, frozen=True):
 
 class StepResult(msgspec.Struct, frozen=True):
     """One fault (or move) of a drill. `outage_ms`: the worst gap of a 1 kHz UDP probe.
-    `takeover_ms`: from the fault to another gateway's open gate, by judge (a)."""
+    `takeover_ms`: from the fault to another gateway's open gate, by judge (a). `note`: what else
+    was found, as it should be."""
 
     what: str
     at_s: float
@@ -61,6 +62,7 @@ class StepResult(msgspec.Struct, frozen=True):
     outage_ms: float
     ready_s: float | None
     problem: str = ""
+    note: str = ""
 
 
 class StrictReading(msgspec.Struct, frozen=True):
@@ -250,7 +252,8 @@ def _step_table(steps: Sequence[StepResult]) -> list[str]:
         )
         for step in steps
     ]
-    return table(head, rows) if rows else []
+    notes = [f"{step.what}: {step.note}" for step in steps if step.note]
+    return [*table(head, rows), *notes] if rows else []
 
 
 def _judge_lines(result: DrillResult) -> list[str]:

@@ -3,8 +3,10 @@
 Taking a bridge port down would flush the switch's forwarding table, and every frame would be
 flooded at once: the outage that a real power cut has (the switch still points at the dead node
 until the new one announces itself) would be hidden. So a fault is a netdev table in ``hafw-sw``
-whose base chains, on the node's ports, have the policy *drop* and no rule. The ingress hook is
-in front of the bridge (nothing is learnt from the node), the egress hook behind it.
+whose base chains, on the node's ports, have the policy *drop*. The ingress hook is in front of the
+bridge (nothing is learnt from the node), the egress hook behind it. Only what a judge or another
+part of a drill sends out of a port itself, with `PASS_MARK`, goes through to the node; no frame of
+another namespace can carry a mark (net/core/skbuff.c, skb_scrub_packet).
 
 One transaction makes all hooks of all ports of a node. It is done through a libnftables context
 that a thread inside the namespace keeps open: 0.3 to 0.7 ms, where starting ``nft`` takes 3 ms
@@ -27,7 +29,15 @@ from hafw.kernel.nftables import Nftables
 from hafw.lab.inside import enter, namespace_inode
 from hafw.lab.topology import SWITCH, namespace_of
 
-__all__ = ["Direction", "FaultTime", "Switch", "fault_commands", "heal_commands"]
+__all__ = [
+    "PASS_MARK",
+    "SO_MARK",
+    "Direction",
+    "FaultTime",
+    "Switch",
+    "fault_commands",
+    "heal_commands",
+]
 
 Direction = Literal["both", "from", "to"]
 """Which frames are dropped, seen from the node: all, those it sends, those sent to it."""
@@ -36,6 +46,8 @@ TABLE_PREFIX = "hafw_fault_"
 PRIORITY = -2_000_000_000
 """In front of every other netdev chain."""
 ANSWER_WAIT_S = 10.0
+PASS_MARK = 0x68616677
+SO_MARK = 36
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +75,8 @@ def fault_commands(name: str, ports: Collection[str], direction: Direction = "bo
         for chain, hook, meant in (("from_it", "ingress", "from"), ("to_it", "egress", "to"))
         if direction in ("both", meant)
     ]
+    if direction in ("both", "to"):
+        lines.append(f"add rule {table} to_it meta mark {PASS_MARK:#x} accept")
     return "\n".join(lines) + "\n"
 
 

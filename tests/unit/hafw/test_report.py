@@ -10,7 +10,7 @@ import pytest
 
 from hafw.errors import RefusedError
 from hafw.human import make_epoch
-from hafw.lab.drills import plan_drills
+from hafw.lab.drill_list import plan_drills
 from hafw.lab.judges import FrameVerdict, GateVerdict, Span
 from hafw.lab.report import (
     DrillReport,

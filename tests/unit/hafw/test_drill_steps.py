@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hafw.lab.conductor import fault_windows
+from hafw.lab.drill_steps import fault_windows
 
 
 def test_each_fault_has_the_time_until_the_next() -> None:

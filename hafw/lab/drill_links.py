@@ -1,0 +1,133 @@
+"""Drills that cut, pull or slow down cables, of gateways and of the witness. Shell."""
+
+from __future__ import annotations
+
+import time
+
+from hafw.errors import StateError
+from hafw.lab.conductor import Conductor
+from hafw.lab.faults import wait_until
+from hafw.lab.silence import Direction
+
+__all__ = ["carrier", "one_way", "segment", "sync_link", "sync_links", "witness"]
+
+OUT_S = 1.0
+"""How long a fault that moves something lasts after the takeover."""
+PAUSE_S = 10.0
+SLOW_MS = 20.0
+"""Each way, so that an answer takes 40 ms."""
+SHOWN_BOUND_S = 5.0
+
+
+def carrier(conductor: Conductor, variant: str) -> None:
+    lab, faults = conductor.lab, conductor.faults
+    active = conductor.sight.holder().node
+    device = lab.config.nodes[active].segments[variant].device
+    conductor.fault(
+        f"carrier loss of {device} on {active}",
+        lambda node: faults.unplug(node, device),
+        takeover="must",
+        # It gives its lease up, as in a move: until the deadline it may accept.
+        commanded=True,
+    )
+    time.sleep(OUT_S)
+    taker = conductor.sight.holder().node
+    faults.plug_in(active, device)
+    conductor.returned()
+    conductor.require("no fail-back", conductor.sight.holder().node == taker)
+
+
+def segment(conductor: Conductor, _variant: str) -> None:
+    """Nothing but traffic tells which side of a silent segment is dead: a person does."""
+    lab, sight, faults = conductor.lab, conductor.sight, conductor.faults
+    active = sight.holder().node
+    (other,) = sight.others(active)
+    device = lab.config.nodes[active].segments["lan"].device
+
+    def shown() -> bool:
+        return all(sight.path_is_silent(node, "lan") for node in (active, other))
+
+    def move(_active: str) -> int:
+        before_ns = faults.cut(active, [device])
+        if not wait_until(SHOWN_BOUND_S, shown):
+            raise StateError("the gateways do not show that lan is silent")
+        faults.move(active, other)
+        return before_ns
+
+    conductor.fault(f"lan of {active} dead, moved by command", move, "must", commanded=True)
+    faults.heal(active)
+    conductor.returned()
+
+
+def sync_link(conductor: Conductor, variant: str) -> None:
+    lab, faults = conductor.lab, conductor.faults
+    active = conductor.sight.holder().node
+    device = lab.config.nodes[active].links[variant].device
+    conductor.fault(
+        f"{variant} of {active} cut", lambda node: faults.cut(node, [device]), takeover="never"
+    )
+    conductor.expect_replica(f"while {variant} is cut")
+    faults.heal(active)
+    conductor.returned()
+
+
+def sync_links(conductor: Conductor, variant: str) -> None:
+    lab, sight, faults = conductor.lab, conductor.sight, conductor.faults
+    active = sight.holder().node
+    node = active if variant == "active" else sight.others(active)[0]
+    devices = [link.device for link in lab.config.nodes[node].links.values()]
+    conductor.fault(
+        f"all sync links of {node} cut", lambda _: faults.cut(node, devices), takeover="never"
+    )
+    faults.heal(node)
+    conductor.returned()
+
+
+def one_way(conductor: Conductor, variant: str) -> None:
+    sight, faults = conductor.sight, conductor.faults
+    way, _, role = variant.partition("-")
+    direction: Direction = "from" if way == "from" else "to"
+    active = sight.holder().node
+    node = active if role == "active" else sight.others(active)[0]
+    conductor.fault(
+        f"silence {direction} {node} ({role.upper()})",
+        lambda _: faults.silence(node, direction),
+        takeover="must" if role == "active" else "never",
+    )
+    time.sleep(OUT_S)
+    faults.heal(node)
+    conductor.returned()
+
+
+def witness(conductor: Conductor, variant: str) -> None:
+    lab, faults = conductor.lab, conductor.faults
+    name = next((n for n, node in lab.config.nodes.items() if node.role == "witness"), None)
+    if name is None:
+        raise StateError("this lab has no witness")
+    if variant == "gone":
+        conductor.fault(f"silence of {name}", lambda _: faults.silence(name), takeover="never")
+        faults.heal(name)
+    elif variant == "paused":
+        conductor.fault(
+            f"SIGSTOP of all of {name} for {PAUSE_S:g} s",
+            lambda _: faults.freeze(name),
+            takeover="never",
+            hold_s=PAUSE_S,
+        )
+        faults.thaw()
+    else:
+        conductor.fault(
+            f"{name} answers {2 * SLOW_MS:g} ms late",
+            lambda _: faults.slow_down(name, SLOW_MS),
+            takeover="never",
+        )
+        active = conductor.sight.holder().node
+        conductor.require(
+            f"{name} is heard, {2 * SLOW_MS:g} ms late",
+            conductor.sight.rtt_ms(active, name) >= 2 * SLOW_MS,
+        )
+        conductor.fault(f"power cut of {active}", faults.silence, takeover="must")
+        time.sleep(OUT_S)
+        faults.heal(active)
+        faults.speed_up(name)
+    conductor.returned()

@@ -1,0 +1,133 @@
+"""What a drill notes of its faults, and what is made of the notes at its end. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+from hafw.lab.faults import Holder
+from hafw.lab.probe_record import FlowReport, outage_ns
+from hafw.lab.probes import Probe
+from hafw.lab.report import ProbeResult, StepResult
+
+__all__ = [
+    "NO_NODE",
+    "Step",
+    "Takeover",
+    "dark_ns",
+    "fault_windows",
+    "probe_result",
+    "step_result",
+    "worst_udp_ms",
+]
+
+Takeover = Literal["must", "may", "stays", "never"]
+"""Whether another node must be ACTIVE after a fault, may, or must not. Never: the epoch stays too.
+Stays: the ACTIVE node may win the next one itself, as it must when its votes were those of voters
+that have restarted since (`cluster.acceptor`)."""
+NO_NODE = Holder("no node", 0)
+"""Who is ACTIVE before a cold start."""
+
+
+@dataclass(slots=True)
+class Step:
+    """One fault, until the next one. `notes`: what was found as it should be."""
+
+    what: str
+    fault_ns: int
+    before: Holder
+    after: Holder
+    takeover: Takeover
+    ready_s: float | None = None
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def fault_windows(starts_ns: Sequence[int], end_ns: int) -> list[tuple[int, int]]:
+    """From each fault to the next, the last one to the end; none if a drill came to no fault."""
+    return list(pairwise([*starts_ns, end_ns]))
+
+
+def step_result(
+    step: Step, window: tuple[int, int], *, began_ns: int, taken_ns: int | None, outage_ms: float
+) -> StepResult:
+    """`taken_ns`: when another gate was first open after the fault, in whichever window."""
+    took_ms = None
+    if taken_ns is not None and taken_ns < window[1]:
+        took_ms = (taken_ns - step.fault_ns) / 1e6
+    return StepResult(
+        what=step.what,
+        at_s=(step.fault_ns - began_ns) / 1e9,
+        holder_before=step.before.node,
+        holder_after=step.after.node,
+        epoch_before=step.before.epoch,
+        epoch_after=step.after.epoch,
+        takeover_ms=took_ms,
+        outage_ms=outage_ms,
+        ready_s=step.ready_s,
+        problem="; ".join([*step.problems, *_moved(step, taken_over=took_ms is not None)]),
+        note="; ".join(step.notes),
+    )
+
+
+def _moved(step: Step, *, taken_over: bool) -> list[str]:
+    """What moved although nothing might."""
+    if step.takeover not in ("stays", "never"):
+        return []
+    if taken_over or step.after.node != step.before.node:
+        return [f"the group left {step.before.node}, where it should have stayed"]
+    if step.takeover == "never" and step.after.epoch != step.before.epoch:
+        return [f"{step.before.node} lost its lease and took it again"]
+    return []
+
+
+def dark_ns(steps: Sequence[StepResult]) -> int:
+    """How long nobody could be ACTIVE, as in a cold start."""
+    dark = [step.takeover_ms or 0.0 for step in steps if step.holder_before == NO_NODE.node]
+    return int(sum(dark) * 1e6)
+
+
+def probe_result(
+    probe: Probe, before: FlowReport | None, last: FlowReport,
+    windows: Sequence[tuple[int, int]], *,
+    established_ns: int | None, replica: bool | None, lost: str,
+) -> ProbeResult:  # fmt: skip
+    """`before`: the flow just before the first fault; None: it was opened after the last one, and
+    no fault can have held it up."""
+    worst_ns = max((outage_ns(last, *window) for window in windows), default=0)
+    since = before or last
+    first_ns = windows[0][0] if windows else None
+    established_s = None
+    if first_ns is not None and established_ns is not None and established_ns < first_ns:
+        established_s = (first_ns - established_ns) / 1e9
+    return ProbeResult(
+        name=probe.name,
+        family=probe.spec.family,
+        outage_ms=worst_ns / 1e6 if probe.measures_outage and before else None,
+        resolution_ms=last.resolution_ns / 1e6,
+        before=since.octets if probe.is_stream else since.exchanges,
+        after=last.octets - since.octets if probe.is_stream else last.exchanges - since.exchanges,
+        unit="bytes" if probe.is_stream else "packets",
+        missing=0 if probe.is_tcp else last.sent - last.exchanges,
+        wrong=last.wrong,
+        established_s=established_s,
+        replica=replica,
+        lost=lost or _ended(last),
+    )
+
+
+def worst_udp_ms(
+    plan: Sequence[Probe], flows: Mapping[int, FlowReport], window: tuple[int, int]
+) -> float:
+    """The headline: the longest gap of any 1 kHz UDP probe in a window."""
+    gaps = [outage_ns(flows[p.spec.flow], *window) for p in plan if p.spec.kind == "udp"]
+    return max(gaps, default=0) / 1e6
+
+
+def _ended(report: FlowReport) -> str:
+    """Why a flow that passed every check is not alive at the very end."""
+    if report.wrong:
+        return f"{report.wrong} wrong: {report.wrong_why}"
+    return report.error or "failed" if report.state == "failed" else ""
