@@ -9,7 +9,7 @@ DEBIAN_PACKAGES := python3 python3-venv git nftables iproute2 iputils-ping connt
 
 APT_DOWNLOAD := apt-get download -qq -o APT::Sandbox::User=root
 
-.PHONY: help install debian drill test test-all check format requirements wheel bench-failover bench-sync churn clean
+.PHONY: help install debian drill drill-all test test-all check format requirements wheel bench-failover bench-sync churn clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -52,7 +52,10 @@ $(VENV)/.keepalived: $(VENV)/.installed
 	  && for deb in *.deb; do dpkg -x $$deb . || exit 1; done && rm *.deb
 	@touch $@
 
-drill: install ## all drills once, default timers, IPv4 and IPv6
+drill: install ## the main drills once, default timers, IPv4 and IPv6 (drill-all: every one, 5 minutes)
+	$(BIN)/hafwctl drill run power-cut freeze kill there-and-back
+
+drill-all: install
 	$(BIN)/hafwctl drill run all
 
 # Most tests with a kernel wait for something, so there may be more of them than CPUs; those that

@@ -24,6 +24,7 @@ __all__ = [
     "render_drill",
     "render_report",
     "table",
+    "title_of",
     "to_json",
 ]
 
@@ -91,7 +92,7 @@ class DrillResult(msgspec.Struct, frozen=True):
 
     @property
     def title(self) -> str:
-        return f"{self.drill} ({self.variant})" if self.variant else self.drill
+        return title_of(self.drill, self.variant)
 
 
 class DrillReport(msgspec.Struct, frozen=True):
@@ -106,6 +107,11 @@ class DrillReport(msgspec.Struct, frozen=True):
     seconds: float
     drills: list[DrillResult]
     passed: bool
+
+
+def title_of(drill: str, variant: str) -> str:
+    """A row of the table of faults, in a word or two."""
+    return f"{drill} ({variant})" if variant else drill
 
 
 def judge_drill(result: DrillResult, problems: Sequence[str] = ()) -> DrillResult:

@@ -100,6 +100,8 @@ class TestFaultCommands:
             "priority -2000000000; policy drop; }",
             f"add chain netdev hafw_fault_gw1 to_it {{ type filter hook egress {devices} "
             "priority -2000000000; policy drop; }",
+            # What a judge sends out of the port itself.
+            "add rule netdev hafw_fault_gw1 to_it meta mark 0x68616677 accept",
         ]
 
     @pytest.mark.parametrize(
