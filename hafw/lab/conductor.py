@@ -360,7 +360,7 @@ class Conductor:
             seconds=time.monotonic() - self._began,
             probes=[self._probe_result(probe, last, windows) for probe in opened],
             steps=steps,
-            gate=record.verdict(self._moves),
+            gate=record.verdict(self._moves, dark=bool(dark_ns(steps))),
             frames=frames,
             strict=self._strict,
             agent_late_ms=last.late_ms,

@@ -54,6 +54,9 @@ FRAME_TOGETHER_NS = 2_000_000
 queue excuses that."""
 APART_PER_FAULT_MAX = 3
 """Numbers forwarded by two gateways at different moments that one fault may explain."""
+DARK_GAP_NS_MAX = 1_000_000_000
+"""Between two samples where all nodes start at once: two that load their rules at the same moment
+hold both CPUs, and nobody can be ACTIVE within M (2 s) of the start of a majority."""
 LOOK_GAP_NS_MAX = 500_000_000
 """The devices are looked at every 100 ms; nobody saw what came and went in five times that."""
 FORWARDED_SHARE_MIN = 0.5
@@ -195,10 +198,12 @@ def judge_gates(
     sample_gaps_ns: Sequence[int],
     look_gap_ns: int,
     lease_ns: int,
+    dark: bool = False,
     problem: str = "",
 ) -> GateVerdict:
     """The verdict of judge (a) over deadlines and unguarded spans, one sequence a gateway.
-    `look_gap_ns`: the longest time that nobody looked at a gateway's devices."""
+    `look_gap_ns`: the longest time that nobody looked at a gateway's devices; `dark`: all nodes
+    have started at once."""
     dual: list[Span] = []
     possible_ns = possible_ns_max = 0
     allowed_ns = 0
@@ -233,16 +238,19 @@ def judge_gates(
         possible_max_ms=possible_ns_max / _MS,
         look_gap_max_ms=look_gap_ns / _MS,
         spans=merged[:SPANS_SHOWN_MAX],
-        problem=problem or _blindness(gaps, look_gap_ns, possible_ns_max, lease_ns),
+        problem=problem or _blindness(gaps, look_gap_ns, possible_ns_max, lease_ns, dark=dark),
     )
 
 
-def _blindness(gaps: Sequence[int], look_gap_ns: int, possible_ns: int, lease_ns: int) -> str:
+def _blindness(
+    gaps: Sequence[int], look_gap_ns: int, possible_ns: int, lease_ns: int, *, dark: bool
+) -> str:
     """Why judge (a) saw too little to judge; empty if it saw enough. `gaps` ascend."""
     if not gaps:
         return "no sample of the gates was taken"
+    gap_ns_max = DARK_GAP_NS_MAX if dark else sample_gap_ns_max(lease_ns)
     bounds = (
-        ("no sample of the gates was taken", gaps[-1], sample_gap_ns_max(lease_ns)),
+        ("no sample of the gates was taken", gaps[-1], gap_ns_max),
         ("nobody looked at the devices", look_gap_ns, LOOK_GAP_NS_MAX),
         ("an overlap is possible and not proved", possible_ns, doubt_ns_max(lease_ns)),
     )

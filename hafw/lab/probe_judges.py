@@ -51,7 +51,8 @@ class GateRecord(msgspec.Struct, frozen=True):
         ]
         return min(moments, default=None)
 
-    def verdict(self, moves: Sequence[MoveWindow]) -> GateVerdict:
+    def verdict(self, moves: Sequence[MoveWindow], *, dark: bool = False) -> GateVerdict:
+        """`dark`: all nodes have started at once."""
         nodes = sorted(self.deadlines.changes)
         return judge_gates(
             [self.changes(node) for node in nodes],
@@ -61,6 +62,7 @@ class GateRecord(msgspec.Struct, frozen=True):
             sample_gaps_ns=self.deadlines.gaps_ns,
             look_gap_ns=self.devices.gap_ns_max,
             lease_ns=self.lease_ns,
+            dark=dark,
             problem="" if self.devices.looks else "nobody looked at the devices",
         )
 

@@ -121,6 +121,7 @@ def judged_gates(
     moves: list[MoveWindow] | None = None,
     gaps_ns: tuple[int, ...] = (MS,),
     look_gap_ns: int = 100 * MS,
+    dark: bool = False,
 ) -> GateVerdict:
     """By a judge of a lease of 100 ms."""
     return judge_gates(
@@ -131,6 +132,7 @@ def judged_gates(
         sample_gaps_ns=gaps_ns,
         look_gap_ns=look_gap_ns,
         lease_ns=100 * MS,
+        dark=dark,
     )
 
 
@@ -224,6 +226,11 @@ def test_a_gap_in_which_an_overlap_could_hide_does_not_acquit() -> None:
 @pytest.mark.parametrize(("gap_ms", "clean"), [(50, True), (51, False)])
 def test_a_sample_gap_may_be_half_a_lease(gap_ms: int, clean: bool) -> None:
     assert judged_gates([], [], gaps_ns=(MS, gap_ms * MS, MS)).clean is clean
+
+
+@pytest.mark.parametrize(("gap_ms", "clean"), [(1000, True), (1001, False)])
+def test_a_cold_start_may_hide_more_because_nobody_may_vote_yet(gap_ms: int, clean: bool) -> None:
+    assert judged_gates([], [], gaps_ns=(MS, gap_ms * MS, MS), dark=True).clean is clean
 
 
 def unproved(doubt: int) -> tuple[list[Change], list[Change]]:
@@ -359,6 +366,17 @@ def test_each_move_has_its_own_lease() -> None:
     moves = [MoveWindow(0, 300 * MS, 100 * MS), MoveWindow(500 * MS, 800 * MS, 100 * MS)]
     dual = frames(*range(100, 180), *range(600, 690))
     assert judged(dual, moves) == (0, 170, 0, "")
+
+
+@pytest.mark.parametrize(("dark_ms", "clean"), [(599, False), (600, True), (1000, False)])
+def test_time_in_which_nobody_could_forward_is_not_held_against_the_judge(
+    dark_ms: int, clean: bool
+) -> None:
+    found = judge_frames(
+        [], interval_ns=MS, injected=1000, forwarded={"gw1": 200}, moves=[], faults_ns=[],
+        dark_ns=dark_ms * MS,
+    )  # fmt: skip
+    assert found.clean is clean
 
 
 @pytest.mark.parametrize("forwarded", [0, 499])
