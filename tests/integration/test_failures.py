@@ -46,9 +46,16 @@ def lab(lab_alone: None) -> Iterator[Lab]:
 
 
 def run(lab: Lab, drill: str, variant: str) -> DrillResult:
+    """Once; twice if the machine stood still for so long that leases had to end with everything
+    else: then real-time judges on two CPUs took no sample in half a lease, and say so."""
+
     def say(_text: str) -> None: ...
 
-    return run_drill(lab, drill, variant, say)
+    result = run_drill(lab, drill, variant, say)
+    if result.gate is not None and result.gate.problem.startswith("no sample of the gates"):
+        lab.wait_ready(30)
+        result = run_drill(lab, drill, variant, say)
+    return result
 
 
 @pytest.mark.parametrize(("drill", "variant"), ALL_ROWS)
