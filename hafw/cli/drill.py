@@ -37,11 +37,11 @@ def drill() -> None:
 @format_option
 def list_drills(fmt: str) -> None:
     """Every drill with its variants: what it does, and what must come of it."""
-    from hafw.lab.drill_list import rows
+    from hafw.lab.drill_list import MOVES, rows
 
     found = [
         {"drill": drill.name, "variant": row.variant, "fault": row.fault, "outcome": row.outcome}
-        for drill, row in rows()
+        for drill, row in [*rows(), *((drill, row) for drill in MOVES for row in drill.rows)]
     ]
     click.echo(render(found, fmt), nl=False)
 

@@ -28,6 +28,7 @@ from hafw.lab.drill_steps import (
     Takeover,
     dark_ns,
     fault_windows,
+    packets_lost,
     probe_result,
     step_result,
     worst_udp_ms,
@@ -73,13 +74,15 @@ class Conductor:
         frames: bool,
         kinds: frozenset[str] | None = None,
         families: tuple[int, ...] = (4, 6),
+        lossless: bool = False,
     ) -> None:
+        """`lossless`: a drill in which every packet must arrive and be answered."""
         self.lab = lab
         self.sight = Sight(lab)
         self.faults = Faults(lab)
         self.machine = MachineFaults(lab)
         self._say = say
-        self._frames = frames
+        self._frames, self._lossless = frames, lossless
         self._addresses = tuple(a for a in lab_addresses(lab.config) if a.family in families)
         self._plan = plan_probes(self._addresses, octets_s=octets_s, kinds=kinds)
         self._stack = ExitStack()
@@ -336,7 +339,9 @@ class Conductor:
         """Stop looking and judge. `problem`: why the drill could not go on, if it could not."""
         self._strict += self.sight.strict("at the end")
         record = self.gate_judge.take()
-        last = self.probes.snapshot()
+        last = self.probes.final()
+        if self._lossless:
+            self._problems += packets_lost(self._plan, last.flows, self._steps)
         self._problems += [f"a stranger spoke to {words}" for words in last.strangers]
         windows = fault_windows([step.fault_ns for step in self._steps], last.taken_ns)
         opened = [probe for probe in self._plan if probe.spec.flow in last.flows]

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hafw.errors import RefusedError
-from hafw.lab import drill_links, drill_machine, drill_processes
+from hafw.lab import drill_links, drill_machine, drill_moves, drill_processes
 from hafw.lab.conductor import Conductor
 
-__all__ = ["DRILLS", "DRILLS_BY_NAME", "Drill", "Plan", "Row", "plan_drills", "rows"]
+__all__ = ["DRILLS", "DRILLS_BY_NAME", "MOVES", "Drill", "Plan", "Row", "plan_drills", "rows"]
 
 STREAM_OCTETS_S = 2_000_000
 STREAM_OCTETS_S_MOVING = 4_000_000
@@ -35,13 +35,14 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Drill:
     """`script` gets the conductor and the variant. `flows_first`: flows are opened and looked at
-    before the script, which may not lose one of them."""
+    before the script, which may not lose one of them. `lossless`: not one packet either."""
 
     name: str
     script: Callable[[Conductor, str], None]
     rows: tuple[Row, ...]
     octets_s: int = STREAM_OCTETS_S
     flows_first: bool = True
+    lossless: bool = False
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -256,7 +257,34 @@ DRILLS: tuple[Drill, ...] = (
         ),
     ),
 )
-DRILLS_BY_NAME = {drill.name: drill for drill in DRILLS}
+MOVES: tuple[Drill, ...] = (
+    Drill(
+        "planned-move",
+        drill_moves.planned_move,
+        (Row("", "hafwctl group move to the other node, and back", "no packet is lost"),),
+        lossless=True,
+    ),
+    Drill(
+        "drain",
+        drill_moves.drain,
+        (Row("", "each node in turn is drained, and online again", "no packet is lost"),),
+        lossless=True,
+    ),
+    Drill(
+        "rolling-restart",
+        drill_moves.rolling_restart,
+        (
+            Row(
+                "",
+                "each node in turn: drain, restart of all its daemons, online; then the witness",
+                "no packet is lost",
+            ),
+        ),
+        lossless=True,
+    ),
+)
+"""Planned, with nothing broken: not rows of the table of faults."""
+DRILLS_BY_NAME = {drill.name: drill for drill in (*DRILLS, *MOVES)}
 
 
 def rows() -> list[tuple[Drill, Row]]:
@@ -268,7 +296,8 @@ def plan_drills(names: Sequence[str], variant: str | None, repeat: int) -> list[
     """What `drill run NAME... --variant V --repeat N` means. Raises RefusedError."""
     known = ", ".join(DRILLS_BY_NAME)
     once: list[Plan] = []
-    for name in DRILLS_BY_NAME if "all" in names else names:
+    wanted = [drill.name for drill in DRILLS] if "all" in names else names
+    for name in wanted:
         drill = DRILLS_BY_NAME.get(name)
         if drill is None:
             raise RefusedError(f"there is no drill {name}; there are {known} and all")

@@ -18,6 +18,7 @@ __all__ = [
     "Takeover",
     "dark_ns",
     "fault_windows",
+    "packets_lost",
     "probe_result",
     "step_result",
     "worst_udp_ms",
@@ -27,6 +28,7 @@ Takeover = Literal["must", "may", "stays", "never"]
 """Whether another node must be ACTIVE after a fault, may, or must not. Never: the epoch stays too.
 Stays: the ACTIVE node may win the next one itself, as it must when its votes were those of voters
 that have restarted since (`cluster.acceptor`)."""
+SHOWN_MAX = 6
 NO_NODE = Holder("no node", 0)
 """Who is ACTIVE before a cold start."""
 
@@ -116,6 +118,32 @@ def probe_result(
         replica=replica,
         lost=lost or _ended(last),
     )
+
+
+def packets_lost(
+    plan: Sequence[Probe], flows: Mapping[int, FlowReport], steps: Sequence[Step]
+) -> list[str]:
+    """A line for each datagram flow that lost one, from its first packet to its last: in which
+    direction, and when after which step. An echo request's own end is not counted."""
+    found = []
+    for probe in plan:
+        flow = flows.get(probe.spec.flow)
+        if probe.is_tcp or flow is None or flow.sent == flow.exchanges:
+            continue
+        words = f"{flow.sent - flow.exchanges} of {flow.sent} packets lost"
+        if probe.spec.kind == "udp":
+            requests, answers = flow.sent - flow.arrived, flow.arrived - flow.exchanges
+            words += f" ({requests} requests, {answers} answers)"
+        times = ", ".join(_when(at_ns, steps) for at_ns in flow.missing_ns[:SHOWN_MAX])
+        found.append(f"{probe.name} IPv{probe.spec.family}: {words}; sent {times}")
+    return found
+
+
+def _when(at_ns: int, steps: Sequence[Step]) -> str:
+    before = [step for step in steps if step.fault_ns <= at_ns]
+    if not before:
+        return "before anything was done"
+    return f"{(at_ns - before[-1].fault_ns) / 1e6:.1f} ms after {before[-1].what}"
 
 
 def worst_udp_ms(

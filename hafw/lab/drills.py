@@ -125,7 +125,13 @@ def run_drill(lab: Lab, drill: str, variant: str, say: Say) -> DrillResult:
     wanted = DRILLS_BY_NAME[drill]
     try:
         lab.wait_ready(READY_BOUND_S)
-        with Conductor(lab, say, octets_s=wanted.octets_s, frames=True) as conductor:
+        with Conductor(
+            lab,
+            say,
+            octets_s=wanted.octets_s,
+            frames=True,
+            lossless=wanted.lossless,
+        ) as conductor:
             problem = ""
             try:
                 if wanted.flows_first:

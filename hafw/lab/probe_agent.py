@@ -8,6 +8,7 @@ serve   addresses, port, peers: answer TCP and UDP there
 sink    addresses, port: take UDP there and say nothing (no ICMP error either)
 open    flows (list of FlowSpec): open them
 idle    make the idle flows exchange
+quiet   send no datagram any more; what is under way still counts
 report  the state of every flow opened and accepted, and how late the loop was
 forget  forget the gaps noted so far, and how late the loop was
 clear   close all flows and servers
@@ -108,6 +109,9 @@ class Agent:
             case "idle":
                 for flow in self._flows:
                     flow.exchange()
+            case "quiet":
+                for flow in self._flows:
+                    flow.quiet()
             case "report":
                 return Answer(report=self._report())
             case "forget":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from array import array
 
 import msgspec
 
@@ -18,6 +19,8 @@ __all__ = ["RESOLUTION_NS", "DatagramFlow", "IcmpFlow"]
 
 RESOLUTION_NS = 2_000_000
 """Gaps up to this are not noted: a frame a millisecond has them all the time."""
+MISSING_MAX = 100
+"""Frames without an answer whose time is told."""
 _ICMP_FILTER = 1  # linux/icmp.h, level SOL_RAW
 _SOL_RAW = 255
 _ICMP6_FILTER = 1  # linux/icmpv6.h, level SOL_ICMPV6
@@ -36,20 +39,35 @@ class DatagramFlow(BaseFlow):
         sock.connect((spec.remote, spec.port))
         super().__init__(loop, spec, sock, max(RESOLUTION_NS, 3 * spec.interval_ms * MS // 2))
         self._answered = bytearray()
+        self._sent_ns = array("q")
+        self._quiet = False
         self._state = "open"
         loop.watch(self._fd, self._on_event)
 
     def tick(self, now: int) -> None:
-        if self._state != "open" or not self._due(now):
+        if self._quiet or self._state != "open" or not self._due(now):
             return
         # A frame the kernel refuses (no route, no buffer) is a lost frame, not an error.
         self._answered.append(0)
+        self._sent_ns.append(now)
         frame = encode_frame(REQUEST, Frame(self.spec.flow, self._sent, now))
         self._sent += 1
         try:
             self._send(frame)
         except OSError:
             return
+
+    def quiet(self) -> None:
+        self._quiet = True
+
+    def report(self) -> FlowReport:
+        """While it still sends, what is under way is not missing."""
+        report = super().report()
+        if not self._quiet or report.sent == report.exchanges:
+            return report
+        sent = zip(self._sent_ns, self._answered, strict=True)
+        missing = [at_ns for at_ns, answered in sent if not answered]
+        return msgspec.structs.replace(report, missing_ns=missing[:MISSING_MAX])
 
     def _send(self, frame: bytes) -> None:
         self._socket.send(frame)

@@ -29,7 +29,8 @@ class FlowReport(msgspec.Struct, frozen=True):
     `exchanges` counts right answers (streams: pieces read), `octets` right bytes received,
     `written` stream bytes given to the kernel, `sent` requests sent. `wrong` counts what must
     never happen: wrong bytes, duplicates, answers nobody asked for, a peer address that is not
-    the expected one. `state`: connecting, open, failed.
+    the expected one. `state`: connecting, open, failed. Of datagrams: `arrived` requests at the
+    other end, and when the first unanswered ones were sent (`missing_ns`), once it is quiet.
     """
 
     flow: int
@@ -47,6 +48,8 @@ class FlowReport(msgspec.Struct, frozen=True):
     last_ns: int
     resolution_ns: int
     gaps: list[tuple[int, int]]
+    arrived: int = 0
+    missing_ns: list[int] = []
 
 
 class Record:
@@ -142,4 +145,5 @@ def merge_sides(
         sent=opener.sent,
         wrong=opener.wrong + accepter.wrong,
         wrong_why=opener.wrong_why or accepter.wrong_why,
+        arrived=accepter.exchanges,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -47,6 +47,8 @@ SERVER_PORT = 7001
 WAN_PORT = 8080
 ASK_S = 5.0
 POLL_S = 0.05
+UNDER_WAY_S = 0.4
+"""A datagram that is not back by then is lost: the lab's network takes less than a millisecond."""
 _ICMP_ECHO, _ICMP6_ECHO = 8, 128
 
 
@@ -225,6 +227,14 @@ class ProbeSet:
         }
         late_ms = max(report.late_ns_max for report in reports.values()) / 1e6
         return Snapshot(taken_ns, flows, tuple(strangers), late_ms)
+
+    def final(self) -> Snapshot:
+        """The last snapshot: dated now, and taken when nothing is under way any more."""
+        taken_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        for host in self._agents:
+            self._ask(host, Request("quiet"))
+        time.sleep(UNDER_WAY_S)
+        return replace(self.snapshot(), taken_ns=taken_ns)
 
     def close(self) -> None:
         for agent in self._agents.values():

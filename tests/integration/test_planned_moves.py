@@ -188,3 +188,31 @@ def test_with_preempt_and_an_order_the_group_goes_where_it_should(cluster: Runni
     )  # fmt: skip
     refused = hafwctl("group", "order", "main", "gw1")
     assert "names each of its candidates once: gw1, gw2" in refused.stderr
+
+
+def drills(*words: str, wait_s: float) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from hafw.cli.main import main; main()", "drill", "run", *words],
+        capture_output=True, text=True, timeout=wait_s, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_packet_is_lost_in_a_planned_move(cluster: Running) -> None:
+    drills("planned-move", "--repeat", "2", wait_s=90)
+    assert cluster.lab.exists()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_no_packet_is_lost_in_a_drain_or_a_rolling_restart(cluster: Running) -> None:
+    drills("drain", "rolling-restart", "--repeat", "2", wait_s=280)
+    assert cluster.lab.exists()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(4000)
+@pytest.mark.parametrize("drill", ["planned-move", "drain", "rolling-restart"])
+def test_fifty_times_no_packet_is_lost(cluster: Running, drill: str) -> None:
+    drills(drill, "--repeat", "50", wait_s=3900)
+    assert cluster.lab.exists()

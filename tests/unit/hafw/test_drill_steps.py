@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from hafw.lab.drill_steps import NO_NODE, Step, Takeover, dark_ns, fault_windows, step_result
+from hafw.lab.drill_steps import (
+    NO_NODE,
+    Step,
+    Takeover,
+    dark_ns,
+    fault_windows,
+    packets_lost,
+    step_result,
+)
 from hafw.lab.faults import Holder
+from hafw.lab.probe_record import FlowReport
+from hafw.lab.probes import Addresses, plan_probes
 
 
 def test_each_fault_has_the_time_until_the_next() -> None:
@@ -59,3 +69,36 @@ def test_only_a_cold_start_is_dark() -> None:
     )
     assert dark_ns([cut]) == 0
     assert dark_ns([cut, cold]) == 4 * 10**9
+
+
+def test_a_lost_packet_is_told_with_its_direction_and_its_moment() -> None:
+    place = Addresses(4, "192.0.2.10", "198.51.100.10", "192.0.2.20", "198.51.100.254")
+    plan = plan_probes((place,), octets_s=1)
+
+    def report(flow: int, *, arrived: int, answered: int, missing: list[int]) -> FlowReport:
+        return FlowReport(
+            flow=flow, state="open", error="", local=("", 0), remote=("", 0), opened_ns=1,
+            exchanges=answered, octets=0, written=0, sent=1000, wrong=0, wrong_why="", last_ns=1,
+            resolution_ns=1, gaps=[], arrived=arrived, missing_ns=missing,
+        )  # fmt: skip
+
+    well = {
+        p.spec.flow: report(p.spec.flow, arrived=1000, answered=1000, missing=[]) for p in plan
+    }
+    steps = [Step("move to gw2", 10_000_000, GW1, GW2, "must")]
+    assert packets_lost(plan, well, steps) == []
+    udp, icmp, tcp = (
+        next(p.spec.flow for p in plan if p.spec.kind == kind)
+        for kind in ("udp", "icmp", "tcp-echo")
+    )
+    ill = {
+        **well,
+        udp: report(udp, arrived=999, answered=997, missing=[2, 12_500_000, 13_000_000]),
+        icmp: report(icmp, arrived=0, answered=999, missing=[9]),
+        tcp: report(tcp, arrived=0, answered=1, missing=[]),
+    }
+    assert packets_lost(plan, ill, steps) == [
+        "snat udp IPv4: 3 of 1000 packets lost (1 requests, 2 answers); sent before anything was "
+        "done, 2.5 ms after move to gw2, 3.0 ms after move to gw2",
+        "snat icmp IPv4: 1 of 1000 packets lost; sent before anything was done",
+    ]
