@@ -89,6 +89,30 @@ def up(
 
 
 @lab.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--gateways", type=click.IntRange(2), default=3, show_default=True)
+@click.option("--groups", type=click.IntRange(1), default=2, show_default=True)
+def draw(folder: Path, gateways: int, groups: int) -> None:
+    """Write cluster.yaml and policy.yaml of a larger lab into FOLDER, for `lab up --config`.
+
+    An even number of gateways gets a witness. Each group begins its order with another gateway.
+    """
+    from hafw.errors import StateError
+    from hafw.lab.draw import draw as draw_cluster
+    from hafw.lab.recipe import default_config_file
+
+    text = draw_cluster(gateways, groups)
+    policy = default_config_file().with_name("policy.yaml").read_text()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cluster.yaml").write_text(text)
+        (folder / "policy.yaml").write_text(policy)
+    except OSError as error:
+        raise StateError(f"cannot write into {folder}: {error.strerror}") from None
+    click.echo(f"hafwctl lab up --config {folder}/cluster.yaml", err=True)
+
+
+@lab.command()
 def down() -> None:
     """Remove the lab and everything it made, in whatever state it is."""
     removed = _lab().down()

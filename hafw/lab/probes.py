@@ -185,7 +185,7 @@ class ProbeSet:
         """Serve on both sides, then open all flows."""
         servers = [place.server for place in self._addresses]
         vips = [place.vip for place in self._addresses]
-        inside = [place.inside for place in self._addresses]
+        inside = list(dict.fromkeys(place.inside for place in self._addresses))
         self._ask("server", Request("serve", addresses=servers, peers=vips, port=SERVER_PORT))
         self._ask("server", Request("sink", addresses=servers, port=DPORT))
         self._ask("client", Request("serve", addresses=inside, peers=servers, port=WAN_PORT))

@@ -9,6 +9,8 @@ other end is a bridge port ``HOST-DEVICE``::
               sync0 --- gw1-sync0 [ sync0 ]
               sync1 --- gw1-sync1 [ sync1 ]      hafw-sw in the middle
 
+By the first group the client goes anywhere, by the second one to the server's 198.51.100.20, etc.
+
 - Ports have ifindexes from `PORT_INDEX_FIRST`, hosts' devices small ones: with equal indexes at
   both ends the kernel (net/core/link_watch.c, linkwatch_urgent_event) does not treat a carrier
   event as urgent and delivers it up to 1 s late.
@@ -121,11 +123,11 @@ class HostPort:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A namespace with devices. `gateways` are next hops of its default routes."""
+    """A namespace with devices. `routes`: (destination, next hop), "" the default."""
 
     name: str
     ports: tuple[HostPort, ...]
-    gateways: tuple[Address, ...] = ()
+    routes: tuple[tuple[str, Address], ...] = ()
 
     @property
     def namespace(self) -> str:
@@ -201,16 +203,24 @@ def plan(config: ClusterConfig, file: str = "cluster.yaml") -> Topology:
             if link_name not in node.segments
         ]
         hosts.append(Host(name, tuple(ports)))
-    vips = next(group.vips[LAN] for group in config.groups.values() if LAN in group.vips)
-    first = {vip.version: vip for vip in reversed(vips)}
-    for number, name, segment, texts, gateways in (
-        (0xC1, CLIENT, LAN, CLIENT_ADDRESSES, tuple(first[v] for v in sorted(first))),
-        (0xC2, SERVER, WAN, SERVER_ADDRESSES, ()),
+    vips = [group.vips[LAN] for group in config.groups.values() if LAN in group.vips]
+    servers, routes = list(SERVER_ADDRESSES), [("", vip) for vip in _one_a_family(vips[0])]
+    for place, others in enumerate(vips[1:], 2):
+        servers += [f"198.51.100.{10 * place}/24", f"2001:db8:2::{10 * place}/64"]
+        ends = {4: f"198.51.100.{10 * place}/32", 6: f"2001:db8:2::{10 * place}/128"}
+        routes += [(ends[vip.version], vip) for vip in _one_a_family(others)]
+    for number, name, segment, texts, ways in (
+        (0xC1, CLIENT, LAN, CLIENT_ADDRESSES, tuple(routes)),
+        (0xC2, SERVER, WAN, tuple(servers), ()),
     ):
         addresses = tuple(ip_interface(text) for text in texts)
         seat_port = port(name, number, DEVICE[segment], segment, addresses)
-        hosts.append(Host(name, (seat_port,), gateways))
+        hosts.append(Host(name, (seat_port,), ways))
     return Topology(tuple(bridges), tuple(hosts))
+
+
+def _one_a_family(vips: list[Address]) -> list[Address]:
+    return [vip for _, vip in sorted({vip.version: vip for vip in reversed(vips)}.items())]
 
 
 # ---- building -------------------------------------------------------------------------------
@@ -268,14 +278,14 @@ def _build_host(host: Host) -> None:
                     prefixlen=address.network.prefixlen,
                     flags=IFA_F_NODAD if address.version == 6 else 0,
                 )  # fmt: skip
-        for gateway in host.gateways:
+        for destination, gateway in host.routes:
             # Of the addresses of one family the first is the source, also in IPv6, where the
             # kernel would otherwise choose by its own rules.
             source = next(
                 str(a.ip) for p in host.ports for a in p.addresses if a.version == gateway.version
             )
             default = "0.0.0.0/0" if gateway.version == 4 else "::/0"
-            ipr.route("add", dst=default, gateway=str(gateway), prefsrc=source)
+            ipr.route("add", dst=destination or default, gateway=str(gateway), prefsrc=source)
 
 
 def build(topology: Topology) -> None:
