@@ -90,8 +90,12 @@ def up(
 
 @lab.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--gateways", type=click.IntRange(2), default=3, show_default=True)
-@click.option("--groups", type=click.IntRange(1), default=2, show_default=True)
+@click.option(
+    "--gateways", type=click.IntRange(2), default=3, show_default=True, help="Two to eight."
+)
+@click.option(
+    "--groups", type=click.IntRange(1), default=2, show_default=True, help="Up to eight."
+)
 def draw(folder: Path, gateways: int, groups: int) -> None:
     """Write cluster.yaml and policy.yaml of a larger lab into FOLDER, for `lab up --config`.
 
