@@ -337,3 +337,14 @@ def test_churn_refuses_at_once_what_could_not_be_run(
     result = hafwctl("drill", "churn", "--flows", "100", option, value)
     assert result.returncode == 2
     assert problem in result.stderr
+
+
+def test_the_drills_are_listed_with_what_must_come_of_them() -> None:
+    result = hafwctl("drill", "list", "--json")
+    assert result.returncode == 0
+    listed = {(row["drill"], row["variant"]): row for row in json.loads(result.stdout)}
+    assert {"restart", "heal"} == {variant for drill, variant in listed if drill == "power-cut"}
+    assert all(row["fault"] and row["outcome"] for row in listed.values())
+    shown = hafwctl("drill", "list")
+    assert shown.returncode == 0
+    assert "cold-start" in shown.stdout
