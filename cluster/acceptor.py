@@ -90,6 +90,17 @@ class Acceptor:
         self.until_ns = until_ns
         return Accepted(group=self._group, epoch=ask.epoch, request=ask.request)
 
+    def refuse(self, epoch: int, *, era: int, now_ns: int) -> Nack:
+        """To another process of the holder: the lease runs, and not for it."""
+        return Nack(
+            group=self._group,
+            epoch=epoch,
+            era=era,
+            promised=max(self.promised, self._dead_epoch),
+            leased_to=self.holder,
+            left_ns=max(0, self.until_ns - now_ns),
+        )
+
     def release(self, sender: int, epoch: int, to: int) -> bool:
         """The holder gave its lease up, to one node or (0) to anybody."""
         if epoch_node(epoch) != sender:

@@ -56,6 +56,8 @@ class GroupCore:
         self._view = view
         self._own = view.params.node_id
         self.acceptor = Acceptor(params.index, view.params)
+        self._granted_to = 0
+        """The session of the peer that the acceptor granted to last."""
         self.proposer = Proposer(params.index, view, self.acceptor)
         self.handover = HandOver(self, view)
         self.answered: dict[int, MoveAnswer] = {}
@@ -106,16 +108,29 @@ class GroupCore:
             view.counters["votes_withheld"] += 1
             return []
         answer: Message
-        if isinstance(ask, Prepare):
+        if self._is_another_process(sender, now_ns):
+            answer = self.acceptor.refuse(ask.epoch, era=view.era, now_ns=now_ns)
+        elif isinstance(ask, Prepare):
             answer = self.acceptor.prepare(sender, ask, era=view.era, now_ns=now_ns)
         elif not 0 < ask.lease_ns <= view.params.lease_ns_max:
             view.counters["lease_too_long"] += 1
             return []
         else:
             answer = self.acceptor.propose(sender, ask, era=view.era, now_ns=now_ns)
+            if isinstance(answer, Accepted):
+                self._granted_to = view.peers[sender].session
         if isinstance(answer, Nack):
             view.counters["votes_refused"] += 1
         return [view.send(sender, answer)]
+
+    def _is_another_process(self, sender: int, now_ns: int) -> bool:
+        """Of the node whose lease is running, and not the one that was granted it: maybe another
+        machine that was given its id, with a gate of its own. It waits for the end of that lease
+        like everybody else."""
+        return (
+            self.acceptor.running_for(now_ns) == sender
+            and self._view.peers[sender].session != self._granted_to
+        )
 
     def _on_release(self, sender: int, release: Release) -> list[Effect]:
         if not self.acceptor.release(sender, release.epoch, release.to):

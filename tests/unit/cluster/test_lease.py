@@ -163,6 +163,26 @@ def to(effects: list[Effect], node: int) -> list[object]:
     ]
 
 
+def test_a_second_process_with_the_holders_id_waits_for_the_end_of_its_lease() -> None:
+    """It may be another machine, and then its gate is another one."""
+    bench = voter()
+    held = make_epoch(3, 1, 1)
+    bench.hear(1, Prepare(1, held))
+    assert isinstance(to(bench.hear(1, Propose(1, held, 1, T, True)), 1)[0], Accepted)
+    granted_at = bench.now
+    bench.peers[1] = Peer(1, 4711)
+    bench.now += 5 * MS
+    claim = make_epoch(3, 2, 1)
+    left = granted_at + KEPT - bench.now
+    assert to(bench.hear(1, Prepare(1, claim)), 1) == [Nack(1, claim, 3, held, 1, left)]
+    for ask in (Propose(1, claim, 1, T, False), Propose(1, held, 2, T, True)):
+        assert isinstance(to(bench.hear(1, ask), 1)[0], Nack)
+    bench.now = granted_at + KEPT
+    assert isinstance(to(bench.hear(1, Prepare(1, claim)), 1)[0], Promise)
+    assert isinstance(to(bench.hear(1, Propose(1, claim, 3, T, False)), 1)[0], Accepted)
+    assert isinstance(to(bench.hear(1, Propose(1, claim, 4, T, True)), 1)[0], Accepted)
+
+
 def test_absurd_era_of_one_node_is_neither_learned_nor_in_the_way() -> None:
     absurd = 16_000_000
     bench = Bench()
