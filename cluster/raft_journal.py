@@ -5,7 +5,8 @@ and never calls fsync (ADR 0013)::
 
     journal   MAGIC, then records: length u32, CRC-32 u32, index u64, term u64, command
     vote      MAGIC, CRC-32 u32, term u64, name of the node voted for
-    commit    index u64, CRC-32 u32: a lower bound, not synced; without it the leader says it again
+    commit    index u64, CRC-32 u32: a lower bound, not synced; without it the leader says it
+              again; a journal that ends below it was cut
     dump      MAGIC, CRC-32 u32, msgpack of (state, last entry, the one before it)
 
 Written by append and truncate; `sync` makes what was appended durable and is called before any
@@ -124,10 +125,19 @@ class Journal:
             self._forget("journal", what)
 
     def _read_commit(self) -> int:
+        """What was committed was on this disk before: an end below it was cut off, and a cut
+        between two records can be seen by nothing else."""
         with suppress(OSError, struct.error):
             index, crc = _COMMIT.unpack((self._folder / "commit").read_bytes())
-            if crc == zlib.crc32(index.to_bytes(8, "little")) and self._entries:
-                return min(int(index), self._entries[-1][1])
+            if crc != zlib.crc32(index.to_bytes(8, "little")) or index <= 1:
+                return 1
+            if self._entries and index <= self._entries[-1][1]:
+                return int(index)
+            if self.amnesia or (not self._entries and (self._folder / "dump").exists()):
+                return 1  # Known already; or a crash while a dump was being taken over.
+            what = f"it ends at entry {self._entries[-1][1]}" if self._entries else "it is empty"
+            self._entries, self._ends = [], []
+            self._forget("journal", f"{what}, and entry {index} was committed")
         return 1
 
     def _forget(self, name: str, what: str) -> None:
@@ -139,6 +149,8 @@ class Journal:
             target = next((place for place in places if not place.exists()), places[-1])
             os.replace(source, target)
             kept = str(self._shown / target.name)
+        if name == "journal":  # It is of the journal that was.
+            (self._folder / "commit").unlink(missing_ok=True)
         self._tell("raft_file_refused", file=str(self._shown / name), what=what, kept=kept)
 
     # ---- pysyncobj's interface --------------------------------------------------------------

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cluster.raft_journal import (
     DAMAGED_MAX,
+    MAGIC,
     DamageError,
     Journal,
     parse,
@@ -186,3 +187,50 @@ def test_the_commit_index_is_a_lower_bound_that_may_be_lost(tmp_path: Path) -> N
     assert opened(tmp_path).getRaftCommitIndex() == 4
     (tmp_path / "commit").write_bytes(b"\xff" * 12)
     assert opened(tmp_path).getRaftCommitIndex() == 1
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_a_journal_cut_between_two_records_is_found_by_what_was_committed(
+    tmp_path: Path, kept: int
+) -> None:
+    """Nothing in the journal itself is wrong then."""
+    content = filled(tmp_path)
+    journal = opened(tmp_path)
+    journal.setRaftCommitIndex(4)
+    journal._destroy()
+    _, ends = parse(content)
+    cut = content[: ends[kept - 1] if kept else len(MAGIC)]
+    (tmp_path / "journal").write_bytes(cut)
+    told = Told()
+    again = opened(tmp_path, told)
+    assert len(again) == 0
+    last = f"it ends at entry {kept}" if kept else "it is empty"
+    assert again.amnesia == f"{SHOWN / 'journal'} is damaged: {last}, and entry 4 was committed"
+    assert [line["event"] for line in told] == ["raft_file_refused"]
+    assert (tmp_path / "journal.damaged-1").read_bytes() == cut
+    again.add(b"from the leader", 1, 5)
+    again._destroy()
+    assert opened(tmp_path).amnesia == "", "it is told once"
+
+
+def test_entries_after_what_was_committed_may_go(tmp_path: Path) -> None:
+    content = filled(tmp_path)
+    journal = opened(tmp_path)
+    journal.setRaftCommitIndex(4)
+    journal._destroy()
+    _, ends = parse(content)
+    (tmp_path / "journal").write_bytes(content[: ends[3]])
+    again = opened(tmp_path)
+    assert (len(again), again.amnesia) == (4, "")
+
+
+def test_a_dump_in_place_of_the_journal_is_no_cut(tmp_path: Path) -> None:
+    """A crash after the dump came and before its entries were written."""
+    filled(tmp_path)
+    journal = opened(tmp_path)
+    journal.setRaftCommitIndex(4)
+    journal._destroy()
+    write_dump(tmp_path / "dump", b"state", (b"command 9", 9, 4), (b"command 8", 8, 4))
+    (tmp_path / "journal").write_bytes(MAGIC)
+    again = opened(tmp_path)
+    assert (len(again), again.amnesia, again.getRaftCommitIndex()) == (0, "", 1)
