@@ -60,6 +60,7 @@ from cluster.leased_io import LinkSockets, LocalSocket, Recent, plan_paths
 from cluster.leased_status import GateFacts, leased_status
 from cluster.meters import DelayMeter, FirstCopy, LinkMeter
 from cluster.realtime import Collector, Punctuality, be_ordinary, make_realtime, read_clocks
+from cluster.refusals import LEASED, Refusals
 from cluster.standing import read_standing
 from hafw.config.model import ClusterConfig
 from hafw.cpus import lease_cpu, usable_cpus
@@ -163,6 +164,7 @@ class Leased:
         self._link_meter = LinkMeter((p.name, p.peers) for p in self._links.peers_of())
         self._delay = DelayMeter()
         self._recent = Recent()
+        self._refusals = Refusals(LEASED)
         self._stopping = False
         self._punctuality = Punctuality(realtime=False)
         self._clock_rate = ClockRate(*read_clocks())
@@ -267,11 +269,17 @@ class Leased:
                 sender, envelope = self._codec.open(datagram)
             except DatagramError as error:
                 counters[error.reason] += 1
-                continue
-            self._do(self._core.handle(Arrived(sender, envelope), now_ns=now_ns))
-            first = FirstCopy(sender, now_ns, self._core.view.round_trip_told(sender, now_ns))
-            self._recent.add(datagram, first)
-            self._link_meter.first(first, path)
+            else:
+                self._do(self._core.handle(Arrived(sender, envelope), now_ns=now_ns))
+                first = FirstCopy(sender, now_ns, self._core.view.round_trip_told(sender, now_ns))
+                self._recent.add(datagram, first)
+                self._link_meter.first(first, path)
+            for reason, count in self._refusals.to_say(counters, now_ns):
+                # Whom it names as its sender nobody need believe.
+                self._note(
+                    "datagram_refused", reason=reason, count=count, path=path,
+                    named=datagram[3] if len(datagram) > 3 else 0,
+                )  # fmt: skip
 
     def _take_local(self) -> None:
         askers: list[str] = []

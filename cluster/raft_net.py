@@ -120,11 +120,15 @@ class Network:
         on_message: Callable[[int, dict[str, Any]], None],
         on_connected: Callable[[int, bool], None],
         before_send: Callable[[], None],
+        on_refused: Callable[[str, int], None] = lambda _link, _sender: None,
     ) -> None:
+        """`on_refused`: a counter has grown by a datagram of this link that says it is from this
+        node; which nobody need believe."""
         self._wire, self._node_id, self._port = wire, node_id, port
         self._counters = counters
         self._on_message, self._on_connected = on_message, on_connected
         self._before_send = before_send
+        self._on_refused = on_refused
         rng = random.SystemRandom()
         self._sessions = SessionTable(node_id, lambda: rng.getrandbits(63) or 1)
         self._peers = {peer: _Peer(peer) for link in links for peer in link.peers}
@@ -220,6 +224,7 @@ class Network:
                 self._take(datagram, link.name, now)
             except WireError as refusal:
                 self._counters[refusal.reason] += 1
+                self._on_refused(link.name, datagram[5] if len(datagram) > 5 else 0)
 
     def _take(self, datagram: bytes, link: str, now: float) -> None:
         sender, to, session, seq = self._wire.head(datagram)
@@ -238,6 +243,7 @@ class Network:
         match verdict:
             case Verdict.RETIRED:
                 self._counters[verdict.value] += 1
+                self._on_refused(link, sender)
                 if now - peer.proven_at > ALIVE_S and peer.connected:
                     peer.twin_at = now
                 return

@@ -18,9 +18,11 @@ from typing import Any, assert_never
 import structlog
 
 from cluster.assignment import (
+    Command,
     Configure,
     Group,
     Member,
+    RecordMove,
     Voters,
     decode_command,
     digest,
@@ -31,6 +33,7 @@ from cluster.raft_log import Outcome, RaftLog
 from cluster.raft_net import LinkPlan, Network
 from cluster.raft_process import become_unprivileged, enter_folder
 from cluster.raft_wire import Wire
+from cluster.refusals import RAFTD, Refusals
 from hafw.config.model import ClusterConfig
 from hafw.daemon_main import daemon_main
 from hafw.errors import StateError
@@ -103,6 +106,7 @@ class Raftd:
         self._config, self._log = config, log
         self._node_id = node.id
         self._counters: Counter[str] = Counter()
+        self._refusals = Refusals(RAFTD)
         self._configured = configured(config)
         wire = Wire(read_key(paths.raft_key), cluster_id=config.cluster_id, node_id=node.id)
         links = plan_links(config, name)
@@ -116,6 +120,7 @@ class Raftd:
                 on_message=self._on_message,
                 on_connected=lambda peer, there: self._raft.connected(peer, there),
                 before_send=lambda: self._raft.sync(),
+                on_refused=self._on_refused,
             )
             self._local = LocalServer(paths.raftd_socket, self._counters)
         except OSError as error:
@@ -189,6 +194,12 @@ class Raftd:
     def _on_message(self, sender: int, message: dict[str, Any]) -> None:
         self._raft.said(sender, message)
 
+    def _on_refused(self, link: str, named: int) -> None:
+        for reason, count in self._refusals.to_say(self._counters, time.monotonic_ns()):
+            self._log.warning(
+                "datagram_refused", reason=reason, count=count, path=link, named=named
+            )
+
     def _duties(self, now: float) -> None:
         facts = self._raft.facts()
         if facts.leader_id:
@@ -230,14 +241,19 @@ class Raftd:
                 except ValueError as error:
                     connection.answer(ProposeReply(False, str(error)))
                     return
-                self._raft.propose(
-                    command, lambda o: connection.answer(ProposeReply(o.ok, o.reason, o.known))
-                )
+                self._raft.propose(command, lambda o: self._proposed(connection, command, o))
             case ProposeReply() | RaftStatus():
                 self._counters["local_unexpected"] += 1
                 connection.close()
             case _:
                 assert_never(message)
+
+    def _proposed(self, connection: Connection, command: Command, outcome: Outcome) -> None:
+        # Of a move every node tells what it knows, and all but the first are told so.
+        if outcome.known and not outcome.ok and not isinstance(command, RecordMove):
+            name = type(command).__name__
+            self._log.warning("command_refused", command=name, reason=outcome.reason)
+        connection.answer(ProposeReply(outcome.ok, outcome.reason, outcome.known))
 
     def _status(self, now: float) -> RaftStatus:
         facts, state = self._raft.facts(), self._raft.state

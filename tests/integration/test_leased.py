@@ -5,19 +5,23 @@ A witness, because it needs no gate; the peers are sockets of the test.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cluster.heartbeat import Codec, Envelope, Heard, Prepare, Promise, derive_key
+from cluster.refusals import LEASED
 from hafw.config.load import load_cluster
 from hafw.human import make_epoch
 from hafw.kernel.netns import entered
@@ -132,7 +136,11 @@ class Daemon:
             node_id=1,
         )
         self.session, self.seq = 4711, 0
-        self.process = subprocess.Popen(bed.argv(), env=bed.environment | environment)
+        self.log_file = bed.root / "leased.log"
+        with self.log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                bed.argv(), env=bed.environment | environment, stdout=log, stderr=log
+            )
         self.peer = self.peer_socket()
 
     def peer_socket(self) -> socket.socket:
@@ -145,6 +153,12 @@ class Daemon:
         made.settimeout(3)
         return made
 
+    def wait_socket(self) -> None:
+        deadline = time.monotonic() + 10
+        while not (self.bed.root / "run/wit/leased.sock").exists():
+            assert time.monotonic() < deadline, self.log_file.read_text()
+            time.sleep(0.01)
+
     def heartbeat(self) -> tuple[bytes, Envelope]:
         datagram = self.peer.recv(9000)
         return datagram, self.codec.open(datagram)[1]
@@ -152,12 +166,20 @@ class Daemon:
     def send(self, datagram: bytes) -> None:
         self.peer.sendto(datagram, ("203.0.113.9", PORT))
 
-    def envelope(self, *messages: Prepare, heard: list[Heard]) -> bytes:
+    def envelope(
+        self, *messages: Prepare, heard: list[Heard], voters_hash: str | None = None
+    ) -> bytes:
         self.seq += 1
         voters = self.voters
+        named = voters.hash if voters_hash is None else voters_hash
         return self.codec.seal(
-            Envelope(self.session, self.seq, 0, voters.id, voters.hash, heard, list(messages))
+            Envelope(self.session, self.seq, 0, voters.id, named, heard, list(messages))
         )
+
+    def refusals(self) -> Counter[str]:
+        """What the log says was refused, by reason."""
+        lines = [json.loads(line) for line in self.log_file.read_text().splitlines()]
+        return Counter(line["reason"] for line in lines if line["event"] == "datagram_refused")
 
     def prove(self) -> int:
         """Be heard, hear it, say so. Returns the daemon's session."""
@@ -203,6 +225,7 @@ class Daemon:
 def daemon(bed: Bed) -> Iterator[Daemon]:
     running = Daemon(bed)
     try:
+        running.wait_socket()
         running.heartbeat()
         yield running
     finally:
@@ -273,6 +296,88 @@ def test_recording_of_an_earlier_start_gets_no_vote(bed: Bed) -> None:
         assert (bed.root / "lib/wit/era").read_text() == "2\n"
     finally:
         second.end(signal.SIGKILL)
+
+
+def test_what_strangers_send_is_counted_logged_once_and_changes_nothing(daemon: Daemon) -> None:
+    started = time.monotonic()
+    good = daemon.envelope(heard=[])
+    envelope = daemon.codec.open(good)[1]
+    cluster_id = int.from_bytes(good[4:8], "big")
+    for _ in range(20):
+        daemon.send(good[:20])
+        daemon.send(b"XX" + good[2:])
+        daemon.send(good[:2] + b"\x07" + good[3:])
+        daemon.send(good[:-1] + bytes([good[-1] ^ 1]))
+        daemon.send(good + bytes(8500))
+        foreign = derive_key(KEY, cluster_id=cluster_id + 1)
+        daemon.send(Codec(foreign, cluster_id=cluster_id + 1, node_id=1).seal(envelope))
+        key = derive_key(bytes(32), cluster_id=cluster_id)
+        daemon.send(Codec(key, cluster_id=cluster_id, node_id=1).seal(envelope))
+    for reason in ("truncated", "bad_magic", "wrong_version", "oversize", "wrong_cluster"):
+        assert daemon.counter(reason, 20) == 20, reason
+    assert daemon.counter("bad_tag", 40) == 40
+
+    # Now with the key: a node of no cluster, this node's own id, and an old session of gw1.
+    for sender, session in ((33, 5), (9, 6)):
+        as_other = Codec(derive_key(KEY, cluster_id=cluster_id), cluster_id=cluster_id,
+                         node_id=sender)  # fmt: skip
+        for seq in range(20):
+            daemon.send(as_other.seal(msgspec.structs.replace(envelope, session=session, seq=seq)))
+    assert daemon.counter("unknown_sender", 20) == daemon.counter("own_id_heard", 20) == 20
+    assert any("machine runs as node 9" in alarm for alarm in daemon.status().alarms)
+    daemon.prove()
+    daemon.send(replay := daemon.envelope(heard=[]))
+    for _ in range(300):  # More than are told apart by their bytes alone.
+        daemon.send(daemon.envelope(heard=[]))
+    daemon.counter("unproven")
+    daemon.send(replay)
+    assert daemon.counter("replayed") == 1
+    old = (daemon.session, daemon.seq)
+    daemon.session, daemon.seq = 4712, 0
+    own = daemon.prove()
+    for number in range(20):
+        daemon.session, daemon.seq = old[0], old[1] + number
+        daemon.send(daemon.envelope(heard=[Heard(9, own, True)]))
+    assert daemon.counter("retired_session", 20) == 20
+    daemon.session, daemon.seq = 4712, 100
+    heard = [Heard(9, own, True)]
+    for _ in range(20):
+        daemon.send(daemon.envelope(heard=heard, voters_hash="another"))
+        daemon.send(daemon.envelope(Prepare(1, make_epoch(1, 9, 2)), heard=heard))
+    assert daemon.counter("wrong_voters", 20) == daemon.counter("not_a_candidate", 20) == 20
+
+    said = daemon.refusals()
+    assert set(said) == {name for name in LEASED if name != "malformed"}
+    assert set(said.values()) == {1}
+    time.sleep(max(0.0, started + RESTART_WAIT_S - time.monotonic()))
+    daemon.send(daemon.envelope(Prepare(1, make_epoch(1, 1, 1)), heard=heard))
+    assert promised(daemon), "it votes as if nothing had been"
+
+
+def test_two_machines_with_one_id_have_an_alarm_each(bed: Bed) -> None:
+    twin_root = bed.root / "twin"
+    for folder in ("run", "lib", "etc/wit", "bpf"):
+        (twin_root / folder).mkdir(parents=True)
+    (twin_root / "etc/wit/lease.key").write_bytes(KEY)
+    (twin_root / "etc/wit/lease.key").chmod(0o600)
+    text = CONFIG.replace("sync0, address: 203.0.113.1/", "sync0, address: 203.0.113.3/")
+    (bed.root / "cluster.yaml").write_text(text)
+    text = text.replace("sync0, address: 203.0.113.9/", "peer0, address: 203.0.113.1/")
+    (twin_root / "cluster.yaml").write_text(text)
+    twin_bed = Bed(twin_root, bed.peer_space, bed.peer_space)
+    both = [Daemon(bed), Daemon(twin_bed)]
+    try:
+        for daemon in both:
+            daemon.peer.close()  # The port is the twin's.
+        for daemon in both:
+            daemon.wait_socket()
+            assert daemon.counter("own_id_heard", 5) >= 5
+            (alarm,) = [a for a in daemon.status().alarms if "machine runs as node" in a]
+            assert "both may be ACTIVE" in alarm
+            assert daemon.refusals() == {"own_id_heard": 1}
+    finally:
+        for daemon in both:
+            daemon.end(signal.SIGKILL)
 
 
 def promised(daemon: Daemon) -> bool:

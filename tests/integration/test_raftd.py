@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cluster.assignment import AddToken, Join, Leave, Move, RecordMove, hash_token
+from cluster.raft_journal import parse
 from cluster.raft_wire import Part, Wire, encode_message
 from hafw.config.load import load_cluster
 from hafw.kernel.netns import entered
@@ -140,27 +143,56 @@ def test_without_a_quorum_it_is_read_only_and_says_so(world: World) -> None:
     wait_for("it reads its journal", lambda: gw1.status() is not None and has(gw1, command))
 
 
-@pytest.mark.parametrize("harm", ["garbage", "cut short"])
-def test_a_damaged_journal_is_moved_aside_and_fetched_from_the_others(
-    world: World, harm: str
+def flipped(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0x10]) + data[middle + 1 :]
+
+
+def without_the_last_record(data: bytes) -> bytes:
+    _, ends = parse(data)
+    return data[: ends[-2]]
+
+
+@pytest.mark.parametrize(
+    ("file", "harm", "said"),
+    [
+        ("journal", lambda _: os.urandom(3000), "do not begin as a journal"),
+        ("journal", lambda data: data[:-5], "cut short in the record"),
+        pytest.param("journal", flipped, "the record at byte", marks=pytest.mark.long),
+        ("journal", without_the_last_record, "was committed"),
+        pytest.param("journal", lambda _: b"", "do not begin", marks=pytest.mark.long),
+        ("vote", lambda _: os.urandom(30), "do not have their checksum"),
+        pytest.param(
+            "dump", lambda _: b"x" * 99, "do not have their checksum", marks=pytest.mark.long
+        ),
+    ],
+    ids=["garbage", "cut short", "one bit", "a record less", "empty", "vote", "dump"],
+)
+def test_a_damaged_file_is_moved_aside_and_fetched_from_the_others(
+    world: World, file: str, harm: Callable[[bytes], bytes], said: str
 ) -> None:
     command = record(world, world["gw1"])
     gw2 = world["gw2"]
     wait_for("gw2 has it", lambda: has(gw2, command))
+    commit = gw2.folder / "commit"
+    wait_for("gw2 has written that it is committed", lambda: commit.exists() and int.from_bytes(
+        commit.read_bytes()[:8], "little") >= gw2.must().commit)  # fmt: skip
     gw2.stop(signal.SIGKILL)
-    journal = gw2.folder / "journal"
-    damaged = os.urandom(3000) if harm == "garbage" else journal.read_bytes()[:-5]
-    journal.write_bytes(damaged)
+    path = gw2.folder / file
+    damaged = harm(path.read_bytes() if path.exists() else b"")
+    path.write_bytes(damaged)
     before = gw2.log.count("raft_file_refused")
     gw2.start()
     wait_for("gw2 has fetched it", lambda: gw2.status() is not None and has(gw2, command))
     wait_for("gw2 votes again", lambda: gw2.must().recovering == "")
     assert gw2.log.count("raft_file_refused") == before + 1
     line = [text for text in gw2.log.splitlines() if "raft_file_refused" in text][-1]
-    assert f"{gw2.folder}/journal" in line
-    assert ("do not begin as a journal" if harm == "garbage" else "cut short") in line
-    kept = [path.read_bytes() for path in gw2.folder.glob("journal.damaged-*")]
+    assert f"{gw2.folder}/{file}" in line
+    assert said in line
+    kept = [path.read_bytes() for path in gw2.folder.glob(f"{file}.damaged-*")]
     assert damaged in kept
+    wait_for("all have one state", lambda: len(
+        {m.must().digest for m in world.members.values()}) == 1)  # fmt: skip
 
 
 def test_a_wrong_key_is_a_stranger(world: World) -> None:
@@ -176,13 +208,24 @@ def test_a_wrong_key_is_a_stranger(world: World) -> None:
     wit.stop()
 
 
+@pytest.fixture
+def peer(world: World) -> Iterator[Peer]:
+    """In the place of the witness, which is stopped."""
+    world["wit"].stop()
+    gw1 = world["gw1"]
+    wait_for("gw1 misses the witness", lambda: not all(p.connected for p in gw1.must().peers))
+    made = Peer(world)
+    yield made
+    made.socket.close()
+
+
 class Peer:
     """A member of our own making at the witness' place: it has the key."""
 
     def __init__(self, world: World) -> None:
         config = load_cluster(world.config)
         self.wire = Wire(KEY, cluster_id=config.cluster_id, node_id=9)
-        self.session, self.seq = 4711, 0
+        self.session, self.seq = secrets.randbits(62) + 1, 0
         with entered(Path("/run/netns") / world.space("wit")):
             self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.settimeout(0.2)
@@ -192,8 +235,8 @@ class Peer:
     def say(self, data: bytes, *, hello: bool = False) -> None:
         self.seq += 1
         part = Part(self.heard, bool(self.heard), self.seq, 0, 0 if hello else 1, data)
-        datagram = self.wire.seal(1, self.session, self.seq, part)
-        self.socket.sendto(datagram, ("203.0.113.1", 7413))
+        self.said = self.wire.seal(1, self.session, self.seq, part)
+        self.socket.sendto(self.said, ("203.0.113.1", 7413))
 
     def meet(self, gw1: Member) -> None:
         """Until gw1 has echoed our session and takes what we say."""
@@ -213,7 +256,7 @@ class Peer:
 
 
 def test_a_pickle_from_one_who_has_the_key_is_refused_and_counted(
-    world: World, tmp_path: Path
+    world: World, peer: Peer, tmp_path: Path
 ) -> None:
     proof = tmp_path / "pickled"
 
@@ -221,10 +264,7 @@ def test_a_pickle_from_one_who_has_the_key_is_refused_and_counted(
         def __reduce__(self) -> tuple[object, ...]:
             return os.system, (f"touch {proof}",)
 
-    world["wit"].stop()
     gw1 = world["gw1"]
-    wait_for("gw1 misses the witness", lambda: not all(p.connected for p in gw1.must().peers))
-    peer = Peer(world)
     peer.meet(gw1)
     evil = pickle.dumps(Evil(), 2)
     before = gw1.counter("forged_command")
@@ -236,10 +276,40 @@ def test_a_pickle_from_one_who_has_the_key_is_refused_and_counted(
     peer.say(evil)
     wait_for("all four are counted", lambda: gw1.counter("forged_command") == before + 4)
     wait_for("and the fifth", lambda: gw1.counter("malformed_message") > 0)
-    peer.socket.close()
     assert not proof.exists()
     assert gw1.must().term < 99
     assert world.leader([gw1, world["gw2"]]) is not None
+
+
+def test_a_recording_is_worth_nothing_after_a_start_and_forgeries_are_logged_once(
+    world: World, peer: Peer
+) -> None:
+    gw1 = world["gw1"]
+    peer.meet(gw1)
+    came = gw1.counter("forged_command") + 1
+    peer.say(encode_message({"type": "apply_command", "command": b"\0nonsense"}))
+    recorded = peer.said
+    wait_for("it came through", lambda: gw1.counter("forged_command") == came)
+    gw1.stop()
+    gw1.start()
+    wait_for("gw1 is back", lambda: gw1.status() is not None)
+    strangers = gw1.counter("unproven_session")
+    begun = len(gw1.log)
+    forged = recorded[:-1] + bytes([recorded[-1] ^ 1])
+    foreign = recorded[:8] + bytes(4) + recorded[12:]
+    for _ in range(20):
+        for datagram in (recorded, forged, foreign, b"x"):
+            peer.socket.sendto(datagram, ("203.0.113.1", 7413))
+    wait_for("all are counted", lambda: [gw1.counter(name) for name in (
+        "wrong_cluster", "wrong_size")] == [20, 20])  # fmt: skip
+    # A copy of what was heard is not even opened, so only those before the first count.
+    wait_for("and the forged", lambda: gw1.counter("bad_tag") > 0)
+    assert gw1.counter("unproven_session") > strangers
+    assert gw1.counter("forged_command") == 0
+    lines = [json.loads(line) for line in gw1.log[begun:].splitlines() if line[:1] == "{"]
+    refused = Counter(line["reason"] for line in lines if line["event"] == "datagram_refused")
+    assert refused == {"wrong_cluster": 1, "wrong_size": 1, "bad_tag": 1}
+    assert not any(p.connected for p in gw1.must().peers if p.node_id == 9)
 
 
 def test_two_machines_with_one_id(world: World, tmp_path: Path) -> None:
@@ -258,7 +328,8 @@ def test_two_machines_with_one_id(world: World, tmp_path: Path) -> None:
         wait_for("gw1 names it", lambda: any(
             "two machines run as node gw2" in alarm for alarm in gw1.must().alarms))  # fmt: skip
         assert gw1.counter("unproven_session") > 0
-        assert world.leader([gw1, world["wit"]]) is not None
+        wait_for("the others have a leader, whichever", lambda: not any(
+            m.must().read_only for m in (gw1, world["wit"])))  # fmt: skip
     finally:
         twin.stop(signal.SIGKILL)
     world.wait_agreed()
@@ -274,6 +345,8 @@ def test_a_token_is_good_for_one_return(world: World) -> None:
     assert world["gw1"].propose(Leave("gw2")).ok
     again = world["gw2"].propose(Join("gw2", token, now))
     assert "used already" in again.reason
+    lines = [line for line in world["gw2"].log.splitlines() if "command_refused" in line]
+    assert [line for line in lines if "used already" in line] == lines[-1:]
     fresh = hash_token("another")
     assert world["gw1"].propose(AddToken(fresh, now + 60, now)).ok
     assert world["gw1"].propose(Join("gw2", fresh, now)).ok
