@@ -182,7 +182,8 @@ def read_key_file(path: Path) -> bytes:
 def _read_private(path: Path) -> bytes:
     make = f"make one with: hafwctl key init --node {path.parent.name}"
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # (A FIFO would wait for a writer.)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise StateError(f"key {path} does not exist; {make}") from None
     except OSError as error:

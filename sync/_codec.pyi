@@ -89,6 +89,7 @@ class Sealer:
 
 class Sender:
     published: int
+    room: int
     def __init__(self, ring_datagrams: int) -> None: ...
     @property
     def high_water(self) -> int: ...
@@ -122,6 +123,7 @@ class EventPump:
     ERROR: int
     OTHER: int
     TIME: int
+    room: int
     def __init__(
         self,
         table: FlowTable,

@@ -6,7 +6,7 @@ from typing import Annotated, assert_never
 
 import msgspec
 
-from sync.wire import MessageType, WireError
+from sync.wire import HEADER_BYTES, TAG_BYTES, MessageType, WireError
 
 __all__ = [
     "CHALLENGE_BYTES",
@@ -17,9 +17,12 @@ __all__ = [
     "ChallengeReply",
     "Control",
     "Nack",
+    "Probe",
     "control_type",
     "decode_control",
     "encode_control",
+    "nack_ranges",
+    "padded",
 ]
 
 CHALLENGE_BYTES = 16
@@ -27,12 +30,16 @@ NACK_RANGES_MAX = 64
 GROUPS_MAX = 15
 NODES_MAX = 62
 KEYS_MAX = 8
+LINKS_MAX = 8
+PADDING_BYTES_MAX = 2048
 
 Seq = Annotated[int, msgspec.Meta(ge=0)]
 Nonce = Annotated[bytes, msgspec.Meta(min_length=CHALLENGE_BYTES, max_length=CHALLENGE_BYTES)]
 GroupIndex = Annotated[int, msgspec.Meta(ge=1, le=GROUPS_MAX)]
 NodeId = Annotated[int, msgspec.Meta(ge=1, le=NODES_MAX)]
 KeyId = Annotated[int, msgspec.Meta(ge=0, le=255)]
+LinkName = Annotated[str, msgspec.Meta(max_length=32)]
+DatagramBytes = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 Fingerprint = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 
 
@@ -89,13 +96,26 @@ class ChallengeReply(msgspec.Struct, frozen=True, array_like=True):
     seq: Seq
 
 
-Control = Beacon | Nack | Challenge | ChallengeReply
+class Probe(msgspec.Struct, frozen=True, array_like=True):
+    """By unicast over one link, twice a second, as large as a datagram may be and as small: what
+    does not arrive shows what the way there cannot carry. `heard` is what arrives of the node
+    `to` over each link: its largest probe, and whether its multicast does (`sync.paths`)."""
+
+    to: NodeId
+    heard: Annotated[
+        dict[LinkName, tuple[DatagramBytes, bool]], msgspec.Meta(max_length=LINKS_MAX)
+    ]
+    padding: Annotated[bytes, msgspec.Meta(max_length=PADDING_BYTES_MAX)] = b""
+
+
+Control = Beacon | Nack | Challenge | ChallengeReply | Probe
 
 _decoders: dict[MessageType, msgspec.msgpack.Decoder[Control]] = {
     MessageType.BEACON: msgspec.msgpack.Decoder(Beacon),
     MessageType.NACK: msgspec.msgpack.Decoder(Nack),
     MessageType.CHALLENGE: msgspec.msgpack.Decoder(Challenge),
     MessageType.CHALLENGE_REPLY: msgspec.msgpack.Decoder(ChallengeReply),
+    MessageType.PROBE: msgspec.msgpack.Decoder(Probe),
 }
 _encoder = msgspec.msgpack.Encoder()
 
@@ -111,6 +131,8 @@ def control_type(control: Control) -> MessageType:
             return MessageType.CHALLENGE
         case ChallengeReply():
             return MessageType.CHALLENGE_REPLY
+        case Probe():
+            return MessageType.PROBE
         case _:
             assert_never(control)
 
@@ -118,6 +140,21 @@ def control_type(control: Control) -> MessageType:
 def encode_control(control: Control) -> bytes:
     """The payload to seal under `control_type`."""
     return _encoder.encode(control)
+
+
+def nack_ranges(datagram_bytes: int) -> int:
+    """How many ranges a NACK in a datagram of this size may name."""
+    # msgpack: an array of two, the session, the head of an array; an array of two seqs each.
+    room = datagram_bytes - HEADER_BYTES - TAG_BYTES - 13
+    return min(room // 19, NACK_RANGES_MAX)
+
+
+def padded(probe: Probe, payload_bytes: int) -> Probe:
+    """With so much padding that its payload has this size, or one byte less (msgpack says the
+    length of more than 255 bytes in two); as it is, if it is longer."""
+    left = payload_bytes - len(encode_control(probe))
+    padding = bytes(max(left if left < 256 else max(left - 1, 255), 0))
+    return msgspec.structs.replace(probe, padding=padding)
 
 
 def decode_control(type: MessageType, payload: bytes) -> Control:  # noqa: A002

@@ -35,7 +35,8 @@ from sync.ctnetlink import (
     parse_mixed_events,
 )
 from sync.dump_chunks import DUMP_BUFFER_BYTES, DUMP_TIMEOUT_S, Gather, by_receive, gathered
-from sync.event_filter import INSTRUCTION_BYTES, event_filter
+from sync.event_filter import event_filter
+from sync.sockets import attach_filter
 
 if TYPE_CHECKING:
     from sync._codec import Batch
@@ -59,7 +60,6 @@ EXPECTATION_GROUPS = (4, 5, 6)
 """NFNLGRP_CONNTRACK_EXP_NEW, _UPDATE, _DESTROY."""
 
 _NETLINK_NETFILTER = 12
-_SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33
 _SIOCGSKNS = 0x894C
 _CLONE_NEWNET = 0x40000000
@@ -178,12 +178,8 @@ class EventSocket(_Socket):
         """From now on neither the echo of what the socket of this port asks for, nor what can
         never be published, is queued (`sync.event_filter`). Raises KernelError."""
         program = event_filter(own_port)
-        held = ctypes.create_string_buffer(program, len(program))
-        # struct sock_fprog: the number of instructions, and where they are.
-        count = len(program) // INSTRUCTION_BYTES
-        option = struct.pack("@HP", count, ctypes.addressof(held))
         try:
-            self._sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)
+            attach_filter(self._sock, program)
         except OSError as error:
             raise KernelError(
                 error.errno or 0, "attaching a filter", "the conntrack event socket"

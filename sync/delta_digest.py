@@ -22,7 +22,7 @@ from sync.flowhash import BUCKETS
 __all__ = ["BUCKETS_A_DELTA", "decode_digest", "encode_digest"]
 
 BUCKETS_A_DELTA = 128
-"""A group's digest goes as two deltas, each of which fits a datagram of its own."""
+"""What fits a datagram of its own. (`sync.digests` says fewer at a time.)"""
 GROUP_MAX = 15
 
 _HEAD = struct.Struct(">HBBB")

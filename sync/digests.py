@@ -17,12 +17,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sync.delta import GroupDigest, Version
-from sync.delta_digest import BUCKETS_A_DELTA
 from sync.flowhash import BUCKETS
 from sync.registry import FlowRegistry
 
 __all__ = ["FAILURES_MAX", "DigestWatch", "say_digest"]
 
+BUCKETS_SAID = 32
+"""In one delta: about 270 bytes, for the smallest datagrams (`sync.paths`) carry it too."""
 FAILURES_MAX = 2
 """Repairs in a row that may fail to help; then all is fetched."""
 
@@ -31,8 +32,8 @@ def say_digest(registry: FlowRegistry, group: int, epoch: int) -> list[GroupDige
     """The deltas that say the group's digest as of now."""
     sums = tuple(total for total, _ in registry.digest(group))
     return [
-        GroupDigest(group, first, sums[first : first + BUCKETS_A_DELTA], Version(epoch, 0))
-        for first in range(0, BUCKETS, BUCKETS_A_DELTA)
+        GroupDigest(group, first, sums[first : first + BUCKETS_SAID], Version(epoch, 0))
+        for first in range(0, BUCKETS, BUCKETS_SAID)
     ]
 
 

@@ -21,7 +21,7 @@ import struct
 from hafw.flow import IPPROTO_SCTP, IPPROTO_TCP, IPS_ASSURED
 from sync import ctnetlink_layout as nl
 
-__all__ = ["INSTRUCTION_BYTES", "event_filter"]
+__all__ = ["INSTRUCTION_BYTES", "Line", "assemble", "event_filter"]
 
 INSTRUCTION_BYTES = 8
 _INSTRUCTION = struct.Struct("=HBBI")
@@ -33,7 +33,7 @@ _NLATTR, _NLATTR_NEST = 0xFFFFF000 + 12, 0xFFFFF000 + 16
 _TYPE_AT, _PORT_AT = 4, 12
 _WHOLE = 0xFFFFFFFF
 
-_Line = tuple[int, str, str, int]
+Line = tuple[int, str, str, int]
 """Code, label to jump to if true, label if false ("" is the next line), operand."""
 
 
@@ -47,7 +47,7 @@ def event_filter(own_port: int) -> bytes:
         (_TAX, "", "", 0),
         (_LD_BYTE_X, "", "", 4),
     ]
-    return _assemble(
+    return assemble(
         [
             (_LD_WORD, "", "", _PORT_AT),
             (_JEQ, "drop", "", _swapped("=I", own_port)),
@@ -69,7 +69,7 @@ def _swapped(host: str, value: int) -> int:
     return int.from_bytes(struct.pack(host, value), "big")
 
 
-def _attribute(kind: int) -> list[_Line]:
+def _attribute(kind: int) -> list[Line]:
     """A = where the attribute begins; a message without it passes."""
     return [
         (_LD_IMM, "", "", nl.HEADER_BYTES),
@@ -79,15 +79,15 @@ def _attribute(kind: int) -> list[_Line]:
     ]
 
 
-def _inner(kind: int) -> list[_Line]:
+def _inner(kind: int) -> list[Line]:
     """A = where the attribute begins inside the nest at A."""
     return [(_LDX_IMM, "", "", kind), (_LD_WORD, "", "", _NLATTR_NEST), (_JEQ, "pass", "", 0)]
 
 
-def _assemble(lines: list[_Line | str]) -> bytes:
+def assemble(lines: list[Line | str]) -> bytes:
     """Labels to distances; the two endings come last."""
     places = {}
-    program: list[_Line] = []
+    program: list[Line] = []
     for line in lines:
         if isinstance(line, str):
             places[line] = len(program)

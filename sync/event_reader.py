@@ -15,7 +15,7 @@ from hafw.errors import KernelError
 from sync.ctnetlink import CtEvent, parse_mixed_events
 from sync.ctsocket import EventSocket, Overrun
 from sync.holder import Holder
-from sync.outbox import Outbox
+from sync.outbox import Outbox, deltas_room
 from sync.publish import Publisher
 from sync.upkeep import Upkeep
 
@@ -69,6 +69,12 @@ class EventReader:
         if not more:
             self._holder.on_drained()
         return more
+
+    def fit(self, datagram_bytes: int) -> None:
+        """Datagrams to come are no larger."""
+        self._outbox.fit(datagram_bytes)
+        if self._pump is not None:
+            self._pump.room = deltas_room(datagram_bytes)
 
     def _on_overrun(self) -> None:
         self._holder.on_overrun()

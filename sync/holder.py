@@ -4,8 +4,8 @@ Work comes in slices (`work`), one chunk of a dump or a few look-ups each, so th
 the receive side go on between them. What a pass does is in `sync.adopt`; when one is wanted:
 
 ========== ==========================================================================
-take       the group was taken over (or the role came back): adopt, say all, find lost
-repair     events were lost (ENOBUFS)
+take       the group was taken over: adopt, say all, find lost, also what has lost its mark
+repair     events were lost (ENOBUFS), or not read because leased was silent for a while
 refresh    every `sync.refresh_s`, for the hold timeouts of the replicas
 recover    this process began on the ACTIVE node: look whether there is anything to
            recover, ask leased for a new epoch (the peers know the flows by other
@@ -20,7 +20,7 @@ from collections import Counter
 
 from hafw.config.model import ClusterConfig
 from hafw.errors import KernelError
-from hafw.flow import GROUP_SHIFT, mark_group
+from hafw.flow import GROUP_SHIFT, FlowEntry, mark_group
 from hafw.messages import NewEpochRequest, SyncPassStatus
 from sync.adopt import OwnPass, PassOutput, normal_timeout_s
 from sync.applier import Applier
@@ -81,6 +81,8 @@ class Holder:
         self._timeouts_s = timeouts_s
         self._ports = ports
         self.held: dict[int, Held] = {}
+        self._before: dict[int, Held] = {}
+        """What was held last, until it is held again."""
         self._drained = True
         self._drains = 0
         self._labels = LabelWatch(applier.probe_labels)
@@ -90,7 +92,7 @@ class Holder:
     # -- roles
 
     def start(self, effect: StartHolding, *, now: float) -> None:
-        old = self.held.pop(effect.group, None)
+        old, before = self.held.pop(effect.group, None), self._before.pop(effect.group, None)
         liberal = LiberalFlows(self._registry, effect.group, self._ports.strict)
         if old is not None:
             old.cancel()
@@ -103,6 +105,9 @@ class Holder:
             if effect.contiguous:
                 # Nobody else has forwarded since: what the kernel holds is not stale.
                 self._groups[effect.group].suspect = False
+        elif effect.contiguous and before and before.ready and before.epoch == effect.epoch:
+            self.counters["roles_resumed"] += 1
+            held.resume(before)
         else:
             held.recovering = old is not None and old.recovering
             held.want_take = True
@@ -112,6 +117,7 @@ class Holder:
         if held is not None:
             held.cancel()
             self._registry.clear_all(group, PASS_FLAGS | Flag.LIBERAL)
+            self._before[group] = held
 
     def close(self) -> None:
         for group in list(self.held):
@@ -203,32 +209,14 @@ class Holder:
 
     def next_at(self) -> float | None:
         """When `work` has something to do again, if nothing wakes the loop."""
-        times: list[float] = []
-        for held in self.held.values():
-            times.append(held.refresh_at)
-            if held.ready:
-                times.append(held.digest_at)
-            if len(held.liberal):
-                times.append(held.liberal.poll_at)
-            if held.own_pass is not None or held.want_take or held.want_repair:
-                times.append(max(held.next_chunk_at, held.retry_at))
-            if held.epoch_wait_until is not None and held.epoch_asked_at is not None:
-                times.append(held.epoch_asked_at + NEW_EPOCH_RETRY_S)
-        times.extend(self.expecting.times())
-        return min(times, default=None)
+        times = [time for held in self.held.values() for time in held.times(NEW_EPOCH_RETRY_S)]
+        return min((*times, *self.expecting.times()), default=None)
 
     def busy(self, *, now: float) -> bool:
         """Is there work that should not wait for an event?"""
-        for held in self.held.values():
-            if held.liberal.busy or self.expecting.busy:
-                return True
-            scanned = held.scan is not None and (held.scan.ready or held.scan.done)
-            if scanned and now >= held.retry_at:
-                return True
-            ready = held.dump is not None and (held.dump.ready or held.dump.done)
-            if ready and now >= held.next_chunk_at:
-                return True
-        return False
+        return bool(self.held) and (
+            self.expecting.busy or any(held.busy(now=now) for held in self.held.values())
+        )
 
     def work(self, *, now: float) -> None:
         """One slice for each held group."""
@@ -320,7 +308,8 @@ class Holder:
         if held.dump is None:
             self._end(group, held, now)
             return
-        rate = float(REFRESH_ENTRIES_PER_S if held.ready else TAKE_ENTRIES_PER_S)
+        leisurely = held.ready and not held.overrun
+        rate = float(REFRESH_ENTRIES_PER_S if leisurely else TAKE_ENTRIES_PER_S)
         if held.progress is not None:  # Replicas of a large table must not expire meanwhile.
             rate = max(rate, 3 * held.progress.total / self._hold_s)
         for _ in range(CHUNKS_PER_SLICE):
@@ -329,6 +318,9 @@ class Holder:
             chunk = held.dump.take()
             if chunk is None:
                 break
+            if held.everywhere:
+                chunk = [entry for entry in chunk if self._is_stray(entry, group)]
+                held.strays += len(chunk)
             adopted = held.own_pass.adopted
             output = held.own_pass.on_entries(chunk)
             self._carry_out(output)
@@ -344,26 +336,36 @@ class Holder:
             return
         if held.dump.error is not None:
             self.counters["passes_failed"] += 1
-            held.own_pass = held.dump = None
-            held.want_take = True
+            held.pass_again()
             held.retry_at = now + DUMP_RETRY_S
             return
-        held.own_pass.finish()
         self.expecting.on_pass(group, held.dump.expectations)
         held.dump = None
         held.drains_wanted = self._drains + 1
 
     def _end(self, group: int, held: Held, now: float) -> None:
         """The dump is through: when no event waits, what nothing has shown has vanished."""
+        assert held.own_pass is not None
         if self._drains < held.drains_wanted:
             return
-        held.own_pass = None
+        taken = held.progress is not None and held.progress.kind == "take"
+        if taken and not held.everywhere and self._registry.count_flag(group, Flag.UNPASSED):
+            # Gone, or without the mark by which the dump chose.
+            held.everywhere, held.dump = True, self._ports.start_everywhere()
+            return
+        held.own_pass.finish()
+        held.own_pass, held.everywhere = None, False
         # Their keys are not known: the next digest tells the peers.
         vanished = self._registry.drop_flagged(group, Flag.UNPASSED)
         self.counters["vanished"] += vanished
         if held.progress is not None and held.progress.kind == "refresh":
-            held.unheard = vanished
+            held.unheard, held.strays = vanished, 0
         self._finish(group, held, now)
+
+    def _is_stray(self, entry: FlowEntry, group: int) -> bool:
+        """A flow of the group by the registry, but not by its mark."""
+        known = None if mark_group(entry.mark) == group else self._registry.get(entry.key)
+        return known is not None and known.group == group and bool(known.flags & Flag.UNPASSED)
 
     def _carry_out(self, output: PassOutput) -> None:
         self._applier.apply(output.ops)

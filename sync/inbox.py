@@ -22,11 +22,14 @@ from sync.control import (
     Challenge,
     ChallengeReply,
     Nack,
+    Probe,
     decode_control,
+    nack_ranges,
 )
 from sync.delta import Delta, DeltaError
 from sync.intake import BY_REFERENCE, Read
 from sync.outbox import STAMP, Outbox
+from sync.paths import Paths
 from sync.peer_keys import PeerKeys
 from sync.stream import (
     Deliver,
@@ -37,8 +40,10 @@ from sync.stream import (
     StreamEffect,
     StreamReceiver,
 )
-from sync.transport import Transport
+from sync.transport import Transport, Way
 from sync.wire import (
+    HEADER_BYTES,
+    TAG_BYTES,
     Header,
     MessageType,
     Opener,
@@ -86,6 +91,7 @@ class Inbox:
         transport: Transport,
         *,
         boot: int,
+        paths: Paths,
         read: Read = BY_REFERENCE,
     ) -> None:
         self._node_id = node_id
@@ -95,6 +101,7 @@ class Inbox:
         self._outbox = outbox
         self._transport = transport
         self._boot = boot
+        self._paths = paths
         self._read = read
         self.stream = StreamReceiver(
             draw_nonce=lambda: secrets.token_bytes(CHALLENGE_BYTES),
@@ -115,7 +122,10 @@ class Inbox:
         """Sender -> session, seq, since when; beside it what of that was confirmed."""
         self._confirmed: dict[int, tuple[int, int, float]] = {}
 
-    def on_datagram(self, datagram: bytes, *, now: float) -> list[Incoming]:
+    def on_datagram(
+        self, datagram: bytes, *, now: float, way: Way | None = None
+    ) -> list[Incoming]:
+        """`way`: how it came, if that is known."""
         try:
             header = parse_header(datagram, cluster_id=self._cluster_id, senders=self._peers)
             if header.type is MessageType.DELTAS and self._is_copy(header):
@@ -136,7 +146,7 @@ class Inbox:
             )
             return self._carry_out(effects, now)
         try:
-            return self._on_control(header, payload, now)
+            return self._on_control(header, payload, now, way)
         except WireError as error:
             self.counters[f"refused_{error.reason}"] += 1
             return []
@@ -178,7 +188,9 @@ class Inbox:
 
     # -- control
 
-    def _on_control(self, header: Header, payload: bytes, now: float) -> list[Incoming]:
+    def _on_control(
+        self, header: Header, payload: bytes, now: float, way: Way | None
+    ) -> list[Incoming]:
         control = decode_control(header.type, payload)
         sender_id, session = header.sender_id, header.session
         accepted = self.stream.accepted_session(sender_id) == session
@@ -192,6 +204,9 @@ class Inbox:
                 return self._carry_out(effects, now)
             case Beacon():
                 if accepted:
+                    if way is not None:
+                        link, by_multicast = way
+                        self._paths.on_beacon(sender_id, link, by_multicast=by_multicast, now=now)
                     if not self._fresh(header):
                         return []
                     self.beacon_at[sender_id] = now
@@ -204,6 +219,10 @@ class Inbox:
                     sender_id, session, control.high_water, control.low_water, now=now
                 )
                 return self._carry_out(effects, now)
+            case Probe():
+                if accepted:
+                    self._on_probe(header, control, way, now)
+                return self._carry_out(self.stream.on_sign(sender_id, session, now=now), now)
             case Nack(stated, ranges):
                 if not accepted:
                     self.counters["nacks_unaccepted_session"] += 1
@@ -214,6 +233,14 @@ class Inbox:
             case _:
                 assert_never(control)
         return []
+
+    def _on_probe(self, header: Header, probe: Probe, way: Way | None, now: float) -> None:
+        # (One for another node, or heard before, is a recording.)
+        if probe.to != self._node_id or way is None or not self._fresh(header):
+            return
+        size = HEADER_BYTES + header.payload_bytes + TAG_BYTES
+        self._paths.on_probe(header.sender_id, way[0], size, now=now)
+        self._paths.on_told(header.sender_id, probe.heard, now=now)
 
     def _on_ack(self, peer_id: int, ack: Ack | None, now: float) -> None:
         outbox = self._outbox
@@ -280,7 +307,7 @@ class Inbox:
             datagram = outbox.ring.get(wanted)
             assert datagram is not None, wanted
             if repair.to_all:
-                transport.multicast(datagram)
+                transport.to_all(datagram)
             else:
                 transport.unicast(sender_id, datagram, attempt=attempt)
 
@@ -296,7 +323,8 @@ class Inbox:
                     datagram = self._outbox.seal(Challenge(nonce))
                     self._transport.unicast_everywhere(sender_id, datagram)
                 case SendNack(sender_id, session, ranges, attempt):
-                    datagram = self._outbox.seal(Nack(session, list(ranges)))
+                    fitting = ranges[: nack_ranges(self._paths.datagram_bytes)]
+                    datagram = self._outbox.seal(Nack(session, list(fitting)))
                     self._transport.unicast(sender_id, datagram, attempt=attempt)
                 case SessionAccepted(sender_id):
                     self.beacon_at[sender_id] = now

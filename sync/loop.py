@@ -319,6 +319,7 @@ class Syncd:
             epochs = {n: s.epoch for n, s in self._roles.states.items() if s.epoch}
             self._outbox.beacon(epochs, self._inbox.acks(now=now), self._parts.ring.fingerprints)
             self._on_roles(self._roles.tick(now=now))
+            self._parts.prober.work(now=now)
         if not due and now - self._judged_at < JUDGE_EVERY_S:
             return
         self._judged_at = now
@@ -367,6 +368,7 @@ class Syncd:
             counters.update(part)
         alarms = [self._key_problem] if self._key_problem else []
         alarms += [*self._parts.problems, *self._transport.problems(), *self._server_problems]
+        alarms += self._parts.prober.alarms(now=time.monotonic())
         return self._reporter.status(
             session=self._outbox.session,
             seq=self._outbox.position,

@@ -106,7 +106,7 @@ def make_outbox(
     if not seals():
         return Outbox(
             new_sealer,
-            transport.multicast,
+            transport.to_all,
             ring_datagrams=ring_datagrams,
             peers=peers,
             boot=boot,
@@ -116,7 +116,7 @@ def make_outbox(
 
     outbox = NativeOutbox(
         new_sealer,
-        transport.multicast,
+        transport.to_all,
         failed=transport.on_failed,
         ring_datagrams=ring_datagrams,
         peers=peers,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from sync._codec import Sealer, Sender
 from sync.ledger import Ledger
-from sync.outbox import Outbox
+from sync.outbox import Outbox, deltas_room
 from sync.ring import KeptDatagrams
 from sync.wire import Seals
 
@@ -21,7 +21,7 @@ class NativeOutbox(Outbox):
     def __init__(
         self,
         new_sealer: Callable[[], Seals],
-        multicast: Callable[[bytes], None],
+        to_all: Callable[[bytes], None],
         *,
         failed: Callable[[Sequence[tuple[int, int, int]]], None],
         ring_datagrams: int,
@@ -35,7 +35,7 @@ class NativeOutbox(Outbox):
         self._failed = failed
         super().__init__(
             new_sealer,
-            multicast,
+            to_all,
             ring_datagrams=ring_datagrams,
             peers=peers,
             boot=boot,
@@ -50,6 +50,10 @@ class NativeOutbox(Outbox):
     def put_encoded(self, epoch: int, deltas: bytes, count: int) -> None:
         self.sender.published = self._first_said()
         self.sender.put(epoch, deltas, count)
+
+    def fit(self, datagram_bytes: int) -> None:
+        super().fit(datagram_bytes)
+        self.sender.room = deltas_room(datagram_bytes)
 
     def flush(self) -> None:
         self.sender.flush()

@@ -193,10 +193,12 @@ cdef int publish_event(FlowTable table, Incarnations random, const Holding* hold
     group = flow.mark >> 28
     slot = table.find(h)
     if not holding.held[group]:
-        # A replica that goes leaves a hole, and what the registry does not know is left over,
-        # but for flows of the node itself.
+        # A replica that goes leaves a hole, one without its mark is not found when it is taken
+        # over, and what the registry does not know is left over, but for flows of the node itself.
         if slot == NULL:
             return SLOW if group else DONE
+        if slot.group_tcp >> 4 != group and not holding.held[slot.group_tcp >> 4]:
+            return SLOW
         return SLOW if kind == EVENT_DESTROY else DONE
     if flow.rich or flow.labels_len or flow.proto == PROTO_SCTP or (slot != NULL and (
         slot.status & SLOT_RICH or slot.hashed & holding.slow_flags

@@ -50,14 +50,13 @@ cdef class EventPump:
         """`room`: bytes of deltas in one datagram. Flows with one of the `slow_flags` are left to
         the reference."""
         cdef int i
-        assert 256 <= room <= OUT_BYTES, room
         self.table = table
         self.random = random
         self.said = <Said*>calloc(1, sizeof(Said))
         self.buffer = <uint8_t*>malloc(PUMP_DATAGRAMS * PUMP_BYTES)
         if self.said == NULL or self.buffer == NULL:
             raise MemoryError
-        self.said.room = room
+        self.room = room
         self.holding.slow_flags = slow_flags
         self.holding.passed_by = passed_by
         self.holding.unpassed = unpassed
@@ -71,6 +70,16 @@ cdef class EventPump:
     def __dealloc__(self):
         free(self.said)
         free(self.buffer)
+
+    @property
+    def room(self):
+        """Bytes of deltas in one datagram."""
+        return self.said.room
+
+    @room.setter
+    def room(self, uint32_t room):
+        assert 256 <= room <= OUT_BYTES, room
+        self.said.room = room
 
     def hold(self, epochs, passing):
         """Group -> epoch of what this node holds now; the groups of which a pass is under way."""

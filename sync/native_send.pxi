@@ -2,7 +2,7 @@
 # the times of sync.ledger.Ledger, without a Python object a datagram.
 
 cdef enum:
-    SEND_LINKS_MAX = 16
+    SEND_LINKS_MAX = 512
     SEND_AT_ONCE = 64
     SEND_FAILURES_MAX = 64
 
@@ -34,11 +34,12 @@ cdef class Sender:
     cdef Sealer sealer
     cdef Sent* slots
     cdef uint32_t slots_size
-    cdef SendLink links[16]
+    cdef SendLink links[512]
     cdef int links_used
     cdef SendFailure failures[64]
     cdef int failures_used
     cdef uint8_t pending[1328]
+    cdef uint32_t pending_room
     cdef uint32_t pending_used
     cdef uint64_t pending_published
     cdef uint64_t epoch
@@ -57,6 +58,7 @@ cdef class Sender:
         if self.slots == NULL:
             raise MemoryError
         self.slots_size = ring_datagrams
+        self.pending_room = sizeof(self.pending)
 
     def __dealloc__(self):
         if self.slots != NULL:
@@ -96,6 +98,16 @@ cdef class Sender:
             put16(<uint8_t*>&link.to.sin_port, port)
             memcpy(&link.to.sin_addr, <const char*>(<bytes>address), 4)
             self.links_used += 1
+
+    @property
+    def room(self):
+        """Bytes of deltas in one datagram; a delta alone may have more."""
+        return self.pending_room
+
+    @room.setter
+    def room(self, uint32_t room):
+        assert 0 < room <= sizeof(self.pending), room
+        self.pending_room = room
 
     def put(self, uint64_t epoch, bytes deltas not None, uint32_t count):
         """Whole deltas of one epoch that fit one datagram; `published` counts them already."""
@@ -152,7 +164,7 @@ cdef class Sender:
                     uint32_t count) noexcept nogil:
         cdef int done
         if self.pending_used and (
-            epoch != self.epoch or self.pending_used + size > sizeof(self.pending)
+            epoch != self.epoch or self.pending_used + size > self.pending_room
         ):
             done = self.seal_pending()
             if done != SENT:

@@ -16,13 +16,26 @@ from sync.control import Ack, Beacon, Control, control_type, encode_control
 from sync.delta import Delta, encode_delta
 from sync.ledger import Ledger
 from sync.ring import KeptDatagrams, Repairer, SendRing
-from sync.wire import PAYLOAD_BYTES_MAX, MessageType, Seals
+from sync.wire import (
+    DATAGRAM_BYTES_MAX,
+    HEADER_BYTES,
+    PAYLOAD_BYTES_MAX,
+    TAG_BYTES,
+    MessageType,
+    Seals,
+)
 
-__all__ = ["DELTAS_BYTES_MAX", "STAMP", "Outbox"]
+__all__ = ["DELTAS_BYTES_MAX", "STAMP", "Outbox", "deltas_room"]
 
 STAMP = struct.Struct(">Q")
 DELTAS_BYTES_MAX = PAYLOAD_BYTES_MAX - STAMP.size
 """Of deltas in one datagram."""
+
+
+def deltas_room(datagram_bytes: int) -> int:
+    """Bytes of deltas in a datagram of this size."""
+    assert HEADER_BYTES + TAG_BYTES + STAMP.size < datagram_bytes <= DATAGRAM_BYTES_MAX
+    return datagram_bytes - HEADER_BYTES - TAG_BYTES - STAMP.size
 
 
 class Outbox:
@@ -31,7 +44,7 @@ class Outbox:
     def __init__(
         self,
         new_sealer: Callable[[], Seals],
-        multicast: Callable[[bytes], None],
+        to_all: Callable[[bytes], None],
         *,
         ring_datagrams: int,
         peers: int,
@@ -40,13 +53,14 @@ class Outbox:
     ) -> None:
         """`new_sealer` draws a session; `first_said` is how many flows were ever published."""
         self._new_sealer = new_sealer
-        self._multicast = multicast
+        self._to_all = to_all
         self._ring_datagrams = ring_datagrams
         self._peers = peers
         self._boot = boot
         self._first_said = first_said
         self._pending: list[bytes] = []
         self._pending_bytes = 0
+        self._room = DELTAS_BYTES_MAX
         self._epoch = 0
         self.counters: Counter[str] = Counter()
         self.begin_session()
@@ -57,6 +71,7 @@ class Outbox:
         self._said = self._first_said()
         self.ring, self.ledger = self._begin_stream(self._said)
         self.repairer = Repairer(self.ring, peers=self._peers, counters=self.counters)
+        self._repairs_from = 1
         self._control_seq: Counter[MessageType] = Counter()
         self.counters["sessions_begun"] += 1
 
@@ -87,12 +102,21 @@ class Outbox:
         if epoch != self._epoch:
             self.flush()
             self._epoch = epoch
-        if self._pending_bytes + len(deltas) > DELTAS_BYTES_MAX:
+        if self._pending_bytes + len(deltas) > self._room:
             self.flush()
         self._pending.append(deltas)
         self._pending_bytes += len(deltas)
         self._said = self._first_said()
         self.counters["deltas_sent"] += count
+
+    def fit(self, datagram_bytes: int) -> None:
+        """Datagrams to come are no larger, but for a delta that is alone and does not fit. Those
+        that were larger are not promised any more: they would be asked for again and again."""
+        self.flush()
+        room = deltas_room(datagram_bytes)
+        if room < self._room:
+            self._repairs_from = self.ring.high_water + 1
+        self._room = room
 
     def flush(self) -> None:
         if not self._pending:
@@ -108,7 +132,7 @@ class Outbox:
         self.ledger.sent(seq, self._said, now=time.monotonic())
         self.counters["datagrams_sent"] += 1
         self.counters["bytes_sent"] += len(datagram)
-        self._multicast(datagram)
+        self._to_all(datagram)
 
     def tally(self) -> Counter[str]:
         """The counters, as of now."""
@@ -125,7 +149,6 @@ class Outbox:
     ) -> None:
         ring = self.ring
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        beacon = Beacon(
-            ring.high_water, now_ns, epochs, ring.low_water, self._boot, acks, dict(keys)
-        )
-        self._multicast(self.seal(beacon))
+        low_water = max(ring.low_water, self._repairs_from)
+        beacon = Beacon(ring.high_water, now_ns, epochs, low_water, self._boot, acks, dict(keys))
+        self._to_all(self.seal(beacon))

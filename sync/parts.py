@@ -31,6 +31,8 @@ from sync.holder import GROUP_MASK, Holder, HolderPorts
 from sync.inbox import Inbox
 from sync.intake import reader
 from sync.localbus import LocalBus
+from sync.paths import Paths
+from sync.prober import Prober
 from sync.publish import Publisher, RandomBits
 from sync.reception import Reception
 from sync.replica import ReplicaGroup, Superseded
@@ -74,6 +76,7 @@ class Parts:
         self.problems = self._filter_events()
         """What went wrong at the start and is no reason not to run: alarms of the status."""
         self.transport = Transport(config, node_name)
+        self.paths = Paths(self.transport.shared, unicast=self.transport.unicast_only)
         self.publisher = Publisher(self.registry, random)
         self.groups = {number: ReplicaGroup() for number in numbers}
         self._receiver = native.make_receiver(self.registry, self.groups, hold_s=hold_s)
@@ -111,6 +114,9 @@ class Parts:
         arrivals = native.make_arrivals(self._receiver, cluster_id=config.cluster_id)
         self.reception = Reception(self.transport, self.inbox, self.follower, arrivals)
         self._open_reader(random)
+        self.prober = Prober(
+            config, self.paths, self.transport, self.outbox, self.reader, self.server
+        )
         self.verifier = Verifier(
             node.id, self.registry, self.roles.states, self.follower.upkeep.watches, self.applier,
             start_dump=self._start_dump, answer=self.bus.answer,
@@ -145,6 +151,7 @@ class Parts:
             self.outbox,
             self.transport,
             boot=boot,
+            paths=self.paths,
             read=reader(self._receiver),
         )
 
@@ -282,6 +289,7 @@ class Parts:
     def _holder_ports(self) -> HolderPorts:
         return HolderPorts(
             self._start_dump,
+            lambda: Dumper(0, 0, self.waker, avoid_cpu=self._lease_cpu),
             self._start_gathered,
             self.bus.to_leased,
             self.clean_epochs.note,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sync.follower import Follower
 from sync.inbox import Arrived, Inbox
-from sync.transport import Transport
+from sync.transport import Transport, Way
 
 if TYPE_CHECKING:
     from sync._codec import Arrivals
@@ -47,11 +47,11 @@ class Reception:
 
     def read(self, sock: socket.socket, *, now: float) -> bool:
         """Some of what waits in a socket; whether more may wait. Then `Follower.flush`."""
-        arrivals = self._arrivals
+        arrivals, way = self._arrivals, self._transport.way(sock)
         if arrivals is None:
             datagrams = self._transport.receive(sock, DATAGRAMS_BY_REFERENCE)
             for datagram in datagrams:
-                self._by_reference(datagram, now)
+                self._by_reference(datagram, now, way)
             return bool(datagrams)
         try:
             count = arrivals.load(sock.fileno(), DATAGRAMS_NATIVELY)
@@ -59,11 +59,11 @@ class Reception:
             self._transport.receive_failed(error)
             return False
         if count:
-            self.run(arrivals, now=now)
+            self.run(arrivals, now=now, way=way)
         return count == DATAGRAMS_NATIVELY
 
-    def run(self, arrivals: Arrivals, *, now: float) -> None:
-        """All that is loaded."""
+    def run(self, arrivals: Arrivals, *, now: float, way: Way | None = None) -> None:
+        """All that is loaded; it came that way."""
         while True:
             self._follower.intake.settle()
             for sender_id, session, delivered, plain in self._inbox.stream.standings():
@@ -81,7 +81,7 @@ class Reception:
                 self._follower.on_incoming(rest, now=now)
             else:
                 datagram = arrivals.last()
-                self._by_reference(datagram, now)
+                self._by_reference(datagram, now, way)
                 if why == arrivals.UNKEYED:
                     self._teach(arrivals, datagram)
 
@@ -90,8 +90,8 @@ class Reception:
         if self._arrivals is not None:
             self._arrivals.forget_keys()
 
-    def _by_reference(self, datagram: bytes, now: float) -> None:
-        for item in self._inbox.on_datagram(datagram, now=now):
+    def _by_reference(self, datagram: bytes, now: float, way: Way | None) -> None:
+        for item in self._inbox.on_datagram(datagram, now=now, way=way):
             self._follower.on_incoming(item, now=now)
 
     def _hand_over(self, arrivals: Arrivals, now: float) -> None:

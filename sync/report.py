@@ -90,6 +90,18 @@ class Reporter:
             for number, held in self._holder.held.items()
             if held.unheard
         ]
+        alarms += [
+            f"group {names[number]}: {held.strays} flows had lost their ct mark before this node "
+            "took over, and have it again; does somebody else's rule or tool set it without a "
+            "mask? Its upper 16 bits are hafw's"
+            for number, held in self._holder.held.items()
+            if held.strays
+        ]
+        alarms += [
+            f"group {names[number]}: the ct mark of {count} replicas was changed by somebody else "
+            "and is set again; who sets it must leave its upper 16 bits, which are hafw's"
+            for number, count in self._follower.upkeep.marks.lately(now=now).items()
+        ]
         return SyncdStatus(
             node_id=self._node_id,
             pid=os.getpid(),

@@ -29,21 +29,19 @@ the derived clients in. So whoever has a sync key, and nobody else, may read the
 from __future__ import annotations
 
 import contextlib
-from collections import Counter, deque
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections import Counter
 
 import msgspec
 import zmq
 
-from hafw.flow import Expectation, FlowEntry, FlowKey
+from hafw.flow import FlowEntry
 from hafw.keyring import Keyring
 from sync.ctnetlink import parse_dump
 from sync.curve import client_keys, curve_keys
-from sync.delta import Delta, ExpectUpsert, Upsert, encode_delta
-from sync.dumper import Dumper
-from sync.flowhash import bucket_of
+from sync.delta import Delta, Upsert, encode_delta
 from sync.registry import FlowRegistry
+from sync.snapshot_job import Job, Serving
+from sync.snapshot_join import join_entry, join_expectation
 from sync.snapshot_wire import (
     ASK_BYTES_MAX,
     CHUNKS_IN_FLIGHT,
@@ -58,6 +56,7 @@ from sync.snapshot_wire import (
     decode_ask,
     encode_snapshot,
 )
+from sync.sockets import segmented
 
 __all__ = ["CHUNKS_IN_FLIGHT", "Serving", "SnapshotServer"]
 
@@ -68,44 +67,9 @@ JOB_SILENT_S = 30.0
 """The request of a client that says nothing for this long is dropped."""
 
 
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """What the server asks the rest of syncd. `start` flushes the stream and returns (session,
-    seq, epoch), or why the group is not served now. `position` flushes it and says where it is.
-    `doubt`: a repair of the group did not help; our own registry may be wrong."""
-
-    start: Callable[[int], tuple[int, int, int] | str]
-    dump: Callable[[int], Dumper]
-    position: Callable[[], int]
-    doubt: Callable[[int], None]
-    plain: Callable[[bytes, int, Collection[int]], tuple[bytes, int, list[bytes]]] | None = None
-    """If dumps are raw: of a chunk, an epoch and buckets, the deltas of what is plain, how many,
-    and the messages of the rest."""
-
-
-@dataclass(slots=True)
-class _Job:
-    """One request of one node."""
-
-    identity: bytes
-    """Its connection."""
-    request: int
-    group: int
-    epoch: int
-    dumper: Dumper
-    buckets: frozenset[int]
-    heard_at: float
-    sent: int = 0
-    applied: int = 0
-    unacknowledged: deque[SnapshotChunk] = field(default_factory=deque)
-    """From `applied` on, `CHUNKS_IN_FLIGHT` at most."""
-    broken: bool = False
-    """The connection took no more: wait for the client to ask over another."""
-    ended: SnapshotEnd | None = None
-    flows: int = 0
-    children: list[Delta] = field(default_factory=list)
-    late: list[Delta] | None = None
-    """What is left to send once the dump is through."""
+SILENT_GIVES_WAY_S = 3.0
+"""Where all slots are taken, one whose client says nothing for this long (it would ask anew, over
+another link) makes room for another node's request."""
 
 
 class SnapshotServer:
@@ -125,7 +89,7 @@ class SnapshotServer:
         self._node_id = node_id
         self._registry = registry
         self._serving = serving
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[int, Job] = {}
         """By node: it has one request open at a time."""
         self._endpoints = {f"tcp://{address}:{port}": False for address in addresses}
         self.counters: Counter[str] = Counter()
@@ -144,6 +108,7 @@ class SnapshotServer:
         self._router.setsockopt(zmq.ZAP_DOMAIN, b"hafw")
         self._router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         self._sealing: bytes | None = None
+        self._segment: int | None = None
         self.use_keys(ring)
 
     @property
@@ -162,11 +127,37 @@ class SnapshotServer:
             if bound:
                 continue
             try:
-                self._router.bind(endpoint)
+                self._bind(endpoint)
                 self._endpoints[endpoint] = True
-            except zmq.ZMQError as error:
+            except (zmq.ZMQError, OSError) as error:
                 problems.append(f"snapshot server {endpoint}: {error.strerror}")
         return problems
+
+    def _bind(self, endpoint: str) -> None:
+        if self._segment is None:
+            self._router.bind(endpoint)
+            return
+        listening = segmented(endpoint, self._segment)
+        try:
+            self._router.setsockopt(zmq.USE_FD, listening.fileno())
+            self._router.bind(endpoint)
+            listening.detach()  # libzmq's now.
+        finally:
+            self._router.setsockopt(zmq.USE_FD, -1)
+            listening.close()
+
+    def use_segments(self, segment: int | None) -> None:
+        """Of TCP, for connections to come, both ways: no larger; None: as the device has it."""
+        if segment != self._segment:
+            self._segment = segment
+            self._unbind()
+
+    def _unbind(self) -> None:
+        for endpoint, bound in self._endpoints.items():
+            if bound:
+                self._router.unbind(endpoint)
+                self._endpoints[endpoint] = False
+        self.bind()
 
     def use_keys(self, ring: Keyring) -> None:
         """Let in who has one of these keys. A connection that is open stays open; a new one is
@@ -176,11 +167,7 @@ class SnapshotServer:
             return
         self._sealing = ring.sealing.key
         self._router.curve_secretkey = curve_keys(self._sealing, "server").secret
-        for endpoint, bound in self._endpoints.items():
-            if bound:
-                self._router.unbind(endpoint)
-                self._endpoints[endpoint] = False
-        self.bind()
+        self._unbind()
 
     def close(self) -> None:
         for node_id in list(self._jobs):
@@ -224,7 +211,7 @@ class SnapshotServer:
                     self._drop(node_id)
                 return
 
-    def _acknowledge(self, job: _Job, applied: int, now: float) -> None:
+    def _acknowledge(self, job: Job, applied: int, now: float) -> None:
         job.heard_at = now
         while job.applied < applied and job.unacknowledged:
             job.unacknowledged.popleft()
@@ -239,10 +226,10 @@ class SnapshotServer:
             elif self._has_room(job):
                 self._step(node_id, job)
 
-    def _has_room(self, job: _Job) -> bool:
+    def _has_room(self, job: Job) -> bool:
         return not (job.broken or job.ended) and len(job.unacknowledged) < CHUNKS_IN_FLIGHT
 
-    def _sendable(self, job: _Job) -> bool:
+    def _sendable(self, job: Job) -> bool:
         return (job.dumper.ready or bool(job.late)) and self._has_room(job)
 
     def _go_on(self, identity: bytes, message: SnapshotRequest, now: float) -> None:
@@ -261,14 +248,14 @@ class SnapshotServer:
             self._say(job, job.ended)
         return None
 
-    def _say(self, job: _Job, message: SnapshotReply) -> None:
+    def _say(self, job: Job, message: SnapshotReply) -> None:
         """Over its connection, while that works."""
         if not job.broken:
             job.broken = not self._send(job.identity, message)
 
     def _begin(self, identity: bytes, message: SnapshotRequest, now: float) -> None:
         self._drop(message.node_id)
-        if sum(job.ended is None for job in self._jobs.values()) >= JOBS_MAX:
+        if not self._slot(now):
             return self._refuse(identity, message.request, f"{JOBS_MAX} snapshots under way")
         start = self._serving.start(message.group)
         if isinstance(start, str):
@@ -279,7 +266,7 @@ class SnapshotServer:
         if self._send(identity, head):
             dumper = self._serving.dump(message.group)
             buckets = frozenset(message.buckets)
-            self._jobs[message.node_id] = _Job(
+            self._jobs[message.node_id] = Job(
                 identity, message.request, message.group, epoch, dumper, buckets, now
             )
         if message.buckets:
@@ -288,7 +275,19 @@ class SnapshotServer:
             self._serving.doubt(message.group)
         return None
 
-    def _step(self, node_id: int, job: _Job) -> None:
+    def _slot(self, now: float) -> bool:
+        """Is one free, or can one be made?"""
+        taken = {node: job.heard_at for node, job in self._jobs.items() if job.ended is None}
+        if len(taken) < JOBS_MAX:
+            return True
+        quietest = min(taken, key=taken.__getitem__)
+        if now - taken[quietest] < SILENT_GIVES_WAY_S:
+            return False
+        self.counters["snapshot_silent_gave_way"] += 1
+        self._drop(quietest)
+        return True
+
+    def _step(self, node_id: int, job: Job) -> None:
         chunk = job.dumper.take_any()
         if chunk is not None:
             self._send_joined(job, chunk)
@@ -298,7 +297,9 @@ class SnapshotServer:
             self._drop(node_id)
         elif job.dumper.done:
             if job.late is None:
-                expected = [self._join_expectation(job, e) for e in job.dumper.expectations]
+                expected = [
+                    join_expectation(self._registry, job, e) for e in job.dumper.expectations
+                ]
                 job.late = [*job.children, *(delta for delta in expected if delta is not None)]
             if job.late:
                 late, job.late = job.late[:LATE_PER_CHUNK], job.late[LATE_PER_CHUNK:]
@@ -308,7 +309,7 @@ class SnapshotServer:
                 job.ended = SnapshotEnd(job.request, job.sent, job.flows, position)
                 self._say(job, job.ended)
 
-    def _send_joined(self, job: _Job, chunk: list[FlowEntry] | bytes) -> None:
+    def _send_joined(self, job: Job, chunk: list[FlowEntry] | bytes) -> None:
         plain, flows = b"", 0
         if isinstance(chunk, bytes):
             assert self._serving.plain is not None, "a raw dump, and nothing that reads it"
@@ -317,7 +318,7 @@ class SnapshotServer:
         job.flows += flows
         self._send_chunk(job, self._joined(job, chunk), plain)
 
-    def _send_chunk(self, job: _Job, deltas: list[Delta], plain: bytes = b"") -> None:
+    def _send_chunk(self, job: Job, deltas: list[Delta], plain: bytes = b"") -> None:
         job.flows += sum(isinstance(delta, Upsert) for delta in deltas)
         said = [encode_delta(delta, header_epoch=job.epoch) for delta in deltas]
         payload = b"".join((plain, *said))
@@ -327,38 +328,15 @@ class SnapshotServer:
         self.counters["snapshot_chunks_sent"] += 1
         self._say(job, chunk)
 
-    def _joined(self, job: _Job, entries: list[FlowEntry]) -> list[Delta]:
+    def _joined(self, job: Job, entries: list[FlowEntry]) -> list[Delta]:
         deltas: list[Delta] = []
         for entry in entries:
-            delta = self._join(job, entry)
+            delta = join_entry(self._registry, job, entry)
             if delta is None:
                 continue
             late = entry.master is not None and len(job.children) < CHILDREN_LATE_MAX
             (job.children if late else deltas).append(delta)
         return deltas
-
-    def _join_expectation(self, job: _Job, expectation: Expectation) -> ExpectUpsert | None:
-        record = self._registry.get(expectation.master)
-        if record is None or record.group != job.group:
-            return None
-        if not self._is_meant(job, expectation.master):
-            return None
-        if expectation.expected.family != expectation.master.orig.family:
-            return None  # `Publisher.expected` does not say it either.
-        return ExpectUpsert(expectation, record.incarnation, record.version, True)
-
-    def _is_meant(self, job: _Job, key: FlowKey) -> bool:
-        return not job.buckets or bucket_of(self._registry.hashes.flow(key)) in job.buckets
-
-    def _join(self, job: _Job, entry: FlowEntry) -> Upsert | None:
-        if not self._is_meant(job, entry.key):
-            return None
-        record = self._registry.get(entry.key)
-        if record is None:
-            return None
-        if self._registry.hashes.contribution(entry, record.incarnation) != record.contribution:
-            return None
-        return Upsert(entry, record.incarnation, record.version, True)
 
     def _refuse(self, identity: bytes, request: int, reason: str) -> None:
         self.counters["snapshots_refused"] += 1

@@ -237,6 +237,13 @@ class StreamReceiver:
         self._watch_gap(s, now)
         return []
 
+    def on_sign(self, sender_id: int, session: int, *, now: float) -> list[StreamEffect]:
+        """Some other datagram of this session: if it is not accepted, its sender is asked."""
+        s = self._accepted.get(sender_id)
+        if s is None or s.session != session:
+            return self._challenge(sender_id, session, now)
+        return []
+
     def on_challenge_reply(
         self, sender_id: int, session: int, nonce: bytes, position: int, *, now: float
     ) -> list[StreamEffect]:

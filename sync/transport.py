@@ -1,9 +1,11 @@
 """syncd's UDP sockets: multicast and unicast over every link of the node.
 
 Two sockets a link, both tied to its device: one bound to the link's own address, which sends
-everything and hears unicast; one bound to the multicast group. A link whose device or address is
+everything and hears unicast; one bound to the multicast group (none where `sync.transport` is
+unicast). Both hear the addresses of the link's peers alone. A link whose device or address is
 missing, or comes back with another interface index, is opened again once a second; the others go
-on. Nothing here is parsed.
+on. What is for all goes to the multicast group of each link, and to those peers one by one that
+`sync.paths` has found deaf to it. Nothing here is parsed.
 """
 
 from __future__ import annotations
@@ -17,8 +19,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hafw.config.model import ClusterConfig
+from sync.peer_filter import peer_filter
+from sync.sockets import attach_filter
 
-__all__ = ["DATAGRAM_BYTES_MAX", "REOPEN_S", "Transport"]
+__all__ = ["DATAGRAM_BYTES_MAX", "REOPEN_S", "Transport", "Way"]
+
+Way = tuple[str, bool]
+"""How a datagram came: the link, and whether by multicast."""
 
 DATAGRAM_BYTES_MAX = 2048
 RCVBUF_BYTES = 16 << 20
@@ -42,6 +49,8 @@ class _Link:
     own: socket.socket | None = None
     group: socket.socket | None = None
     problem: str = ""
+    peers: tuple[str, ...] = ()
+    """Their addresses on this link."""
 
     def close(self) -> None:
         for sock in (self.own, self.group):
@@ -57,15 +66,21 @@ class Transport:
         node = config.nodes[node_name]
         self._port = config.sync.port
         self._multicast = str(config.sync.multicast)
-        self._links = [
-            _Link(name, link.device, str(link.address.ip))
-            for name, link in sorted(node.links.items())
-        ]
         self._peers: dict[int, dict[str, str]] = {
             peer.id: {name: str(link.address.ip) for name, link in peer.links.items()}
             for name, peer in config.nodes.items()
             if name != node_name and peer.role == "gateway"
         }
+        self._links = [
+            _Link(
+                name, link.device, str(link.address.ip),
+                peers=tuple(k[name] for k in self._peers.values() if name in k),
+            )
+            for name, link in sorted(node.links.items())
+        ]  # fmt: skip
+        self.unicast_only = config.sync.transport == "unicast"
+        self._by_unicast: frozenset[tuple[int, str]] = frozenset()
+        self._ways: dict[socket.socket, Way] = {}
         self._next_reopen = 0.0
         self.counters: Counter[str] = Counter()
         self.generation = 0
@@ -78,24 +93,62 @@ class Transport:
         return sorted(self._peers)
 
     @property
+    def shared(self) -> dict[int, list[str]]:
+        """The links shared with each peer."""
+        names = {link.name for link in self._links}
+        return {peer: sorted(names & of.keys()) for peer, of in sorted(self._peers.items())}
+
+    def device(self, link_name: str) -> str:
+        return next(link.device for link in self._links if link.name == link_name)
+
+    def way(self, sock: socket.socket) -> Way | None:
+        """How what this socket hears has come."""
+        return self._ways.get(sock)
+
+    def direct(self, by_unicast: frozenset[tuple[int, str]]) -> None:
+        """What is for all goes by unicast too, or alone, to these peers over these links."""
+        if by_unicast != self._by_unicast:
+            self._by_unicast = by_unicast
+            self._tell_aim()
+
+    @property
     def link_count(self) -> int:
         return len(self._links)
 
     def aim(self, aim: Callable[[list[tuple[int, bytes, int]]], None]) -> None:
-        """Tell this one now and whenever it changes where `multicast` sends: descriptor, IPv4
-        address and port of each link."""
+        """Tell this one now and whenever it changes where `to_all` sends: descriptor, IPv4
+        address and port of each."""
         self._aim = aim
         self._tell_aim()
 
     def _tell_aim(self) -> None:
         if self._aim is None:
             return
-        self._aimed = [link for link in self._links if link.own is not None]
-        group = socket.inet_aton(self._multicast)
-        self._aim([(link.own.fileno(), group, self._port) for link in self._aimed if link.own])
+        targets = self._targets()
+        self._aimed = [link for link, _ in targets]
+        self._aim([
+            (link.own.fileno(), socket.inet_aton(address), self._port)
+            for link, address in targets if link.own is not None
+        ])  # fmt: skip
+
+    def _targets(self) -> list[tuple[_Link, str]]:
+        """Where what is for all goes, over links that are open."""
+        return [
+            (link, address)
+            for link in self._links
+            if link.own is not None
+            for address in (
+                *(() if self.unicast_only else (self._multicast,)),
+                *(
+                    of[link.name]
+                    for peer, of in self._peers.items()
+                    if (peer, link.name) in self._by_unicast
+                ),
+            )
+        ]
 
     def on_failed(self, failures: Sequence[tuple[int, int, int]]) -> None:
-        """Of what somebody else sent there: place of the link, errno, datagrams."""
+        """Of what somebody else sent there: its place, errno, datagrams."""
         for place, code, count in failures:
             name = errno.errorcode.get(code, "E?")
             self.counters[f"send_{self._aimed[place].name}_{name}"] += count
@@ -132,9 +185,10 @@ class Transport:
                     link.problem = f"{error.strerror or error}"
                 continue
             if link.own is not None and link.index == index:
+                link.problem = "" if _is_there(link.address) else "the device has no such address"
                 continue
             if link.own is not None:
-                link.close()
+                self._shut(link)
                 self.generation += 1
             link.index = index
             if index == 0:
@@ -143,15 +197,19 @@ class Transport:
             try:
                 self._open(link)
             except OSError as error:
-                link.close()
+                self._shut(link)
                 link.problem = f"{error.strerror or error}"
             else:
                 link.problem = ""
                 self.generation += 1
 
+    def _shut(self, link: _Link) -> None:
+        link.close()
+        self._ways = {sock: way for sock, way in self._ways.items() if way[0] != link.name}
+
     def close(self) -> None:
         for link in self._links:
-            link.close()
+            self._shut(link)
         self._tell_aim()
 
     def receive(self, sock: socket.socket, limit: int) -> list[bytes]:
@@ -171,10 +229,16 @@ class Transport:
         """A socket that waits again, or for ever: its link is opened anew if it is gone."""
         self._count("receive", error)
 
-    def multicast(self, datagram: bytes) -> None:
+    def to_all(self, datagram: bytes) -> None:
         """Over every link: a receiver drops the copies by seq."""
+        for link, address in self._targets():
+            self._send(link, datagram, address)
+
+    def over(self, peer_id: int, link_name: str, datagram: bytes) -> None:
+        """By unicast over this link."""
         for link in self._links:
-            self._send(link, datagram, self._multicast)
+            if link.name == link_name:
+                self._send(link, datagram, self._peers[peer_id][link_name])
 
     def unicast(self, peer_id: int, datagram: bytes, *, attempt: int) -> None:
         """Over one link; another `attempt` takes the next one."""
@@ -207,6 +271,7 @@ class Transport:
 
     def _open(self, link: _Link) -> None:
         link.own = self._socket(link, link.address)
+        self._ways[link.own] = link.name, False
         for option, value in (
             (socket.IP_MULTICAST_TTL, struct.pack("=I", 1)),
             (socket.IP_MULTICAST_LOOP, struct.pack("=I", 0)),
@@ -214,7 +279,10 @@ class Transport:
             (socket.IP_MULTICAST_IF, struct.pack("=4s4si", bytes(4), bytes(4), link.index)),
         ):
             link.own.setsockopt(socket.IPPROTO_IP, option, value)
+        if self.unicast_only:
+            return
         link.group = self._socket(link, self._multicast)
+        self._ways[link.group] = link.name, True
         membership = struct.pack("=4s4si", socket.inet_aton(self._multicast), bytes(4), link.index)
         link.group.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
 
@@ -227,11 +295,22 @@ class Transport:
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RCVBUF_BYTES)
             sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SNDBUF_BYTES)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, PRIORITY)
+            attach_filter(sock, peer_filter(link.peers))
             sock.bind((address, self._port))
         except OSError:
             sock.close()
             raise
         return sock
+
+
+def _is_there(address: str) -> bool:
+    """Does this node have the address? A socket bound to one that was taken away stays bound."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.bind((address, 0))
+    except OSError as error:
+        return error.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 def _device_index(link: _Link) -> int:

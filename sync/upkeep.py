@@ -4,6 +4,10 @@
   `sync.follower`.
 * *A replica that goes* without our doing (it expired, somebody deleted it) is forgotten: the next
   digest differs by it. If somebody put another flow in its place, that one is deleted.
+  Where very many go at once (`conntrack -F`) they are not looked up one by one: all are forgotten,
+  and a sweep deletes what others have put in their place.
+* *A replica whose mark somebody changed* gets it again: by its mark it is found when the group is
+  taken over.
 * *A left-over* is an entry of the group that something else made here. It is looked at again after
   `LEFT_OVER_S`, for a node that has just taken over hears of its first flows before it hears of
   its role; then it is deleted.
@@ -18,12 +22,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hafw.errors import KernelError
-from hafw.flow import FlowEntry, FlowKey, mark_group
+from hafw.flow import FlowEntry, FlowKey, hafw_mark, mark_group
+from hafw.human import epoch_node
 from sync.applier import Applier
 from sync.ctnetlink import CtEvent, EventKind
 from sync.digests import DigestWatch
 from sync.dumper import Dumper
-from sync.ops import KernelOp, Remove
+from sync.ops import Adopt, KernelOp, Remove
 from sync.registry import Flag, FlowRegistry, Record
 from sync.roles import RoleState
 
@@ -35,6 +40,24 @@ LEFT_OVERS_MAX = 1024
 SWEEP_AFTER_S = 0.2
 """After the last loss of events: the kernel goes on dropping until the queue is empty."""
 LOOKUPS_PER_SLICE = 40
+GONE_LOOKUPS_PER_S = 200
+MARKS_ALARM_S = 60.0
+
+
+class MarksRestored:
+    """Of replicas, for the status."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+        self._at: dict[int, float] = {}
+
+    def note(self, group: int, *, now: float) -> None:
+        self._counts[group] += 1
+        self._at[group] = now
+
+    def lately(self, *, now: float) -> dict[int, int]:
+        """Group -> how many ever, if one was within `MARKS_ALARM_S`."""
+        return {g: self._counts[g] for g, at in self._at.items() if now - at <= MARKS_ALARM_S}
 
 
 @dataclass(slots=True)
@@ -69,6 +92,8 @@ class Upkeep:
         """Key -> when to look again; oldest first."""
         self._sweep_at: dict[int, float] = {}
         self._sweep: _Sweep | None = None
+        self._lookups_left, self._lookups_at = GONE_LOOKUPS_PER_S, 0.0
+        self.marks = MarksRestored()
         self.counters: Counter[str] = Counter()
 
     # -- events of groups that are not held
@@ -78,12 +103,32 @@ class Upkeep:
             record = self._registry.get(event.entry.key)
             if record is None:
                 self._on_unknown(event, now)
-            elif event.kind is EventKind.DESTROY and not self._roles[record.group].dirty:
-                # (What was ours until another holds, our own next pass would find.)
-                self._on_gone(event, record)
+            elif self._roles[record.group].dirty:
+                pass  # What was ours until another holds, our own next pass would find.
+            elif event.kind is EventKind.DESTROY:
+                self._on_gone(event, record, now)
+            elif mark_group(event.entry.mark) != record.group:
+                self._restore_mark(event.entry.key, record, now)
 
-    def _on_gone(self, event: CtEvent, record: Record) -> None:
+    def _restore_mark(self, key: FlowKey, record: Record, now: float) -> None:
+        owner = epoch_node(record.version.epoch)
+        self.counters["replica_marks_restored"] += 1
+        self.marks.note(record.group, now=now)
+        self._applier.apply([Adopt(key, hafw_mark(record.group, owner, owner), None)])
+
+    def _may_look_up(self, now: float) -> bool:
+        if now - self._lookups_at >= 1.0:
+            self._lookups_at, self._lookups_left = now, GONE_LOOKUPS_PER_S
+        self._lookups_left -= 1
+        return self._lookups_left >= 0
+
+    def _on_gone(self, event: CtEvent, record: Record, now: float) -> None:
         key, group = event.entry.key, record.group
+        if not self._may_look_up(now):
+            self._sweep_at[group] = now + LEFT_OVER_S
+            self._forget(event, group)
+            return
+        self.counters["replicas_looked_up"] += 1
         try:
             entry = self._applier.get(key)
         except KernelError:
@@ -95,7 +140,10 @@ class Upkeep:
             # By somebody else, as another flow: what its owner says of it would change this one.
             self.counters["replicas_replaced_by_others"] += 1
             self._applier.apply([Remove(key)])
-        self._registry.remove(key)
+        self._forget(event, group)
+
+    def _forget(self, event: CtEvent, group: int) -> None:
+        self._registry.remove(event.entry.key)
         self.counters["replicas_deleted_by_others" if event.pid else "replicas_expired"] += 1
         self.watches[group].note_missing()
 

@@ -5,7 +5,8 @@ offset bytes field (big-endian)
 ====== ===== ===================================================================================
 0      4     magic ``hCTS``
 4      1     version, 2
-5      1     type: 1 DELTAS, 2 BEACON, 3 NACK, 4 CHALLENGE, 5 CHALLENGE_REPLY
+5      1     type: 1 DELTAS, 2 BEACON, 3 NACK, 4 CHALLENGE, 5 CHALLENGE_REPLY,
+              6 PROBE
 6      2     length of the payload, without header and tag
 8      4     cluster id
 12     1     sender: node id, 1 to 62
@@ -102,6 +103,7 @@ class MessageType(IntEnum):
     NACK = 3
     CHALLENGE = 4
     CHALLENGE_REPLY = 5
+    PROBE = 6
 
 
 class WireError(PeerError):

@@ -147,6 +147,11 @@ class SyncConfig(Model):
     multicast: IPv4Address = Field(
         IPv4Address("239.192.74.11"), description="Where deltas and beacons go, in 239.0.0.0/8."
     )
+    transport: Literal["auto", "unicast"] = Field(
+        "auto",
+        description="unicast sends no multicast; auto sends to a peer by unicast where its "
+        "multicast is not heard.",
+    )
     beacon_ms: int = Field(20, ge=5, le=1000, description="Between beacons.")
     ring_datagrams: int = Field(8192, ge=64, le=1 << 20, description="Kept for repair by NACK.")
     hold_s: int = Field(

@@ -110,6 +110,8 @@ def parse_parts(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if unknown := [name for name in names if name not in PARTS]:
         raise RefusedError(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if text and not names:
+        raise RefusedError(f"{text!r} names no part; there are {', '.join(PARTS)}")
     return names
 
 

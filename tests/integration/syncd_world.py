@@ -400,6 +400,10 @@ class World:
     def cut(self, link: int) -> None:
         self._rule(link, "")
 
+    def drop(self, link: int, which: str) -> None:
+        """Drop the link's frames that an nft expression chooses."""
+        self._rule(link, which)
+
     def _rule(self, link: int, which: str) -> None:
         rules = f"""
             table bridge lossy{link} {{

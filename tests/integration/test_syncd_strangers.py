@@ -152,7 +152,7 @@ DATAGRAMS: list[tuple[str, str, Callable[[Forge], list[bytes]]]] = [
     (
         "types that are none",
         "refused_unknown_type",
-        lambda f: [patched(f.beacon(), TYPE_AT, bytes([n])) for n in (0, 6, 255)],
+        lambda f: [patched(f.beacon(), TYPE_AT, bytes([n])) for n in (0, 7, 255)],
     ),
     (
         "sealed nonsense",

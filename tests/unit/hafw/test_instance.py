@@ -167,3 +167,10 @@ def test_a_key_of_somebody_else_is_refused(paths: NodePaths) -> None:
     os.chown(key, 12345, -1)
     with pytest.raises(StateError, match="belongs to uid 12345"):
         read_key(key)
+
+
+def test_a_fifo_is_no_key_and_does_not_keep_anybody_waiting(paths: NodePaths) -> None:
+    paths.lease_key.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(paths.lease_key, 0o600)
+    with pytest.raises(StateError, match="not a regular file"):
+        read_key(paths.lease_key)

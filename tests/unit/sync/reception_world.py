@@ -28,6 +28,7 @@ from sync.inbox import Inbox
 from sync.intake import reader
 from sync.native_registry import NativeRegistry
 from sync.outbox import DELTAS_BYTES_MAX, Outbox
+from sync.paths import Paths
 from sync.reception import Reception
 from sync.registry import FlowRegistry, Registry
 from sync.replica import TOMBSTONES_MAX, ReplicaGroup, Superseded
@@ -90,7 +91,10 @@ class Receiving:
             boot=BOOT,
         )
         keys = {number: KEYRING[number] for number in (0, 1)}
-        self.inbox = Inbox(keys, 2, CLUSTER, own, transport, boot=BOOT, read=reader(self.receiver))
+        self.inbox = Inbox(
+            keys, 2, CLUSTER, own, transport, boot=BOOT, read=reader(self.receiver),
+            paths=Paths({1: ["sync0"], 3: ["sync0"]}, unicast=False),
+        )  # fmt: skip
         nonces = count(1)
         self.inbox.stream = StreamReceiver(draw_nonce=lambda: next(nonces).to_bytes(16, "big"))
         applier = Applier(hold_s=HOLD_S, requests=cast(RequestSocket, self.kernel))

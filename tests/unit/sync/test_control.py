@@ -14,11 +14,14 @@ from sync.control import (
     ChallengeReply,
     Control,
     Nack,
+    Probe,
     control_type,
     decode_control,
     encode_control,
+    nack_ranges,
 )
-from sync.wire import PAYLOAD_BYTES_MAX, MessageType, WireError
+from sync.paths import SIZES
+from sync.wire import HEADER_BYTES, PAYLOAD_BYTES_MAX, TAG_BYTES, MessageType, WireError
 
 SEQS = st.integers(0, (1 << 64) - 1)
 NONCES = st.binary(min_size=16, max_size=16)
@@ -28,6 +31,16 @@ CONTROLS = st.one_of(
     st.builds(Nack, SEQS, st.lists(RANGES, min_size=1, max_size=NACK_RANGES_MAX)),
     st.builds(Challenge, NONCES),
     st.builds(ChallengeReply, NONCES, SEQS, SEQS),
+    st.builds(
+        Probe,
+        st.integers(1, 62),
+        st.dictionaries(
+            st.text(max_size=32),
+            st.tuples(st.integers(0, 65535), st.booleans()),
+            max_size=8,
+        ),
+        st.binary(max_size=300),
+    ),
 )
 
 
@@ -42,8 +55,16 @@ def test_the_largest_of_each_fits_a_datagram() -> None:
         Beacon(most, most, dict.fromkeys(range(1, 16), most)),
         Nack(most, [(most, most)] * NACK_RANGES_MAX),
         ChallengeReply(bytes(16), most, most),
+        Probe(62, {f"{n}".rjust(32, "x"): (65535, False) for n in range(8)}),
     ):
         assert len(encode_control(control)) <= PAYLOAD_BYTES_MAX
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_largest_nack_fits_the_datagrams_of_a_narrow_way(size: int) -> None:
+    most = (1 << 64) - 1
+    nack = Nack(most, [(most, most)] * nack_ranges(size))
+    assert len(encode_control(nack)) + HEADER_BYTES + TAG_BYTES <= size
 
 
 @given(st.sampled_from([kind for kind in MessageType if kind is not MessageType.DELTAS]),
@@ -71,6 +92,12 @@ def test_garbage_raises_only_the_documented_error(kind: MessageType, garbage: by
         (MessageType.BEACON, [1, 2, {16: 1}]),
         (MessageType.BEACON, [1, 2, {1: -1}]),
         (MessageType.BEACON, {}),
+        (MessageType.PROBE, [0, {}]),
+        (MessageType.PROBE, [63, {}]),
+        (MessageType.PROBE, [1, {"x" * 33: [1, True]}]),
+        (MessageType.PROBE, [1, {"a": [65536, True]}]),
+        (MessageType.PROBE, [1, {str(n): [1, True] for n in range(9)}]),
+        (MessageType.PROBE, [1, {}, bytes(2049)]),
     ],
 )
 def test_values_out_of_bounds_are_refused(kind: MessageType, value: object) -> None:

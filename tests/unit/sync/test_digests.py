@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from sync.delta import DeltaError, GroupDigest, Upsert, Version, decode_deltas, encode_delta
 from sync.digests import FAILURES_MAX, DigestWatch, say_digest
 from sync.flowhash import BUCKETS, bucket_of
+from sync.outbox import deltas_room
+from sync.paths import SIZES
 from sync.registry import Flag, Registry
 from sync.replica import Compared, ReplicaGroup, ReplicaTable, Superseded
-from sync.wire import PAYLOAD_BYTES_MAX
 from tests.unit.sync.sync_flows import GROUP, HASHES, epoch, reborn, tcp, udp
 
 E1, E2 = epoch(1, 1), epoch(2, 2)
@@ -86,9 +87,9 @@ def test_what_the_holder_says_fits_datagrams_and_covers_all_buckets() -> None:
     said = say_digest(registry, GROUP, E1)
     sums = [one for each in said for one in each.sums]
     assert sums == [total for total, _ in registry.digest(GROUP)]
-    assert [each.first for each in said] == [0, HALF]
+    assert [each.first for each in said] == list(range(0, BUCKETS, len(said[0].sums)))
     for each in said:
-        assert len(encode_delta(each)) < PAYLOAD_BYTES_MAX - 8
+        assert len(encode_delta(each)) <= deltas_room(SIZES[-1])
 
 
 # -- a follower compares

@@ -11,6 +11,7 @@ from sync.control import Beacon, Challenge
 from sync.delta import Destroy, Version
 from sync.inbox import CHALLENGES_ANSWERED_PER_S, CHALLENGES_REMEMBERED_MAX, Inbox
 from sync.outbox import Outbox
+from sync.paths import Paths
 from sync.transport import Transport
 from sync.wire import Sealer
 from tests.unit.sync.sync_flows import tcp
@@ -60,7 +61,10 @@ class Node:
         self.outbox = outbox(node_id, session)
         self.wire = Wire(list(peer_ids))
         transport = cast(Transport, self.wire)
-        self.inbox = Inbox({0: MASTER}, node_id, 7, self.outbox, transport, boot=0)
+        self.paths = Paths({peer: ["sync0"] for peer in peer_ids}, unicast=False)
+        self.inbox = Inbox(
+            {0: MASTER}, node_id, 7, self.outbox, transport, boot=0, paths=self.paths
+        )
 
     def beacon(self, now: float = 0.0) -> bytes:
         acks = self.inbox.acks(now=now)

@@ -25,6 +25,7 @@ from sync.flowhash import FlowHash
 from sync.native_outbox import NativeOutbox
 from sync.native_registry import NativeRegistry
 from sync.outbox import DELTAS_BYTES_MAX, STAMP, Outbox
+from sync.paths import SIZES
 from sync.registry import Flag
 from sync.wire import Header, MessageType, Opener, Sealer, Seals
 from tests.unit.sync.sync_flows import tcp
@@ -129,11 +130,12 @@ PUTS = st.tuples(
     st.integers(0, 3),
 )  # fmt: skip
 FILLS = st.tuples(st.just("fill"), st.integers(1, 2 * RING))
+FITS = st.tuples(st.just("fit"), st.sampled_from(SIZES))
 ACKS = st.tuples(st.just("ack"), st.integers(0, 200))
 WORDS = st.sampled_from([("flush",), ("beacon",), ("session",), ("key",)])
 
 
-@given(st.lists(PUTS | PUTS | FILLS | ACKS | WORDS, max_size=30))
+@given(st.lists(PUTS | PUTS | FILLS | FITS | ACKS | WORDS, max_size=30))
 def test_both_ends_say_and_remember_the_same(steps: list[Step]) -> None:
     with links() as (theirs, aims):
         pair = Pair(aims)
@@ -151,6 +153,9 @@ def test_both_ends_say_and_remember_the_same(steps: list[Step]) -> None:
                         pair.flows += 1
                         for end in (pair.slow, pair.fast):
                             end.put_encoded(EPOCH, bytes(DELTAS_BYTES_MAX), 20)
+                case ("fit", size):
+                    for end in (pair.slow, pair.fast):
+                        end.fit(size)
                 case ("ack", seq):
                     for end in (pair.slow, pair.fast):
                         end.ledger.on_ack(2, seq, 0.0, now=1e9)

@@ -1,0 +1,71 @@
+"""Carries out what `sync.paths` finds: probes, smaller datagrams, unicast, alarms. Shell."""
+
+from __future__ import annotations
+
+from hafw.config.model import ClusterConfig
+from sync.control import Probe, padded
+from sync.event_reader import EventReader
+from sync.outbox import Outbox
+from sync.paths import HEADERS_BYTES, SIZES, Paths
+from sync.snapshot import SnapshotServer
+from sync.transport import Transport
+from sync.wire import HEADER_BYTES, TAG_BYTES
+
+__all__ = ["Prober"]
+
+TCP_HEADERS_BYTES = 40
+"""Of IPv4 and TCP, without options: what an MTU counts beside a segment."""
+
+
+class Prober:
+    """Of one syncd."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        paths: Paths,
+        transport: Transport,
+        outbox: Outbox,
+        reader: EventReader,
+        server: SnapshotServer,
+    ) -> None:
+        self._config = config
+        self._paths = paths
+        self._transport = transport
+        self._outbox = outbox
+        self._reader = reader
+        self._server = server
+        self._datagram_bytes = SIZES[0]
+        self._transport.direct(paths.by_unicast)
+
+    def work(self, *, now: float) -> None:
+        """With each beacon."""
+        for probe in self._paths.due(now=now):
+            said = Probe(probe.peer_id, self._paths.hears(probe.peer_id, now=now))
+            whole = padded(said, probe.bytes - HEADER_BYTES - TAG_BYTES)
+            self._transport.over(probe.peer_id, probe.link, self._outbox.seal(whole))
+        self._transport.direct(self._paths.by_unicast)
+        fits = self._paths.datagram_bytes
+        if fits != self._datagram_bytes:
+            self._datagram_bytes = fits
+            self._reader.fit(fits)
+            carried = fits + HEADERS_BYTES - TCP_HEADERS_BYTES
+            self._server.use_segments(None if fits == SIZES[0] else carried)
+
+    def alarms(self, *, now: float) -> list[str]:
+        """What the network lacks, though replication copes with it."""
+        name, device = self._config.node_name, self._transport.device
+        small = [
+            f"sync link {link} ({device(link)}): datagrams of more than {size} bytes do not reach "
+            f"{name(peer)}; what lies between carries an MTU of less than "
+            f"{min(s for s in SIZES if s > size) + HEADERS_BYTES}. All datagrams are made smaller "
+            "meanwhile"
+            for peer, link, size in self._paths.small(now=now)
+        ]
+        unheard = [
+            f"sync link {link} ({device(link)}): multicast to {self._config.sync.multicast} does "
+            f"not reach {name(peer)}, unicast does, so all is sent to it by unicast. Does a "
+            "switch snoop IGMP without a querier? Or set sync.transport to unicast"
+            for peer, link in self._paths.unheard(now=now)
+        ]
+        return small + unheard
