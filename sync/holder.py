@@ -81,8 +81,7 @@ class Holder:
         self._timeouts_s = timeouts_s
         self._ports = ports
         self.held: dict[int, Held] = {}
-        self._before: dict[int, Held] = {}
-        """What was held last, until it is held again."""
+        self._before: dict[int, Held] = {}  # What was held, until it is held again.
         self._drained = True
         self._drains = 0
         self._labels = LabelWatch(applier.probe_labels)
