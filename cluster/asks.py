@@ -84,7 +84,9 @@ class Asks:
                 reply = MoveReply(moved=True, released=True, epoch=group.known_epoch, reason="")
                 effects.append(ReplyMove(token, reply))
             elif now_ns >= until_ns:
-                effects += self._refuse(token, self._why_not(now_ns) or _not_won(group, now_ns))
+                effects += self._refuse(
+                    token, self._why_not(index, now_ns) or _not_won(group, now_ns)
+                )
             else:
                 continue
             del self._forced[index]
@@ -126,7 +128,7 @@ class Asks:
         self, token: str, request: MoveRequest, group: GroupCore, now_ns: int
     ) -> list[Effect]:
         view, own = self._view, self._view.params.node_id
-        refusal = self._why_not(now_ns)
+        refusal = self._why_not(group.params.index, now_ns)
         if request.target_id != own:
             refusal = f"a group is forced to a node by that node: ask node {request.target_id}"
         elif own not in group.params.order:
@@ -159,14 +161,14 @@ class Asks:
         self._asks[number] = _Ask(token, holder, ask, until_ns)
         return [self._view.send(holder, ask)]
 
-    def _why_not(self, now_ns: int) -> str:
+    def _why_not(self, index: int, now_ns: int) -> str:
         """Why this node could claim nothing, whatever is forced."""
         view = self._view
         if view.params.node_id in view.standing.out:
             return "this node is in maintenance or has left: hafwctl node online first"
         if not view.able():
             return "this node cannot carry groups now (stopping, or its era file fails)"
-        if not view.voters_ready(now_ns):
+        if not view.voters_ready(index, now_ns):
             silent = [
                 node
                 for node, peer in sorted(view.peers.items())

@@ -146,7 +146,7 @@ class Candidacy:
             return False  # Given to another by this node: it has until the lease would have ended.
         if view.active_peer(self._group.index, now_ns)[0]:
             return False
-        return view.voters_ready(now_ns)
+        return view.voters_ready(self._group.index, now_ns)
 
     def _counted_for_us(self, now_ns: int) -> bool:
         """Whether voters still count a lease of this node, which an earlier process held."""
@@ -165,6 +165,7 @@ class Candidacy:
             if beat is None or beat.holder or beat.active or beat.synced_seen:
                 continue
             reports += view.alive(node, now_ns)
-        if reports + 1 < view.majority or self._acceptor.running_for(now_ns):
-            return reports >= view.majority
-        return reports + (not self.synced_seen(now_ns)) >= view.majority
+        needed = view.needed(index, now_ns, holding=False)
+        if reports + 1 < needed or self._acceptor.running_for(now_ns):
+            return reports >= needed
+        return reports + (not self.synced_seen(now_ns)) >= needed

@@ -54,6 +54,7 @@ from cluster.lease_types import (
     StandingSaid,
     StopAsked,
     SyncdSaid,
+    Unreadable,
 )
 from cluster.session import SessionTable, Verdict
 from cluster.view import NodeView
@@ -115,6 +116,7 @@ class LeaseCore:
     def handle(self, event: Event, *, now_ns: int) -> list[Effect]:
         """One event. `now_ns` is read after the event happened and before effects are done."""
         effects: list[Effect] = []
+        self.view.turn(now_ns)
         for group in self.groups.values():
             effects += group.expire(now_ns)
         match event:
@@ -134,7 +136,9 @@ class LeaseCore:
             case MoveAsked(token, request):
                 effects += self._asks.on_move(token, request, now_ns)
             case SegmentsDown(names):
-                self.view.segments_down, self.view.beat_soon = names, True
+                self.view.take_carriers(names, now_ns)
+            case Unreadable():
+                self.view.hear_unreadable(now_ns)
             case StandingSaid(standing):
                 self.view.standing = standing
             case StopAsked():
@@ -150,6 +154,7 @@ class LeaseCore:
     def tick(self, *, now_ns: int) -> list[Effect]:
         """Time passed. Cheap; safe to call at any moment."""
         effects: list[Effect] = []
+        self.view.turn(now_ns)
         for group in self.groups.values():
             effects += group.tick(now_ns)
         if self.view.beat_soon:
@@ -158,11 +163,12 @@ class LeaseCore:
             self._next_beat_ns = min(self._next_beat_ns, max(now_ns, soon_ns))
         if now_ns >= self._next_beat_ns:
             effects += self._beat(now_ns)
+        self.view.ticked(now_ns, self._next_beat_ns)
         return effects + self._raise_era(now_ns)
 
     def deadline(self, *, now_ns: int) -> int:
-        """When to tick at the latest."""
-        first_ns = self._next_beat_ns
+        """When to tick at the latest. Ask when all effects are carried out."""
+        first_ns = self.view.look_at_ns(now_ns, self._next_beat_ns)
         for group in self.groups.values():
             first_ns = min(first_ns, group.deadline(now_ns) or first_ns)
         return first_ns
@@ -225,6 +231,7 @@ class LeaseCore:
         verdict, soon = view.sessions.receive(sender, envelope, now_ns=now_ns)
         view.counters["sessions_redrawn"] += view.sessions.redrawn - redrawn
         view.beat_soon = view.beat_soon or soon
+        view.hear_any(verdict, envelope, now_ns)
         if verdict is Verdict.HELLO:
             view.counters["unproven"] += 1
             return []

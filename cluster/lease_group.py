@@ -147,9 +147,10 @@ class GroupCore:
         self._candidacy.force(until_ns)
 
     def grant_alone(self, now_ns: int) -> list[Effect]:
-        """With a single voter no answer comes from outside."""
+        """With a single voter, or alone, no answer comes from outside."""
+        effects = self.proposer.promise_alone(now_ns)
         claim = self.proposer.grant_alone(now_ns)
-        return [] if claim is None else self._on_grant(claim, now_ns)
+        return effects if claim is None else [*effects, *self._on_grant(claim, now_ns)]
 
     def new_epoch(self, request: NewEpochRequest, now_ns: int) -> list[Effect]:
         """Claim a higher epoch while holding; the gate stays open under the old lease."""
@@ -179,7 +180,8 @@ class GroupCore:
             if epoch in (claim.succeeds, self.known_epoch):
                 claim.await_position = position
                 claim.await_until_ns = now_ns + TARGET_LEASES * self._view.params.lease_ns
-        self._released_at = None
+            else:
+                self._released_at = None
         if claim.await_position is not None and not self._view.applied(claim.await_position):
             return []
         return self._open(claim, now_ns)
@@ -191,6 +193,7 @@ class GroupCore:
     def _open(self, claim: Claim, now_ns: int) -> list[Effect]:
         view, index = self._view, self.params.index
         self.proposer.mark_opened(claim)
+        self._released_at = None  # Until then a claim after this one must wait, too.
         self.moves += 1
         view.beat_soon = True
         view.counters["takeovers"] += 1
@@ -241,6 +244,8 @@ class GroupCore:
     def tick(self, now_ns: int) -> list[Effect]:
         effects = self.expire(now_ns)
         self._learn_holder(now_ns)
+        if self._view.pair is not None:
+            effects += self.grant_alone(now_ns)
         if self.proposer.claim is not None:
             effects += self._tend_claim(now_ns)
         effects += self._tend_takeover(now_ns)
@@ -257,7 +262,8 @@ class GroupCore:
 
     def repeat(self, now_ns: int) -> list[Message]:
         """What goes along with each heartbeat."""
-        return [*self.proposer.repeat(now_ns), *self.handover.repeat(now_ns)]
+        again = self.proposer.repeat(now_ns)
+        return again if self.active else [*again, *self.handover.repeat(now_ns)]
 
     def deadline(self, now_ns: int) -> int | None:
         """The next moment at which `tick` would do something by itself."""
@@ -294,6 +300,9 @@ class GroupCore:
     def expire(self, now_ns: int) -> list[Effect]:
         """The end of a lease, before anything else is looked at."""
         held = self.proposer.held
+        if held is not None and self._view.outranked(self.params.index, held.epoch, now_ns):
+            effects = self._shut("lease_yielded", now_ns)
+            return [*effects, *self.proposer.give_up(held.epoch)]
         if held is None or now_ns < held.deadline_ns:
             return []
         self._view.counters["leases_lost"] += 1
@@ -349,6 +358,7 @@ class GroupCore:
         if now_ns < held.await_until_ns:
             return []
         self._view.counters["takeovers_abandoned"] += 1
+        self._released_at = None
         effects = self._shut("takeover_abandoned", now_ns)
         self.proposer.retry_ns = now_ns + self._view.params.lease_ns
         return [*effects, *self.proposer.give_up(held.epoch)]

@@ -46,6 +46,7 @@ __all__ = [
     "StopAsked",
     "SyncdSaid",
     "TellSyncd",
+    "Unreadable",
 ]
 
 NS_PER_MS = 1_000_000
@@ -82,6 +83,8 @@ class LeaseParams:
     beacon_ns: int = 20 * NS_PER_MS
     announce_interval_ns: int = 10_000 * NS_PER_MS
     drift_ppm: int = int(DRIFT * PPM)
+    two_node: bool = False
+    """Two voters, of which one may decide alone (`cluster.pair`)."""
 
     @classmethod
     def from_config(cls, config: ClusterConfig, node_name: str) -> LeaseParams:
@@ -106,6 +109,7 @@ class LeaseParams:
             lease_ns=config.lease.lease_ms * NS_PER_MS,
             beacon_ns=config.sync.beacon_ms * NS_PER_MS,
             announce_interval_ns=int(config.lease.announce_interval_s * 1e9),
+            two_node=config.quorum == "two-node",
         )
 
     def shorter(self, duration_ns: int) -> int:
@@ -174,6 +178,13 @@ class StandingSaid:
     standing: Standing
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A lease datagram of this cluster that cannot be read, and that in all likelihood only the
+    peer can have sent: it came over a link, or is sealed with our key. Another key, another
+    release: somebody lives there."""
+
+
 Event = (
     Arrived
     | SyncdSaid
@@ -183,6 +194,7 @@ Event = (
     | StopAsked
     | SegmentsDown
     | StandingSaid
+    | Unreadable
 )
 
 

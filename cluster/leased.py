@@ -55,6 +55,7 @@ from cluster.lease_types import (
     StopAsked,
     SyncdSaid,
     TellSyncd,
+    Unreadable,
 )
 from cluster.leased_io import LinkSockets, LocalSocket, Recent, plan_paths
 from cluster.leased_status import GateFacts, leased_status
@@ -269,6 +270,8 @@ class Leased:
                 sender, envelope = self._codec.open(datagram)
             except DatagramError as error:
                 counters[error.reason] += 1
+                if self._links.from_a_node(path, error.reason):
+                    self._do(self._core.handle(Unreadable(), now_ns=now_ns))
             else:
                 self._do(self._core.handle(Arrived(sender, envelope), now_ns=now_ns))
                 first = FirstCopy(sender, now_ns, self._core.view.round_trip_told(sender, now_ns))

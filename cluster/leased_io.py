@@ -43,6 +43,7 @@ class PathPlan:
     name: str
     device: str
     peers: dict[int, str] = field(default_factory=dict)
+    link: bool = False
 
 
 def plan_paths(config: ClusterConfig, node_name: str) -> list[PathPlan]:
@@ -54,7 +55,7 @@ def plan_paths(config: ClusterConfig, node_name: str) -> list[PathPlan]:
         peers = {
             node.id: str(node.links[name].address.ip) for node in others if name in node.links
         }
-        plans.append(PathPlan(name, link.device, peers))
+        plans.append(PathPlan(name, link.device, peers, link=True))
     for name, port in own.segments.items():
         if port.ipv4 is None:
             continue
@@ -167,6 +168,12 @@ class LinkSockets:
         for path in self._paths:
             path.check(self._counters)
         return True
+
+    def from_a_node(self, path: str, fault: str) -> bool:
+        """Whether a datagram that cannot be read must be a node's all the same: it has our key, or
+        our cluster's header and came over a link, where nobody else is."""
+        links = [at.plan.name for at in self._paths if at.plan.link]
+        return fault == "malformed" or (fault in ("bad_tag", "wrong_version") and path in links)
 
     def sockets(self) -> list[socket.socket]:
         return [path.socket for path in self._paths if path.socket is not None]

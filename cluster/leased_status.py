@@ -127,6 +127,11 @@ def _alarms(core: LeaseCore, now_ns: int, delay: LoopDelay) -> list[str]:
         held = group.proposer.held
         if held is None or not held.opened:
             continue
+        if view.alone(index, now_ns, holding=True):
+            alarms.append(
+                f"group {index}: held alone, node {min(view.peers)} does not answer: if it lives, "
+                "both may be ACTIVE"
+            )
         silent_ns = view.syncd_silent_ns(now_ns)
         if silent_ns:
             alarms.append(

@@ -19,7 +19,8 @@ Theory of operation
     a majority tell, because any lease that opened was granted by a voter among them. A voter that
     has restarted forgot what it granted, so only promises that remember a lease count: a voter
     that remembers epoch e never granted one above e in an earlier life, as its era would have
-    made it refuse e. An own earlier claim that never opened hands on what it was itself.
+    made it refuse e. An own earlier claim that never opened hands on what it was itself. The one
+    promise of a node alone (`cluster.pair`) tells nothing.
 """
 
 from __future__ import annotations
@@ -175,14 +176,23 @@ class Proposer:
         return None
 
     def grant_alone(self, now_ns: int) -> Claim | None:
-        """In a set of one voter nobody else answers: count the last request by itself."""
-        if self._view.majority > 1:
+        """If the own vote is enough, nobody else answers: count the last request by itself."""
+        if self._needed(now_ns) > 1:
             return None
-        claim = self.claim or self.held
-        if claim is None or not claim.requests:
-            return None
-        number = next(reversed(claim.requests))
-        return self._weigh_grants(claim, number, claim.requests[number], now_ns)
+        for claim in (self.claim, self.held):
+            if claim is not None and claim.requests:
+                number = next(reversed(claim.requests))
+                granted = self._weigh_grants(claim, number, claim.requests[number], now_ns)
+                if granted is not None:
+                    return granted
+        return None
+
+    def promise_alone(self, now_ns: int) -> list[Effect]:
+        """If the own vote is enough by now, though it was not when the claim was made."""
+        claim = self.claim
+        if claim is None or claim.phase is not Phase.PREPARE or self._needed(now_ns) > 1:
+            return []
+        return self._weigh_promises(claim, now_ns)
 
     def on_nack(self, nack: Nack, now_ns: int) -> list[Effect]:
         if not self._view.credible(max(nack.era, epoch_era(nack.promised))):
@@ -212,14 +222,15 @@ class Proposer:
         view = self._view
         own = view.params.node_id
         others = len(claim.promises) - (own in claim.promises)
-        if others >= view.majority - 1 and own not in claim.promises and view.may_vote(now_ns):
+        needed = self._needed(now_ns)
+        if others >= needed - 1 and own not in claim.promises and view.may_vote(now_ns):
             ask = Prepare(self._group, claim.epoch)
             answer = self._acceptor.prepare(own, ask, era=view.era, now_ns=now_ns)
             if isinstance(answer, Promise):
                 claim.promises[own] = answer
             elif answer.promised > claim.epoch:
                 claim.refused = True
-        if len(claim.promises) < view.majority:
+        if len(claim.promises) < needed:
             return []
         claim.succeeds = max(promise.last_epoch for promise in claim.promises.values())
         claim.contiguous = self._is_contiguous(claim)
@@ -233,7 +244,8 @@ class Proposer:
         view = self._view
         own = view.params.node_id
         others = len(request.voters) - (own in request.voters)
-        if others >= view.majority - 1 and own not in request.voters and view.may_vote(now_ns):
+        needed = self._needed(now_ns)
+        if others >= needed - 1 and own not in request.voters and view.may_vote(now_ns):
             lease_ns = view.params.lease_ns
             ask = Propose(self._group, claim.epoch, number, lease_ns, claim.opened)
             answer = self._acceptor.propose(own, ask, era=view.era, now_ns=now_ns)
@@ -241,7 +253,7 @@ class Proposer:
                 request.voters.add(own)
             elif answer.promised > claim.epoch:
                 claim.refused = True
-        if len(request.voters) < view.majority:
+        if len(request.voters) < needed:
             return None
         deadline_ns = self.deadline_of(request, now_ns)
         # All requests up to this one have served.
@@ -258,6 +270,10 @@ class Proposer:
             self.claim = None
             self.held = claim
         return claim
+
+    def _needed(self, now_ns: int) -> int:
+        """Votes that are enough now: a majority, or the own one of a node alone."""
+        return self._view.needed(self._group, now_ns, holding=self.held is not None)
 
     def deadline_of(self, request: Request, now_ns: int) -> int:
         """The end of the right that a majority's grant of `request` gives."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from cluster.heartbeat import REASON_CHARS_MAX, Beat, Envelope, GroupBeat, Message
 from cluster.lease_types import GroupParams, LeaseParams, Rng, Send
-from cluster.session import SessionTable
+from cluster.pair import PairWatch
+from cluster.session import SessionTable, Verdict
 from hafw.human import epoch_counter, epoch_era, make_epoch
 from hafw.messages import Position, Standing, SyncBeacon
 
@@ -93,6 +94,7 @@ class NodeView:
         self.beat_soon = False
         self.voters_hash = params.voters.hash
         self.majority = params.voters.majority
+        self.pair = PairWatch(params, now_ns) if params.two_node else None
         self._request = 0
         self._heard_for_ns = HEARD_BEATS * params.heartbeat_ns
 
@@ -106,6 +108,61 @@ class NodeView:
         else:
             self.counters["own_id_heard"] += 1
             self.twin_ns = now_ns
+            if self.pair is not None:
+                self.pair.doubt(now_ns)  # It may have the peer's place.
+
+    # ---- alone with one peer ------------------------------------------------------------------
+
+    def turn(self, now_ns: int) -> None:
+        """The loop begins to work."""
+        if self.pair is not None:
+            late = self.pair.turn(now_ns, votes=self.may_vote(now_ns))
+            self.counters["turns_too_late"] += late
+
+    def ticked(self, now_ns: int, beat_ns: int) -> None:
+        if self.pair is not None:
+            self.pair.ticked(now_ns, beat_ns)
+
+    def look_at_ns(self, now_ns: int, beat_ns: int) -> int:
+        """The next heartbeat, or an earlier moment at which this node may be alone. Asked when
+        all effects are done."""
+        at_ns = None if self.pair is None else self.pair.wait(now_ns)
+        return beat_ns if at_ns is None else min(at_ns, beat_ns)
+
+    def hear_any(self, verdict: Verdict, envelope: Envelope, now_ns: int) -> None:
+        """The other node speaks: proven or not, to be acted on or not, it lives."""
+        if self.pair is not None and verdict in (Verdict.ACT, Verdict.HELLO):
+            self.pair.hear(envelope, now_ns)
+
+    def hear_unreadable(self, now_ns: int) -> None:
+        if self.pair is not None:
+            self.pair.doubt(now_ns)
+
+    def take_carriers(self, segments_down: frozenset[str], now_ns: int) -> None:
+        self.segments_down, self.beat_soon = segments_down, True
+        if self.pair is not None:
+            self.pair.doubt(now_ns)
+
+    def alone(self, group: int, now_ns: int, *, holding: bool) -> bool:
+        """Whether the own vote is enough for the group: the only peer is gone, as far as a node
+        with all of the group's carriers can know."""
+        return (
+            self.pair is not None
+            and len(self.peers) == 1
+            and not self.carrier_fault(group)
+            and self.pair.alone(now_ns, holding=holding)
+        )
+
+    def outranked(self, group: int, epoch: int, now_ns: int) -> bool:
+        """Whether the peer is ACTIVE too, under a higher epoch: both were alone."""
+        if self.pair is None or self.active_peer(group, now_ns)[1] <= epoch:
+            return False
+        self.counters["leases_yielded"] += 1
+        return True
+
+    def needed(self, group: int, now_ns: int, *, holding: bool) -> int:
+        """Votes that are a majority now."""
+        return 1 if self.alone(group, now_ns, holding=holding) else self.majority
 
     # ---- voting -------------------------------------------------------------------------------
 
@@ -131,14 +188,14 @@ class NodeView:
         ]
         return sorted(fit, key=lambda node: node in self.standing.last)
 
-    def voters_ready(self, now_ns: int) -> bool:
+    def voters_ready(self, group: int, now_ns: int) -> bool:
         """Whether a majority that may vote is heard."""
         ready = sum(
             1
             for node, peer in self.peers.items()
             if self.alive(node, now_ns) and peer.beat is not None and peer.beat.votes
         )
-        return ready + self.may_vote(now_ns) >= self.majority
+        return ready + self.may_vote(now_ns) >= self.needed(group, now_ns, holding=False)
 
     def era_told(self) -> int:
         """The era to name to others: 0 while ours is not durable, so that nobody learns it."""

@@ -232,6 +232,11 @@ class ClusterConfig(Model):
     sync: SyncConfig = Field(SyncConfig(), description="Replication.")
     raft: RaftConfig = Field(RaftConfig(), description="Membership and assignment.")
     cpus: CpuConfig = Field(CpuConfig(), description="Which CPUs are used for what.")
+    quorum: Literal["majority", "two-node"] = Field(
+        "majority",
+        description="`two-node`: two gateways without a witness, of which one goes on alone. If "
+        "all links and segments between them are cut, both forward.",
+    )
     policy: str = Field("policy.yaml", description="Policy file, relative to this one.")
 
     @property

@@ -23,6 +23,8 @@ RELATIONS = (
     "Node ids, group indexes and VRIDs are used once.",
     "A gateway has segments, a witness has none.",
     "A device is used once in a node; the networks of a node's segments do not overlap.",
+    "`quorum: two-node` takes exactly two nodes, both gateways, and `lease.heartbeat_ms` * 4 <= "
+    "`lease.lease_ms`.",
     "An address is used once, with the prefix length of its network.",
     "Links, and segments, of one name are one network on every node.",
     "Any two nodes have a link of one name.",
@@ -38,6 +40,7 @@ def cluster_problems(cluster: ClusterConfig) -> list[str]:
     """Empty if the parts agree."""
     return [
         *_ports(cluster),
+        *_quorum(cluster),
         *_nodes(cluster),
         *_shared_networks(cluster),
         *_own_addresses(cluster),
@@ -53,6 +56,28 @@ def _ports(cluster: ClusterConfig) -> Iterator[str]:
     for key, port in (("lease.port", cluster.lease.port), ("sync.port", cluster.sync.port)):
         if cluster.raft.port == port:
             yield f"raft.port: {port} is already {key}"
+
+
+def _quorum(cluster: ClusterConfig) -> Iterator[str]:
+    if cluster.quorum != "two-node":
+        return
+    witnesses = [name for name, node in cluster.nodes.items() if node.role == "witness"]
+    if witnesses:
+        yield (
+            f"quorum: two-node is for two gateways without a witness, and {witnesses[0]} is one: "
+            "leave it out, a majority is safer"
+        )
+    elif len(cluster.nodes) != 2:
+        yield (
+            f"quorum: two-node takes exactly two gateways, and there are {len(cluster.nodes)}: "
+            "leave it out"
+        )
+    beat_ms, lease_ms = cluster.lease.heartbeat_ms, cluster.lease.lease_ms
+    if beat_ms * 4 > lease_ms:
+        yield (
+            "lease.heartbeat_ms: with quorum: two-node heartbeat_ms * 4 must be <= lease_ms "
+            f"({beat_ms} * 4 > {lease_ms}), or a late heartbeat looks like a dead peer"
+        )
 
 
 def _nodes(cluster: ClusterConfig) -> Iterator[str]:

@@ -51,6 +51,11 @@ __all__ = [
     "unknown_tables",
 ]
 
+TWO_NODE = (
+    "two nodes without a witness (quorum: two-node): if all links and segments between them are "
+    "cut, both forward"
+)
+
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
 Document = dict[str, Any]
@@ -154,6 +159,8 @@ def build_tables(config: ClusterConfig, facts: NodeFacts) -> Tables:
     tables["notes"] = [
         {"node": facts.node, "source": "hafwd", "note": note} for note in facts.notes
     ]
+    if config.quorum == "two-node":
+        tables["notes"].append({"node": facts.node, "source": "quorum", "note": TWO_NODE})
     if facts.policy is not None:
         policy = facts.policy
         tables["policy"].append(

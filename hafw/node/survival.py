@@ -45,6 +45,8 @@ class _View:
         self._own = {group.group: group for group in leased.groups}
         self._votes = leased.may_vote
         self._members = [config.node_name(node_id) for node_id in config.voters.members]
+        self._two_node = config.quorum == "two-node"
+        self._majority = 1 if self._two_node else config.voters.majority
 
     def losses(
         self, group: GroupConfig, status: GroupLeaseStatus
@@ -64,8 +66,7 @@ class _View:
         self, lost: set[str], group: GroupConfig, index: int, holder: str
     ) -> Verdict:
         left = [name for name in self._members if name not in lost and self._voting(name)]
-        majority = self._config.voters.majority
-        if len(left) < majority:
+        if len(left) < self._majority:
             there = ", ".join(left) or "nobody"
             return False, f"no quorum: {there} of {len(self._members)} voters would vote"
         if holder and holder not in lost:
@@ -97,6 +98,8 @@ class _View:
             for name, peer in self._peers.items()
             if peer.alive and not any(at.alive and at.name != path for at in peer.links)
         }
+        if cut and self._two_node:
+            return False, f"the only path to {', '.join(sorted(cut))}: both nodes would forward"
         if cut:
             worst = self._without_nodes(cut, group, index, holder)
             return worst[0], f"the only path to {', '.join(sorted(cut))}: {worst[1]}"

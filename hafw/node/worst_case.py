@@ -111,8 +111,11 @@ def needed_ms(lease: LeaseConfig, measured: Measured) -> float:
 
 def relations(config: ClusterConfig, measured: Measured) -> list[Relation]:
     lease = config.lease
+    beats = 4 if config.quorum == "two-node" else 3
     return [
-        Relation("heartbeat_ms * 3 <= lease_ms", lease.heartbeat_ms * 3, lease.lease_ms),
+        Relation(
+            f"heartbeat_ms * {beats} <= lease_ms", lease.heartbeat_ms * beats, lease.lease_ms
+        ),
         Relation(
             "heartbeat_ms + 2 round trips + loop delay <= lease_ms",
             needed_ms(lease, measured),
@@ -131,6 +134,16 @@ _QUIET = (
         "nothing moves: heartbeats go over every link and segment at once",
     ),
     Fault("a BACKUP or the witness lost", (), 0.0, "nothing moves"),
+)
+
+
+_APART = (
+    Fault(
+        "all links and segments between two nodes without a witness cut",
+        (),
+        0.0,
+        "both forward, until one hears the other again",
+    ),
 )
 
 
@@ -211,6 +224,7 @@ def worst_cases(config: ClusterConfig, measured: Measured) -> list[Fault]:
             f"after {SYNCD_SILENT_MS / 1000:.0f} s in which it forwards as before",
         ),
         *_QUIET,
+        *(_APART if config.quorum == "two-node" else ()),
         _cold_start(lease, claim, fastest),
     ]
 

@@ -451,7 +451,7 @@ class Schedule:
 
 
 @contextmanager
-def _patched(owner: type, name: str, value: object) -> Iterator[None]:
+def patched(owner: object, name: str, value: object) -> Iterator[None]:
     old = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -562,13 +562,13 @@ def planted(mistake: str | None, world: World | None = None) -> Iterator[None]:
     }
     with ExitStack() as stack:
         if mistake in patches:
-            stack.enter_context(_patched(*patches[mistake]))
+            stack.enter_context(patched(*patches[mistake]))
         if mistake == "drift_ignored":
             exact = (LeaseParams, "longer", lambda _self, duration_ns: duration_ns)
-            stack.enter_context(_patched(*exact))
+            stack.enter_context(patched(*exact))
         if mistake == "release_after_restart":
             # Voters that tell a node's processes apart make it harmless.
-            stack.enter_context(_patched(GroupCore, "_is_another_process", lambda *_: False))
+            stack.enter_context(patched(GroupCore, "_is_another_process", lambda *_: False))
         yield
 
 

@@ -174,6 +174,8 @@ class World:
             )
             for node in self.voters.members
         }
+        self.heartbeat_ns = HEARTBEAT_NS
+        self.two_node = False
         self.relative_deadlines = False
         self.forget_era = False
         self.era_told_early = False
@@ -238,12 +240,13 @@ class World:
             gateway=node.gateway,
             voters=node.voters or self.voters,
             groups=(GroupParams(GROUP, self.gateways, SEGMENTS if node.gateway else ()),),
-            heartbeat_ns=HEARTBEAT_NS,
+            heartbeat_ns=self.heartbeat_ns,
             lease_ns=node.lease_ns,
             restart_wait_ns=RESTART_WAIT_NS,
             lease_ns_max=LEASE_NS_MAX,
             beacon_ns=BEACON_NS,
             drift_ppm=DRIFT_PPM,
+            two_node=self.two_node,
         )
         now_ns = node.local(self.now)
         seed = Random(self.rng.randrange(1 << 60))

@@ -252,3 +252,54 @@ def test_links_must_be_shared(tmp_path: Path) -> None:
     text = text.replace("    links:\n      \ngroups", "    links:\n      x: X\ngroups")
     text = text.replace("x: X", "x: {device: x0, address: 203.0.113.137/25}")
     assert all("no link has the same name" in line for line in problems(tmp_path, text))
+
+
+THIRD = """\
+  gw3:
+    id: 3
+    segments: {lan: {device: lan0, addresses: [192.0.2.3/24, "2001:db8:1::3/64"]}}
+    links: {sync0: {device: sync0, address: 203.0.113.3/25}}
+"""
+
+
+def two_node_text() -> str:
+    """The lab's file without its witness."""
+    before, rest = TEXT.split("  wit:\n", 1)
+    lines = rest.splitlines()
+    end = next(n for n, line in enumerate(lines) if line and not line.startswith("    "))
+    return before + "\n".join(lines[end:]) + "\nquorum: two-node\n"
+
+
+def test_two_nodes_without_a_witness(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(two_node_text())
+    config = load_cluster(file)
+    assert (config.quorum, config.voters.members) == ("two-node", (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            TEXT + "quorum: two-node\n",
+            "quorum: two-node is for two gateways without a witness, and wit is one: leave it "
+            "out, a majority is safer (got two-node)",
+        ),
+        (
+            two_node_text().replace("nodes:\n", "nodes:\n" + THIRD),
+            "quorum: two-node takes exactly two gateways, and there are 3: leave it out "
+            "(got two-node)",
+        ),
+        (
+            two_node_text() + "lease: {heartbeat_ms: 30, lease_ms: 100}\n",
+            "lease.heartbeat_ms: with quorum: two-node heartbeat_ms * 4 must be <= lease_ms "
+            "(30 * 4 > 100), or a late heartbeat looks like a dead peer (got 30)",
+        ),
+        (
+            TEXT + "quorum: pair\n",
+            "quorum: must be one of majority, two-node (got pair)",
+        ),
+    ],
+)
+def test_quorum_that_does_not_fit(tmp_path: Path, text: str, said: str) -> None:
+    assert [line.split(": ", 1)[1] for line in problems(tmp_path, text)] == [said]

@@ -164,6 +164,13 @@ def test_a_rotation_is_a_note_and_two_are_an_alarm() -> None:
     assert problems(nodes) == []
 
 
+def test_the_weaker_promise_of_two_nodes_is_a_note() -> None:
+    assert not [n for n in build_tables(CONFIG, facts("gw1"))["notes"] if n["source"] == "quorum"]
+    config = CONFIG.model_copy(update={"quorum": "two-node"})
+    [note] = [n for n in build_tables(config, facts("gw1"))["notes"] if n["source"] == "quorum"]
+    assert note["note"].endswith("if all links and segments between them are cut, both forward")
+
+
 def test_every_row_has_exactly_the_declared_keys() -> None:
     result = document(healthy())
     assert set(result) == {"cluster", "healthy", "problems", *COLUMNS}

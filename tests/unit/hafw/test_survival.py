@@ -114,3 +114,27 @@ def test_while_nobody_holds_the_group_somebody_must_be_able_to_take_it() -> None
     told = ask("gw1", view("gw1", holder="-"))
     assert told["node wit"] == (True, "gw1 takes over")
     assert told["node gw1"] == (True, "gw2 takes over")
+
+
+def two_nodes(**fields: object) -> dict[str, tuple[bool, str]]:
+    nodes = {name: node for name, node in CONFIG.nodes.items() if name != "wit"}
+    config = CONFIG.model_copy(update={"nodes": nodes, "quorum": "two-node"})
+    told = view("gw1", changed("gw1", "gw2", **fields))
+    told = structs.replace(told, peers=[peer for peer in told.peers if peer.node_id == 2])
+    return {
+        f"{row['kind']} {row['losing']}": (bool(row["survives"]), str(row["why"]))
+        for row in survival_rows(config, "gw1", told)
+    }
+
+
+def test_of_two_nodes_without_a_witness_either_survives_the_other() -> None:
+    told = two_nodes()
+    assert told["node gw1"] == (True, "gw2 takes over")
+    assert told["node gw2"] == (True, "gw1 stays ACTIVE")
+    assert all(survives for survives, _ in told.values())
+
+
+def test_their_last_path_is_not_survived() -> None:
+    told = two_nodes(links=[LinkStatus("sync0", True, 3.0, 7)])
+    assert told["link sync0"] == (False, "the only path to gw2: both nodes would forward")
+    assert told["link sync1"][0]

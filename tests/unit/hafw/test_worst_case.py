@@ -117,3 +117,13 @@ def test_of_a_file_it_needs_no_daemon_and_no_root(tmp_path: Path) -> None:
     refused = CliRunner().invoke(timers, [str(own), "--rtt-ms", "21", "--format", "tsv"])
     assert refused.exit_code == 1, "10 + 2 * 21 is more than 50"
     assert "profile=own\tin_force=yes" in refused.stdout
+
+
+def test_two_nodes_need_four_heartbeats_in_a_lease_and_are_told_what_they_do_not_get() -> None:
+    config = CONFIG.model_copy(update={"quorum": "two-node"})
+    assert relations(config, Measured(1.0))[0].relation == "heartbeat_ms * 4 <= lease_ms"
+    said = {fault.fault: fault.note for fault in worst_cases(config, Measured(1.0))}
+    assert said["all links and segments between two nodes without a witness cut"].startswith(
+        "both"
+    )
+    assert not any("without a witness" in f.fault for f in worst_cases(CONFIG, Measured(1.0)))
