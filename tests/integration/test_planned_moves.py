@@ -103,6 +103,7 @@ def test_drained_a_node_hands_over_ranks_last_and_stays_so_through_a_restart_of_
     assert cluster.active() == first
 
 
+@pytest.mark.long
 def test_what_cannot_leave_stays_and_the_command_says_why(cluster: Running) -> None:
     active, backup = cluster.active(), cluster.backup()
     os.kill(cluster.lab.pids(backup)["hafwd"], signal.SIGSTOP)
@@ -168,6 +169,7 @@ def test_forced_an_unsynced_node_is_active_and_never_without_a_majority(cluster:
     wait_for("history", lambda: newest_move()["why"].startswith("forced: hafwctl group force"))
 
 
+@pytest.mark.long
 def test_with_preempt_and_an_order_the_group_goes_where_it_should(cluster: Running) -> None:
     active, backup = cluster.active(), cluster.backup()
     well("group", "order", "main", backup, active)
