@@ -13,7 +13,7 @@ from tests.simulation.pair_schedule import FOCUS, MISTAKES, first_caught, replay
 from tests.simulation.pair_world import APART_NS, HEARTBEAT_NS, PAIR, PairWorld
 
 BLOCK = 100
-SEEDS = 400
+SEEDS = 200
 BLOCK_LONG = 2_500
 SEEDS_LONG = 100_000
 CATCH_MAX = 400
