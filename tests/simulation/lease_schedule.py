@@ -229,6 +229,8 @@ class Schedule:
         until = world.now + LEASE_NS
 
         def stop_while_proposing() -> None:
+            if self.mended:
+                return
             claim = node.core.groups[GROUP].proposer.claim if node.core is not None else None
             if claim is not None and claim.phase is Phase.PROPOSE:
                 world.stop(node)

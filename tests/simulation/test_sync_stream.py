@@ -173,6 +173,17 @@ def caught(cores: Cores, seeds: Sequence[int] = range(SEEDS_TO_CATCH)) -> str:
     pytest.fail("the planted mistake was not caught")
 
 
+def caught_by(checker: str, cores: Cores) -> None:
+    """That checker catches it in some schedule; in others another one may be first."""
+    for seed in range(SEEDS_TO_CATCH):
+        try:
+            SimWorld(seed, cores=cores).run()
+        except CheckFailed as error:
+            if checker in str(error):
+                return
+    pytest.fail(f"the planted mistake was not caught by: {checker}")
+
+
 def test_no_dedupe_is_caught() -> None:
     assert "seq" in caught(Cores(stream=NoDedupe))
 
@@ -205,7 +216,7 @@ def test_destroy_by_key_only_is_caught() -> None:
     ids=["stale-word-after-destroy", "tuple-reused", "nat-changed", "former-owner", "away-twice"],
 )
 def test_a_mistaken_identity_is_caught(cores: Cores, checker: str) -> None:
-    assert checker in caught(cores)
+    caught_by(checker, cores)
 
 
 def test_a_contribution_that_stays_after_the_destroy_is_caught() -> None:
