@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from hafw.cli.timers import timers, timers_document
+from hafw.cli.main import cli
+from hafw.cli.timers import timers_document
 from hafw.config.load import load_cluster
 from hafw.config.model import LeaseConfig
 from hafw.node.worst_case import (
@@ -100,13 +101,13 @@ def test_measured_round_trips_and_loops_are_used_unless_one_is_given() -> None:
 
 
 def test_of_a_file_it_needs_no_daemon_and_no_root(tmp_path: Path) -> None:
-    shown = CliRunner().invoke(timers, [str(LAB)], catch_exceptions=False)
+    shown = CliRunner().invoke(cli, ["timers", str(LAB)], catch_exceptions=False)
     assert shown.exit_code == 0
     assert "profile default, heartbeat 20 ms, lease 100 ms; round trip 1.0 ms (assumed)" in (
         shown.stdout
     )
     assert "= 101 ms  lease of 100 ms + 1 % drift" in shown.stdout
-    told = json.loads(CliRunner().invoke(timers, [str(LAB), "--json"]).stdout)
+    told = json.loads(CliRunner().invoke(cli, ["timers", str(LAB), "--json"]).stdout)
     assert set(told) == {
         "cluster", "profile", "heartbeat_ms", "lease_ms", "round_trip_ms", "round_trip_source",
         "loop_ms", "relations", "profiles", "round_trips", "worst_cases",
@@ -114,7 +115,7 @@ def test_of_a_file_it_needs_no_daemon_and_no_root(tmp_path: Path) -> None:
     assert [row["profile"] for row in told["profiles"] if row["in_force"]] == ["default"]
     own = tmp_path / "cluster.yaml"
     own.write_text(LAB.read_text() + "lease: {heartbeat_ms: 10, lease_ms: 50}\n")
-    refused = CliRunner().invoke(timers, [str(own), "--rtt-ms", "21", "--format", "tsv"])
+    refused = CliRunner().invoke(cli, ["timers", str(own), "--rtt-ms", "21", "--format", "tsv"])
     assert refused.exit_code == 1, "10 + 2 * 21 is more than 50"
     assert "profile=own\tin_force=yes" in refused.stdout
 
