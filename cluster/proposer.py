@@ -251,7 +251,8 @@ class Proposer:
             answer = self._acceptor.propose(own, ask, era=view.era, now_ns=now_ns)
             if isinstance(answer, Accepted):
                 request.voters.add(own)
-            elif answer.promised > claim.epoch:
+            elif answer.promised > claim.epoch or answer.era > epoch_era(claim.epoch):
+                # Outbid, or won while this voter was silent after its start, and the era rose.
                 claim.refused = True
         if len(request.voters) < needed:
             return None

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from cluster.heartbeat import Accepted, Prepare, Promise, Propose, Release
-from cluster.lease_types import StopAsked
+from cluster.lease_types import EraPersisted, StopAsked
 from hafw.human import make_epoch
 from tests.unit.cluster.lease_bench import HEARTBEAT, MS, Bench, T, sent
 
@@ -123,3 +123,31 @@ def test_requests_answered_out_of_order_never_shorten_the_lease() -> None:
     deadline = proposer.held.deadline_ns
     bench.hear(9, Accepted(1, older.epoch, older.request))
     assert proposer.held.deadline_ns == deadline
+
+
+def test_lease_won_without_the_own_vote_gets_it_once_the_era_rose() -> None:
+    """By a claim under the new era: the own voter, which never granted the old epoch, may not."""
+    bench = Bench()
+    bench.pass_time(2000 * MS, bench.calm)
+    votes_from_ns, bench.core.view.votes_from_ns = bench.now + 200 * MS, 1 << 62
+    prepare = sent(bench.pass_time(100 * MS, bench.calm), Prepare)[-1]
+    asked = [bench.hear(node, Promise(1, prepare.epoch, 3, 0, 0, False)) for node in (2, 9)]
+    propose = sent(asked[0] + asked[1], Propose)[-1]
+    for node in (2, 9):
+        bench.hear(node, Accepted(1, propose.epoch, propose.request))
+    proposer = bench.core.groups[1].proposer
+    assert proposer.held is not None
+    bench.beat(2, era=5)  # It has started, too, and is gone for good.
+    bench.core.handle(EraPersisted(5), now_ns=bench.now)
+    bench.core.view.votes_from_ns = votes_from_ns
+    for _ in range(20):
+        asked = [bench.beat(9, era=5), bench.pass_time(HEARTBEAT)]
+        for ask in sent(asked[0] + asked[1], Propose)[-1:]:
+            bench.hear(9, Accepted(1, ask.epoch, ask.request))
+            if bench.now < votes_from_ns:
+                bench.hear(2, Accepted(1, ask.epoch, ask.request))
+        assert proposer.held is not None
+        if proposer.claim is not None:
+            break
+    assert proposer.claim is not None
+    assert proposer.claim.epoch > make_epoch(5, 0, 0)
