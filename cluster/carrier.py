@@ -91,6 +91,11 @@ class CarrierWatch:
         self.socket = _route_socket(_RTMGRP_LINK)
         self.socket.setblocking(False)
 
+    @property
+    def behind(self) -> bool:
+        """Something was missed, or could not be asked yet: `take` is due though nothing came."""
+        return self._dump_due
+
     def take(self) -> frozenset[str] | None:
         """The segments without carrier, if they are others than last time; else None."""
         for _ in range(_DRAIN_MAX):

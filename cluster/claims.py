@@ -29,16 +29,18 @@ def rank(
     alive: Collection[int],
     synced: Collection[int],
     last: Collection[int] = (),
+    sound: Collection[int] = (),
 ) -> int | None:
-    """Place of `node` among the candidates that are alive, synced ones first and of those the
-    ones that are not being drained (`last`); None: no candidate.
+    """Place of `node` among the candidates that are alive: synced ones first, of those the ones
+    that are not being drained (`last`), of those the `sound`, whose upstream answers; None: no
+    candidate.
 
     `node` itself counts as alive.
     """
     if node not in order:
         return None
     present = [candidate for candidate in order if candidate == node or candidate in alive]
-    ranked = sorted(present, key=lambda candidate: (candidate not in synced, candidate in last))
+    ranked = sorted(present, key=lambda at: (at not in synced, at in last, at not in sound))
     return ranked.index(node)
 
 
@@ -120,7 +122,10 @@ class Candidacy:
         order = view.order(self._group)
         alive = [node for node in order if view.can_carry(node, now_ns)]
         synced = [node for node in alive if view.synced(node, index, now_ns)]
-        place = rank(self._own, order, alive=alive, synced=synced, last=view.standing.last)
+        sound = [node for node in alive if view.sound(node, index, now_ns)]
+        place = rank(
+            self._own, order, alive=alive, synced=synced, last=view.standing.last, sound=sound
+        )
         assert place is not None
         given = self._acceptor.released and self._acceptor.released_to == self._own
         if given or self._counted_for_us(now_ns):

@@ -74,6 +74,8 @@ class HandOver:
         self._view = view
         self._move: _Move | None = None
         self._silent_since_ns: int | None = None
+        self._worse_since_ns: int | None = None
+        """Since when the upstream check of a peer is better than the own one."""
 
     @property
     def gate_frozen(self) -> bool:
@@ -137,7 +139,7 @@ class HandOver:
     def tick(self, now_ns: int) -> list[Effect]:
         move = self._move
         if move is None:
-            return self._watch_carrier(now_ns) or self._watch_syncd(now_ns)
+            return self._watch_segments(now_ns) or self._watch_syncd(now_ns)
         match move.step:
             case Step.WAIT_SYNC:
                 return self._wait_sync(move, now_ns)
@@ -263,23 +265,40 @@ class HandOver:
 
     # ---- a dead segment, a silent syncd ---------------------------------------------------------
 
-    def _watch_carrier(self, now_ns: int) -> list[Effect]:
-        """Give the group to a fit peer at once when one of its segments is dead here."""
+    def _watch_segments(self, now_ns: int) -> list[Effect]:
+        """Give the group to a fit peer at once when one of its segments is dead here, and when its
+        far side answers the peer and not this node, for longer than their checks can differ."""
         view, group, index = self._view, self._group, self._group.params.index
-        held, fault = group.proposer.held, view.carrier_fault(index)
+        dead, held = view.carrier_fault(index), group.proposer.held
+        fault = dead or view.upstream_fault(index)
         if not fault or held is None or not held.opened or group.proposer.claim is not None:
+            self._worse_since_ns = None
             return []
-        for node in view.heirs(group.params, now_ns):
+        heirs = view.heirs(group.params, now_ns)
+        sound = [node for node in heirs if view.sound(node, index, now_ns)]
+        if dead and heirs:
             view.counters["moves_no_carrier"] += 1
-            until_ns = now_ns + POSITION_BEATS * view.params.heartbeat_ns
-            move = _Move(None, node, Step.POSITION, until_ns, epoch=held.epoch)
-            self._move = move
-            facts = (("group", index), ("target_id", node), ("why", fault))
-            shut: list[Effect] = [SetGate(index, 0, group.gate_ns), Note("move_began", facts)]
-            if view.syncd_silent_ns(now_ns):
-                return [*shut, *self._release(move, None, now_ns)]
-            return [*shut, AskPosition(index, held.epoch)]
-        return []
+            return self._give((sound or heirs)[0], held.epoch, fault, now_ns)
+        if not sound:
+            self._worse_since_ns = None
+            return []
+        if self._worse_since_ns is None:
+            self._worse_since_ns = now_ns
+        if now_ns - self._worse_since_ns < group.params.upstream_ns:
+            return []
+        view.counters["moves_no_upstream"] += 1
+        return self._give(sound[0], held.epoch, fault, now_ns)
+
+    def _give(self, node: int, epoch: int, fault: str, now_ns: int) -> list[Effect]:
+        view, index = self._view, self._group.params.index
+        until_ns = now_ns + POSITION_BEATS * view.params.heartbeat_ns
+        move = _Move(None, node, Step.POSITION, until_ns, epoch=epoch)
+        self._move, self._worse_since_ns = move, None
+        facts = (("group", index), ("target_id", node), ("why", fault))
+        shut: list[Effect] = [SetGate(index, 0, self._group.gate_ns), Note("move_began", facts)]
+        if view.syncd_silent_ns(now_ns):
+            return [*shut, *self._release(move, None, now_ns)]
+        return [*shut, AskPosition(index, epoch)]
 
     def _watch_syncd(self, now_ns: int) -> list[Effect]:
         """Give the group to a synced peer when the own syncd has been silent for too long."""

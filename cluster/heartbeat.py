@@ -52,6 +52,7 @@ MAGIC = b"HL"
 VERSION = 1
 HEADER = struct.Struct(">2sBBI")
 TAG_BYTES = 16
+_BLOCK_BYTES = 64
 DATAGRAM_BYTES_MAX = 8192
 """Larger ones are refused unread. 15 groups with reasons need less than 2,500."""
 REASON_CHARS_MAX = 80
@@ -79,7 +80,7 @@ class GroupBeat(
     `promised`: the highest epoch the sender's acceptor promised. `active`: the epoch under which
     the sender's gate is open now, or 0. `holder`: whose lease its acceptor counts as running (0:
     nobody's). `synced`, `reason`: what its syncd says. `synced_seen`: it hears (or is) a candidate
-    that is alive and synced.
+    that is alive and synced. `upstream`: no upstream check of the sender's fails.
     """
 
     group: GroupIndex
@@ -89,6 +90,7 @@ class GroupBeat(
     synced: bool
     synced_seen: bool
     reason: Text
+    upstream: bool = True
 
 
 class Beat(Wire, frozen=True, tag="b"):
@@ -222,7 +224,11 @@ class Codec:
     """Seals and opens datagrams of one cluster."""
 
     def __init__(self, key: bytes, *, cluster_id: int, node_id: int) -> None:
-        self._key = key
+        # RFC 2104, with the hash of both padded keys done once: a fifth of a whole HMAC's time.
+        assert len(key) <= _BLOCK_BYTES
+        padded = key.ljust(_BLOCK_BYTES, b"\0")
+        self._inner = hashlib.sha256(bytes(octet ^ 0x36 for octet in padded))
+        self._outer = hashlib.sha256(bytes(octet ^ 0x5C for octet in padded))
         self._cluster_id = cluster_id
         self._node_id = node_id
         self._encoder = msgspec.msgpack.Encoder()
@@ -258,4 +264,7 @@ class Codec:
             raise DatagramError("malformed") from None
 
     def _tag(self, text: bytes) -> bytes:
-        return hmac.digest(self._key, text, "sha256")[:TAG_BYTES]
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(text)
+        outer.update(inner.digest())
+        return outer.digest()[:TAG_BYTES]

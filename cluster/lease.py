@@ -135,8 +135,8 @@ class LeaseCore:
                 effects.append(Note("era_write_failed", (("error", error),)))
             case MoveAsked(token, request):
                 effects += self._asks.on_move(token, request, now_ns)
-            case SegmentsDown(names):
-                self.view.take_carriers(names, now_ns)
+            case SegmentsDown():
+                self.view.take_faults(event, now_ns)
             case Unreadable():
                 self.view.hear_unreadable(now_ns)
             case StandingSaid(standing):

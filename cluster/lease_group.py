@@ -277,11 +277,7 @@ class GroupCore:
             times.append(claim.resend_ns)
         if self._own in self.params.order:
             times.append(self.acceptor.until_ns)
-        first_ns = None
-        for at_ns in times:
-            if at_ns is not None and at_ns > now_ns and (first_ns is None or at_ns < first_ns):
-                first_ns = at_ns
-        return first_ns
+        return min((at for at in times if at is not None and at > now_ns), default=None)
 
     def beat(self, now_ns: int) -> GroupBeat:
         view, index = self._view, self.params.index
@@ -295,6 +291,7 @@ class GroupCore:
             synced=synced and view.able(),
             synced_seen=self._candidacy.synced_seen(now_ns),
             reason=reason,
+            upstream=not view.upstream_fault(index),
         )
 
     def expire(self, now_ns: int) -> list[Effect]:

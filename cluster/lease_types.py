@@ -51,6 +51,7 @@ __all__ = [
 
 NS_PER_MS = 1_000_000
 PPM = 1_000_000
+UPSTREAM_BEATS = 3
 
 
 class Rng(Protocol):
@@ -66,6 +67,9 @@ class GroupParams:
     index: int
     order: tuple[int, ...]
     segments: tuple[tuple[str, str], ...] = ()
+    upstream_ns: int = 0
+    """For how long a peer's upstream check must be better than the own one to be worth a move:
+    the checks of one far side that comes or goes differ by an interval, as heard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,8 @@ class LeaseParams:
                         for segment in sorted(group.vips)
                         if segment in node.segments
                     ),
+                    max((at.interval_ms for at in group.upstream.values()), default=0) * NS_PER_MS
+                    + UPSTREAM_BEATS * config.lease.heartbeat_ms * NS_PER_MS,
                 )
                 for group in config.groups.values()
             ),
@@ -166,9 +172,11 @@ class StopAsked:
 
 @dataclass(frozen=True, slots=True)
 class SegmentsDown:
-    """Exactly these segments of this node have no carrier now."""
+    """Exactly these segments of this node have no carrier now, and the upstream checks of exactly
+    these groups on these segments get no answer."""
 
     names: frozenset[str]
+    unanswered: frozenset[tuple[int, str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

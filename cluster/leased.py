@@ -19,9 +19,8 @@ import random
 import select
 import signal
 import socket
-import threading
 import time
-from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import assert_never
 
@@ -32,6 +31,7 @@ from cluster.announce import Announcer, announced_ports
 from cluster.carrier import CarrierWatch
 from cluster.clock_rate import ClockRate
 from cluster.era import read_era, write_era
+from cluster.era_writer import EraWriter
 from cluster.gate import GateWriter, attached
 from cluster.gate_watch import GateWatch
 from cluster.heartbeat import Codec, DatagramError, derive_key
@@ -41,8 +41,6 @@ from cluster.lease_types import (
     Arrived,
     AskPosition,
     Effect,
-    EraFailed,
-    EraPersisted,
     LeaseParams,
     MoveAsked,
     Note,
@@ -60,9 +58,11 @@ from cluster.lease_types import (
 from cluster.leased_io import LinkSockets, LocalSocket, Recent, plan_paths
 from cluster.leased_status import GateFacts, leased_status
 from cluster.meters import DelayMeter, FirstCopy, LinkMeter
-from cluster.realtime import Collector, Punctuality, be_ordinary, make_realtime, read_clocks
+from cluster.realtime import Collector, Punctuality, make_realtime, read_clocks
 from cluster.refusals import LEASED, Refusals
 from cluster.standing import read_standing
+from cluster.upstream import plan_checks
+from cluster.upstream_io import UpstreamSockets
 from hafw.config.model import ClusterConfig
 from hafw.cpus import lease_cpu, usable_cpus
 from hafw.daemon_main import daemon_main
@@ -90,33 +90,6 @@ __all__ = ["Leased", "main", "now_boottime_ns"]
 
 def now_boottime_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-
-class _EraWriter:
-    """Writes the era file in a thread, because a disk may take as long as it likes."""
-
-    def __init__(self, path: Path, wake: socket.socket) -> None:
-        self._path = path
-        self._wake = wake
-        self._done: deque[EraPersisted | EraFailed] = deque()
-
-    def start(self, era: int) -> None:
-        threading.Thread(target=self._write, args=(era,), name="era", daemon=True).start()
-
-    def finished(self) -> list[EraPersisted | EraFailed]:
-        events: list[EraPersisted | EraFailed] = []
-        while self._done:
-            events.append(self._done.popleft())
-        return events
-
-    def _write(self, era: int) -> None:
-        try:
-            be_ordinary()
-            write_era(self._path, era)
-            self._done.append(EraPersisted(era))
-        except OSError as error:
-            self._done.append(EraFailed(era, error.strerror or str(error)))
-        self._wake.send(b"e")
 
 
 class Leased:
@@ -151,7 +124,7 @@ class Leased:
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
-        self._era_writer = _EraWriter(self._paths.era, self._wake_out)
+        self._era_writer = EraWriter(self._paths.era, self._wake_out)
         self._core = self._make_core(node_name)
         counters = self._core.view.counters
         self._links = LinkSockets(
@@ -161,7 +134,14 @@ class Leased:
             counters=counters,
         )
         self._carrier = CarrierWatch({s: port.device for s, port in node.segments.items()})
+        self._upstream = UpstreamSockets(plan_checks(config, node_name), now_boottime_ns())
+        self._faults = SegmentsDown(frozenset())
         self._local = LocalSocket(self._paths.leased_socket, counters)
+        self._own_readers = (
+            self._wake_in.fileno(),
+            self._local.socket.fileno(),
+            self._carrier.socket.fileno(),
+        )
         self._link_meter = LinkMeter((p.name, p.peers) for p in self._links.peers_of())
         self._delay = DelayMeter()
         self._recent = Recent()
@@ -230,6 +210,7 @@ class Leased:
         self._local.close()
         self._carrier.close()
         self._links.close()
+        self._upstream.close()
         for announcer in self._announcers.values():
             announcer.close()
         if self._gate is not None:
@@ -242,15 +223,19 @@ class Leased:
         now_ns = now_boottime_ns()
         self._links.check(now_ns)
         deadline_ns = self._core.deadline(now_ns=now_ns)
-        readers = [self._wake_in, self._local.socket, self._carrier.socket]
-        readers += self._links.sockets()
+        readers = [*self._own_readers, *self._links.descriptors(), *self._upstream.descriptors()]
         ready, _, _ = select.select(readers, [], [], max(0, deadline_ns - now_ns) / 1e9)
         if ready:
-            self._take_datagrams()
-            self._take_local()
-            self._take_wakeups()
-            self._take_carrier()
+            self._take_datagrams(ready)
+            wake, local, carrier = self._own_readers
+            if local in ready:
+                self._take_local()
+            if wake in ready:
+                self._take_wakeups()
+            if carrier in ready or self._carrier.behind:
+                self._take_carrier()
         now_ns = now_boottime_ns()
+        self._take_upstream(now_ns)
         if now_ns >= deadline_ns:
             self._delay.add(now_ns - deadline_ns, now_ns)
             self._do(self._core.tick(now_ns=now_ns))
@@ -258,9 +243,9 @@ class Leased:
             self._clock_rate.observe(*read_clocks())
         return "" if self._gate_watch is None else self._gate_watch.look(now_ns)
 
-    def _take_datagrams(self) -> None:
+    def _take_datagrams(self, ready: Iterable[int]) -> None:
         counters = self._core.view.counters
-        for datagram, path in self._links.receive():
+        for datagram, path in self._links.receive(ready):
             now_ns = now_boottime_ns()  # After receiving: see the module's text.
             first = self._recent.find(datagram)
             if first is not None:
@@ -324,7 +309,17 @@ class Leased:
         down = self._carrier.take()
         if down is not None:
             self._note("segments_down", names=sorted(down))
-            self._do(self._core.handle(SegmentsDown(down), now_ns=now_boottime_ns()))
+            self._faults = SegmentsDown(down, self._faults.unanswered)
+            self._do(self._core.handle(self._faults, now_ns=now_boottime_ns()))
+
+    def _take_upstream(self, now_ns: int) -> None:
+        """What is due is asked at the next turn: nothing wakes the loop for it."""
+        unanswered = self._upstream.turn(now_ns)
+        if unanswered != self._faults.unanswered:
+            names = sorted({segment for _, segment in unanswered})
+            self._note("upstream_unanswered", segments=names)
+            self._faults = SegmentsDown(self._faults.names, unanswered)
+            self._do(self._core.handle(self._faults, now_ns=now_ns))
 
     def _on_signal(self, _signum: int, _frame: object) -> None:
         self._stopping = True

@@ -15,6 +15,7 @@ import ipaddress
 import socket
 import struct
 from collections import Counter, deque
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,6 +160,7 @@ class LinkSockets:
         self._counters = counters
         self._paths = [_Path(plan, multicast, port) for plan in plans]
         self._check_ns = 0
+        self._by_fd: dict[int, _Path] = {}
 
     def check(self, now_ns: int) -> bool:
         """Look after vanished and returned devices; True if it was time to."""
@@ -167,6 +169,9 @@ class LinkSockets:
         self._check_ns = now_ns + _REBIND_NS
         for path in self._paths:
             path.check(self._counters)
+        self._by_fd = {
+            path.socket.fileno(): path for path in self._paths if path.socket is not None
+        }
         return True
 
     def from_a_node(self, path: str, fault: str) -> bool:
@@ -175,8 +180,9 @@ class LinkSockets:
         links = [at.plan.name for at in self._paths if at.plan.link]
         return fault == "malformed" or (fault in ("bad_tag", "wrong_version") and path in links)
 
-    def sockets(self) -> list[socket.socket]:
-        return [path.socket for path in self._paths if path.socket is not None]
+    def descriptors(self) -> Iterable[int]:
+        """Of the sockets that were open at the last `check`."""
+        return self._by_fd
 
     def peers_of(self) -> list[PathPlan]:
         return [path.plan for path in self._paths]
@@ -185,11 +191,14 @@ class LinkSockets:
         for path in self._paths:
             path.send(datagram, to, self._counters)
 
-    def receive(self) -> list[tuple[bytes, str]]:
-        """All that is there, as (datagram, path name)."""
+    def receive(self, ready: Iterable[int]) -> list[tuple[bytes, str]]:
+        """All that is there on the descriptors of `ready` that are ours, as (datagram, path
+        name)."""
         datagrams: list[tuple[bytes, str]] = []
-        for path in self._paths:
-            path.receive(datagrams, self._counters)
+        for descriptor in ready:
+            path = self._by_fd.get(descriptor)
+            if path is not None:
+                path.receive(datagrams, self._counters)
         return datagrams
 
     def close(self) -> None:

@@ -95,7 +95,7 @@ def _peer_status(core: LeaseCore, node: int, now_ns: int, links: LinkMeter) -> P
         reasons={i: beat.reason for i, beat in sorted(peer.groups.items()) if not beat.synced},
         rtt_ms=None if peer.rtt_ns is None else peer.rtt_ns / NS_PER_MS,
         links=links.read(node, now_ns=now_ns, alive_ns=lease_ns),
-        round_trip=links.read_peer(node),
+        round_trip=links.read_peer(node, now_ns),
         votes=peer.beat is not None and peer.beat.votes,
         able=peer.beat is not None and peer.beat.able,
     )
@@ -122,8 +122,9 @@ def _alarms(core: LeaseCore, now_ns: int, delay: LoopDelay) -> list[str]:
     ]
     for index, group in core.groups.items():
         fault = view.carrier_fault(index)
-        if fault:
-            alarms.append(f"group {index}: {fault}")
+        alarms += [
+            f"group {index}: {wrong}" for wrong in (fault, view.upstream_fault(index)) if wrong
+        ]
         held = group.proposer.held
         if held is None or not held.opened:
             continue

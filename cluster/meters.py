@@ -19,6 +19,8 @@ NS_PER_MS = 1_000_000
 _WINDOW_NS = 10_000_000_000
 _WINDOWS = 6
 _FINE_BITS = 4
+_AGAIN_NS = 1_000_000_000
+_SAMPLE_NS = 50_000_000
 _PERCENTS = (50, 99)
 LOOP_BUCKETS = 25
 """Of the histogram of the loop: bucket n counts what was later than 2^(n-1) and at most 2^n us,
@@ -48,6 +50,8 @@ class Window:
         self._windows: deque[dict[int, int]] = deque([{}], maxlen=_WINDOWS)
         self._edges: deque[list[int]] = deque([[0, 0]], maxlen=_WINDOWS)
         self._until_ns = 0
+        self._told: Spread | None = None
+        self._told_until_ns = 0
 
     def add(self, duration_ns: int, now_ns: int) -> None:
         if now_ns >= self._until_ns:
@@ -64,8 +68,15 @@ class Window:
         elif duration_ns > edge[1]:
             edge[1] = duration_ns
 
-    def read(self) -> Spread | None:
-        """None: nothing was measured."""
+    def read(self, now_ns: int) -> Spread | None:
+        """At most `_AGAIN_NS` old, for adding it all up takes a while. None: nothing was
+        measured."""
+        if now_ns >= self._told_until_ns:
+            self._told = self._add_up()
+            self._told_until_ns = now_ns + _AGAIN_NS
+        return self._told
+
+    def _add_up(self) -> Spread | None:
         merged: dict[int, int] = {}
         for window in self._windows:
             for bucket, count in window.items():
@@ -108,7 +119,7 @@ class DelayMeter:
             self._worst_ns, self._worst_at_ns = late_ns, now_ns
 
     def read(self, now_ns: int) -> LoopDelay:
-        minute = self._minute.read()
+        minute = self._minute.read(now_ns)
         if minute is None:
             return LoopDelay(p50_ms=0.0, p99_ms=0.0, max_ms=0.0)
         return LoopDelay(
@@ -133,9 +144,10 @@ class FirstCopy:
 class _Path:
     """One path to one peer."""
 
-    __slots__ = ("heard_ns", "received", "round_trips")
+    __slots__ = ("heard_ns", "received", "round_trips", "sample_ns")
 
     def __init__(self) -> None:
+        self.sample_ns = 0
         self.heard_ns = 0
         self.received = 0
         self.round_trips = Window()
@@ -146,7 +158,7 @@ class LinkMeter:
 
     An envelope goes out over all paths at once, and its echo says how long the peer had it. So the
     first copy that comes back gives the round trip over the fastest path, and each later copy the
-    round trip out over the fastest path and back over its own.
+    round trip out over the fastest path and back over its own. Of a path, 20 a second are taken.
     """
 
     def __init__(self, paths: Iterable[tuple[str, Iterable[int]]]) -> None:
@@ -171,13 +183,14 @@ class LinkMeter:
             return
         entry.heard_ns = now_ns
         entry.received += 1
-        if took_ns is not None:
+        if took_ns is not None and now_ns >= entry.sample_ns:
+            entry.sample_ns = now_ns + _SAMPLE_NS
             entry.round_trips.add(took_ns, now_ns)
 
-    def read_peer(self, peer: int) -> Spread | None:
+    def read_peer(self, peer: int, now_ns: int) -> Spread | None:
         """Round trips over the fastest path."""
         window = self._fastest.get(peer)
-        return None if window is None else window.read()
+        return None if window is None else window.read(now_ns)
 
     def read(self, peer: int, *, now_ns: int, alive_ns: int) -> list[LinkStatus]:
         return [
@@ -186,7 +199,7 @@ class LinkMeter:
                 alive=bool(at.heard_ns) and now_ns - at.heard_ns <= alive_ns,
                 age_ms=(now_ns - at.heard_ns) / NS_PER_MS if at.heard_ns else None,
                 received=at.received,
-                round_trip=at.round_trips.read(),
+                round_trip=at.round_trips.read(now_ns),
             )
             for (node, name), at in self._paths.items()
             if node == peer

@@ -48,7 +48,12 @@ def make_realtime(cpu: int) -> Punctuality:
     threading.stack_size(_THREAD_STACK_BYTES)  # Locked memory: 8 MB a thread would be wasteful.
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE):
-        refused.append(f"mlockall: {os.strerror(ctypes.get_errno())}")
+        why = os.strerror(ctypes.get_errno())
+        refused.append(f"mlockall: {why}")
+        alarms.append(
+            f"the memory of the lease loop is not locked (mlockall: {why}): paging may hold it "
+            "up; it needs CAP_IPC_LOCK"
+        )
     realtime = True
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(FIFO_PRIORITY))

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from cluster.heartbeat import REASON_CHARS_MAX, Beat, Envelope, GroupBeat, Message
-from cluster.lease_types import GroupParams, LeaseParams, Rng, Send
+from cluster.lease_types import GroupParams, LeaseParams, Rng, SegmentsDown, Send
 from cluster.pair import PairWatch
 from cluster.session import SessionTable, Verdict
 from hafw.human import epoch_counter, epoch_era, make_epoch
@@ -90,6 +90,7 @@ class NodeView:
         """When another process with this node's id was last heard."""
         self.segments_down: frozenset[str] = frozenset()
         self.standing = Standing({}, [], [])
+        self.unanswered: frozenset[tuple[int, str]] = frozenset()
         self.stopping = False
         self.beat_soon = False
         self.voters_hash = params.voters.hash
@@ -135,11 +136,6 @@ class NodeView:
             self.pair.hear(envelope, now_ns)
 
     def hear_unreadable(self, now_ns: int) -> None:
-        if self.pair is not None:
-            self.pair.doubt(now_ns)
-
-    def take_carriers(self, segments_down: frozenset[str], now_ns: int) -> None:
-        self.segments_down, self.beat_soon = segments_down, True
         if self.pair is not None:
             self.pair.doubt(now_ns)
 
@@ -300,6 +296,29 @@ class NodeView:
         old, self.beacon, self.beacon_ns = self.beacon, beacon, now_ns
         if old is None or old.synced != beacon.synced:
             self.beat_soon = True
+
+    def take_faults(self, seen: SegmentsDown, now_ns: int) -> None:
+        """A news of the carriers ends the peer's silence; one of the upstream checks alone does
+        not, or a router that flaps would keep a node from ever being alone."""
+        of_upstream_alone = seen.names == self.segments_down and seen.unanswered != self.unanswered
+        self.segments_down, self.unanswered = seen.names, seen.unanswered
+        self.beat_soon = True
+        if self.pair is not None and not of_upstream_alone:
+            self.pair.doubt(now_ns)
+
+    def upstream_fault(self, group: int) -> str:
+        """Which segment's far side does not answer this node; empty: none that is checked."""
+        if not self.unanswered:
+            return ""
+        silent = sorted(segment for index, segment in self.unanswered if index == group)
+        return "".join(f"the upstream check of segment {name} fails" for name in silent[:1])
+
+    def sound(self, node: int, group: int, now_ns: int) -> bool:
+        """Whether no upstream check of `node` fails, as far as is heard."""
+        if node == self.params.node_id:
+            return not self.upstream_fault(group)
+        beat = self.peers[node].groups.get(group) if self.alive(node, now_ns) else None
+        return beat is not None and beat.upstream
 
     def carrier_fault(self, group: int) -> str:
         """Which segment of the group is dead here; empty: none."""

@@ -36,6 +36,7 @@ __all__ = [
     "NodeConfig",
     "SegmentPort",
     "SyncConfig",
+    "UpstreamConfig",
     "VoterSet",
 ]
 
@@ -90,6 +91,18 @@ class NodeConfig(Model):
     )
 
 
+class UpstreamConfig(Model):
+    """An address on the far side of a segment that answers echo requests: a router, or a host that
+    is always there. A node that it does not answer ranks below one that it does, and hands its
+    group over to such a one; if nobody is answered, nothing moves."""
+
+    address: Address = Field(description="Asked from each gateway's own address there.")
+    interval_ms: int = Field(200, ge=50, le=10_000, description="Between two asks.")
+    count: int = Field(
+        3, ge=1, le=20, description="Asks in a row without answer that make a failure, and back."
+    )
+
+
 class GroupConfig(Model):
     """A virtual gateway: one VRID, one virtual MAC, its VIPs on each segment, one ACTIVE node."""
 
@@ -98,6 +111,9 @@ class GroupConfig(Model):
     order: list[Name] = Field(min_length=1, max_length=62, description="Candidates, best first.")
     vips: dict[SegmentName, Annotated[list[Vip], Field(min_length=1, max_length=16)]] = Field(
         min_length=1, description="VIPs by segment, both families."
+    )
+    upstream: dict[SegmentName, UpstreamConfig] = Field(
+        default_factory=dict, description="Checks of what lies behind a segment, by segment."
     )
 
     @property

@@ -32,6 +32,8 @@ RELATIONS = (
     "A gateway has an IPv4 address of its own where its group has an IPv4 VIP.",
     "A VIP is nobody's own address, is used once, and is a unicast address that is not "
     "link-local: the IPv6 virtual link-local address is made by hafw.",
+    "An upstream check is on a segment of the group, asks nobody of the cluster, and every "
+    "candidate has an own address of its family there.",
 )
 """What `cluster_problems` and the models check, for the reference page."""
 
@@ -47,6 +49,7 @@ def cluster_problems(cluster: ClusterConfig) -> list[str]:
         *_links_in_common(cluster),
         *_groups(cluster),
         *_vips(cluster),
+        *_upstream(cluster),
     ]
 
 
@@ -207,6 +210,34 @@ def _vips(cluster: ClusterConfig) -> Iterator[str]:
                 elif address in seen:
                     yield f"{path}.{place}: {address} is already a VIP of {seen[address]}"
                 seen.setdefault(address, f"{name} on {segment}")
+
+
+def _upstream(cluster: ClusterConfig) -> Iterator[str]:
+    own = {str(entry[3].ip): f"an own address of {entry[2]}" for entry in _interfaces(cluster)}
+    for name, group in cluster.groups.items():
+        vips = {str(vip) for found in group.vips.values() for vip in found}
+        for segment, check in group.upstream.items():
+            path = f"groups.{name}.upstream.{segment}"
+            if segment not in group.vips:
+                yield f"{path}: the group has no VIP on segment {segment}"
+                continue
+            address = str(check.address)
+            if address in own or address in vips:
+                what = own.get(address, "a VIP of the group")
+                yield f"{path}.address: {address} is {what}: it says nothing of the far side"
+            for member in group.order:
+                port = (
+                    cluster.nodes[member].segments.get(segment)
+                    if member in cluster.nodes
+                    else None
+                )
+                if port is not None and all(
+                    at.version != check.address.version for at in port.addresses
+                ):
+                    yield (
+                        f"{path}.address: {member} has no IPv{check.address.version} address of "
+                        f"its own on {segment} to ask from"
+                    )
 
 
 def _has_ipv4(vips: Sequence[object]) -> bool:

@@ -6,7 +6,7 @@ import time
 
 from hafw.errors import StateError
 from hafw.lab.conductor import Conductor
-from hafw.lab.faults import wait_until
+from hafw.lab.faults import DRILL_GROUP, wait_until
 from hafw.lab.silence import Direction
 
 __all__ = ["carrier", "one_way", "segment", "sync_link", "sync_links", "witness"]
@@ -38,11 +38,12 @@ def carrier(conductor: Conductor, variant: str) -> None:
 
 
 def segment(conductor: Conductor, _variant: str) -> None:
-    """Nothing but traffic tells which side of a silent segment is dead: a person does."""
+    """Which side of a silent segment is dead an upstream check tells, or a person does."""
     lab, sight, faults = conductor.lab, conductor.sight, conductor.faults
     active = sight.holder().node
     (other,) = sight.others(active)
     device = lab.config.nodes[active].segments["lan"].device
+    checked = "lan" in lab.config.groups[DRILL_GROUP].upstream
 
     def shown() -> bool:
         return all(sight.path_is_silent(node, "lan") for node in (active, other))
@@ -54,9 +55,22 @@ def segment(conductor: Conductor, _variant: str) -> None:
         faults.move(active, other)
         return before_ns
 
-    conductor.fault(f"lan of {active} dead, moved by command", move, "must", commanded=True)
+    if checked:
+        conductor.fault(
+            f"lan of {active} dead, its upstream check fails",
+            lambda _: faults.cut(active, [device]),
+            takeover="must",
+            commanded=True,
+        )
+        alarm = "group 1: the upstream check of segment lan fails"
+        conductor.require("an alarm says why", alarm in sight.leased_alarms(active))
+        time.sleep(OUT_S)
+    else:
+        conductor.fault(f"lan of {active} dead, moved by command", move, "must", commanded=True)
+    taker = sight.holder().node
     faults.heal(active)
     conductor.returned()
+    conductor.require("no fail-back", sight.holder().node == taker)
 
 
 def sync_link(conductor: Conductor, variant: str) -> None:

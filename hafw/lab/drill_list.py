@@ -128,7 +128,8 @@ DRILLS: tuple[Drill, ...] = (
                 "",
                 "loss of one segment behind a live port: no frame crosses the ACTIVE node's lan, "
                 "its carrier stays",
-                "the silent path is shown by both nodes, and the group moves by command",
+                "with an upstream check there the group moves by itself; without, the silent path "
+                "is shown by both nodes, and the group moves by command",
             ),
         ),
     ),

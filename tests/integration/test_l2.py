@@ -55,7 +55,9 @@ class Node:
         """How many of it come within that time."""
         end, found = time.monotonic() + seconds, 0
         while time.monotonic() < end:
-            found += sum(got == datagram for got, _ in self.sockets.receive())
+            found += sum(
+                got == datagram for got, _ in self.sockets.receive(self.sockets.descriptors())
+            )
             time.sleep(0.01)
         return found
 

@@ -31,6 +31,8 @@ USABLE = 99 * MS
 KEPT = 101 * MS
 """T(1+ε)."""
 START = 50_000 * MS
+WORSE = 260 * MS
+"""How long a peer's upstream check must be better: 200 ms and three heartbeats."""
 E = TypeVar("E")
 M = TypeVar("M")
 
@@ -40,7 +42,7 @@ def params(node_id: int = 1, voters: VoterSet = VOTERS) -> LeaseParams:
         node_id=node_id,
         gateway=node_id != 9,
         voters=voters,
-        groups=(GroupParams(1, (1, 2), (("lan", "lan0"),)),),
+        groups=(GroupParams(1, (1, 2), (("lan", "lan0"),), upstream_ns=WORSE),),
         heartbeat_ns=HEARTBEAT,
         lease_ns=T,
     )
@@ -97,6 +99,7 @@ class Bench:
         era: int = 3,
         able: bool = True,
         reason: str = "",
+        upstream: bool = True,
     ) -> list[Effect]:
         gateway = node != 9
         votes = self.now >= START + 2020 * MS  # They all started together.
@@ -108,6 +111,7 @@ class Bench:
             synced=gateway and synced,
             synced_seen=self.synced or synced,
             reason=reason,
+            upstream=upstream,
         )
         return self.hear(node, Beat(era, votes, gateway and able, [group], []))
 

@@ -206,3 +206,15 @@ def test_a_majority_is_asked_of_anybody_else() -> None:
         core.tick(now_ns=START + step * 5 * MS)
     assert not core.groups[1].active
     assert core.view.counters["claims_started"] == 0
+
+
+def test_upstream_checks_that_flap_are_no_news_of_the_peer() -> None:
+    alone = Alone()
+    for turn in range(20):
+        unanswered = frozenset({(1, "lan")} if turn % 2 else ())
+        alone.core.handle(SegmentsDown(frozenset(), unanswered), now_ns=alone.now)
+        alone.run(HEARTBEAT)
+    assert alone.active
+    both = SegmentsDown(frozenset({"dmz"}), frozenset({(1, "lan")}))
+    alone.core.handle(both, now_ns=alone.now)
+    assert not alone.core.view.alone(1, alone.now, holding=True), "a carrier went as well"

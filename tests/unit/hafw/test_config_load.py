@@ -33,6 +33,40 @@ def test_the_lab_file_is_right() -> None:
     assert config.groups["main"].device("lan") == "hv1-lan"
 
 
+@pytest.mark.parametrize(
+    ("upstream", "said"),
+    [
+        ("{dmz: {address: 192.0.2.10}}", ".dmz: the group has no VIP on segment dmz"),
+        (
+            "{wan: {address: 198.51.100.2}}",
+            ".wan.address: 198.51.100.2 is an own address of gw2: it says nothing of the far side",
+        ),
+        (
+            "{wan: {address: 198.51.100.254}}",
+            ".wan.address: 198.51.100.254 is a VIP of the group: it says nothing of the far side",
+        ),
+        (
+            "{wan: {address: 198.51.100.10, interval_ms: 49}}",
+            ".wan.interval_ms: must be between 50 and 10000 (got 49)",
+        ),
+    ],
+)
+def test_an_upstream_check_asks_somebody_else_on_a_segment_of_the_group(
+    tmp_path: Path, upstream: str, said: str
+) -> None:
+    text = TEXT.rstrip() + f"\n    upstream: {upstream}\n"
+    [problem] = problems(tmp_path, text)
+    assert f": groups.main.upstream{said}" in problem
+
+
+def test_an_upstream_check_needs_an_own_address_of_its_family(tmp_path: Path) -> None:
+    text = TEXT.replace(', "2001:db8:2::2/64"]', "]").replace('198.51.100.254, "2001:db8:2::fe"',
+                                                              "198.51.100.254")  # fmt: skip
+    text = text.rstrip() + '\n    upstream: {wan: {address: "2001:db8:2::10"}}\n'
+    [problem] = problems(tmp_path, text)
+    assert "wan.address: gw2 has no IPv6 address of its own on wan to ask from" in problem
+
+
 def test_the_lab_file_is_right_through_its_own_json() -> None:
     config = load_cluster(Path(__file__).resolve().parents[3] / LAB)
     assert ClusterConfig.model_validate_json(config.model_dump_json()) == config
@@ -236,7 +270,7 @@ def test_a_missing_key_is_told_at_its_parent(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "hint"),
-    [("ordre", "did you mean order?"), ("quux", "known keys: index, order, vips, vrid")],
+    [("ordre", "did you mean order?"), ("quux", "known keys: index, order, upstream, vips, vrid")],
 )
 def test_an_unknown_key_and_the_one_it_leaves_missing(tmp_path: Path, key: str, hint: str) -> None:
     text = TEXT.replace("    order:", f"    {key}:")

@@ -1,0 +1,69 @@
+"""What lies behind a segment dies while the port stays up: the group moves by itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hafw.lab
+from hafw.lab.drills import run_drill
+from hafw.lab.faults import Sight, wait_until
+from hafw.lab.lab import Lab
+
+pytestmark = [
+    pytest.mark.integration, pytest.mark.alone, pytest.mark.long, pytest.mark.timeout(180),
+]  # fmt: skip
+FOLDER = Path(hafw.lab.__file__).parent
+CLIENT = "192.0.2.10"
+ALARM = "group 1: the upstream check of segment lan fails"
+LOOK_S = 3.0
+
+
+@pytest.fixture(scope="module")
+def lab(lab_alone: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    file = tmp_path_factory.mktemp("lab") / "cluster.yaml"
+    check = f"    upstream: {{lan: {{address: {CLIENT}}}}}\n"
+    file.write_text((FOLDER / "cluster.yaml").read_text().rstrip() + "\n" + check)
+    file.with_name("policy.yaml").write_text((FOLDER / "policy.yaml").read_text())
+    lab = Lab(file)
+    lab.up()
+    lab.wait_ready(30)
+    yield lab
+    lab.down()
+
+
+def test_the_group_moves_by_itself_and_no_flow_is_lost(lab: Lab) -> None:
+    result = run_drill(lab, "segment", "", lambda _text: None)
+    assert result.reasons == []
+    assert [probe.lost for probe in result.probes] == [""] * 16
+    assert result.gate is not None
+    assert result.gate.dual_ms == 0
+    assert any("its upstream check fails" in step.what for step in result.steps)
+
+
+def alarmed(sight: Sight, nodes: tuple[str, ...]) -> list[bool]:
+    return [ALARM in sight.leased_alarms(node) for node in nodes]
+
+
+def mute(lab: Lab, on: bool) -> None:
+    command = f"echo {int(on)} > /proc/sys/net/ipv4/icmp_echo_ignore_all"
+    with lab.spawn("client", ["sh", "-c", command]) as done:
+        assert done.wait(5) == 0
+
+
+def test_a_router_that_answers_nobody_moves_nothing(lab: Lab) -> None:
+    sight = Sight(lab)
+    before = sight.holder()
+    mute(lab, True)
+    try:
+        assert wait_until(10, lambda: all(alarmed(sight, lab.gateways)))
+        time.sleep(LOOK_S)
+        assert sight.holder() == before
+    finally:
+        mute(lab, False)
+    assert wait_until(10, lambda: not any(alarmed(sight, lab.gateways)))
+    time.sleep(LOOK_S)
+    assert sight.holder() == before
