@@ -1,8 +1,9 @@
-"""Gratuitous ARP and unsolicited neighbour advertisements for a group's VIPs. Shell.
+"""Gratuitous ARP, unsolicited neighbour advertisements and listener reports for VIPs. Shell.
 
-They teach switches which port has the virtual MAC now, and hosts the pair of VIP and MAC. Frames
-are built once; sending one costs some 10 us. The gate drops them while announce is shut, so a
-late announcement of a node that lost its lease goes nowhere.
+They teach switches which port has the virtual MAC now, and which one wants neighbour solicitations
+for it (`cluster.mld`), and hosts the pair of VIP and MAC. Frames are built once; sending one costs
+some 10 us. The gate drops them while announce is shut, so a late announcement of a node that lost
+its lease goes nowhere.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from cluster.checksum import checksum
+from cluster.mld import report_frames
 from cluster.vmac import virtual_link_local
 from hafw.config.model import ClusterConfig
 
@@ -135,6 +137,9 @@ def _frames(port: AnnouncedPort) -> list[bytes]:
                 frames += arp_frames(port.mac, vip)
             case IPv6Address():
                 frames.append(na_frame(port.mac, vip))
-    if any(isinstance(vip, IPv6Address) for vip in port.vips):
-        frames.append(na_frame(port.mac, virtual_link_local(port.mac)))
+    own = [vip for vip in port.vips if isinstance(vip, IPv6Address)]
+    if own:
+        link_local = virtual_link_local(port.mac)
+        frames.append(na_frame(port.mac, link_local))
+        frames += report_frames(port.mac, link_local, [*own, link_local])
     return frames

@@ -6,21 +6,35 @@ bounded and named.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
+from ipaddress import IPv6Address
 
 import pytest
 
 from cluster.announce import Announcer, announced_ports
 from cluster.leased_io import LinkSockets, PathPlan
+from cluster.mld import report_frames, solicited_node
 from hafw.node.setup import prepare_node, teardown_node
-from tests.integration.gate_env import MAC, VIP4, VIP6, GateNet, Renewal, built_net, wait_for
+from tests.integration.gate_env import (
+    LINK_LOCAL,
+    MAC,
+    VIP4,
+    VIP6,
+    GateNet,
+    Renewal,
+    Sniffer,
+    built_net,
+    wait_for,
+)
 
 pytestmark = pytest.mark.integration
 LEASE = "224.0.0.141"
 SYNC = "239.192.74.11"
 PORT = 7499
+NOBODY6 = "2001:db8:1::dead"
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +119,22 @@ def both(net: GateNet) -> Iterator[GateNet]:
             teardown_node(net.config, node)
 
 
-def test_a_takeover_is_believed_behind_a_snooping_switch(both: GateNet) -> None:
+def drops_unregistered(net: GateNet) -> bool:
+    """Its querier is at work: a solicitation for nobody's address does not reach gw1."""
+    sniffer = Sniffer(net, "gw1", "lan0")
+    try:
+        net.ping(NOBODY6, wait_s=0.05)
+        group = solicited_node(IPv6Address(NOBODY6)).packed
+        return not any(frame[38:54] == group for frame in sniffer.frames())
+    finally:
+        sniffer.close()
+
+
+@pytest.mark.parametrize("querier", [False, True])
+def test_a_takeover_is_believed_behind_a_snooping_switch(both: GateNet, querier: bool) -> None:
     """Hosts that know nothing yet find both VIPs, and the switch finds the virtual MAC."""
-    snoop(both, querier=False)
+    snoop(both, querier=querier)
+    wait_for("snooping", lambda: drops_unregistered(both) is querier)
     for node in ("gw1", "gw2"):
         with Renewal(both.paths(node)):
             with both.inside(node):
@@ -118,3 +145,25 @@ def test_a_takeover_is_believed_behind_a_snooping_switch(both: GateNet) -> None:
             wait_for(f"{VIP4} answers from {node}", lambda: both.ping(VIP4))
             wait_for(f"{VIP6} answers from {node}", lambda: both.ping(VIP6))
             assert both.port_of(MAC) == node
+
+
+def members(net: GateNet, group: IPv6Address) -> set[str]:
+    """Ports to which the switch sends a group."""
+    lines = net.run("sw", "bridge", "mdb", "show", "dev", "lan").stdout.splitlines()
+    found = [line.split() for line in lines]
+    return {words[3] for words in found if words[5] == str(group)}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_either_version_of_a_listener_report_makes_its_port_a_member(
+    net: GateNet, version: int
+) -> None:
+    snoop(net, querier=True)
+    address = IPv6Address(f"2001:db8:1::c0:{version}")
+    reports = report_frames(MAC, IPv6Address(LINK_LOCAL), [address])
+    frame = next(f for f in reports if f[62] == {1: 131, 2: 143}[version])
+    assert members(net, solicited_node(address)) == set()
+    with net.inside("gw2"), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as raw:
+        raw.bind(("lan0", 0))
+        raw.send(frame)
+    wait_for("a member", lambda: members(net, solicited_node(address)) == {"gw2"})

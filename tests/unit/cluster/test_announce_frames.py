@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.announce import announced_ports, arp_frames, na_frame
+from cluster.mld import report_frames, solicited_node
 from hafw.config.load import load_cluster
 
 MAC = "00:00:5e:00:01:2a"
@@ -60,6 +61,39 @@ def test_neighbour_advertisement(target: IPv6Address) -> None:
     assert body[26:32] == RAW
     pseudo = header[8:40] + len(body).to_bytes(4, "big") + b"\0\0\0\x3a"
     assert ones_complement_sum(pseudo + body) == 0xFFFF
+
+
+@given(st.lists(st.ip_addresses(v=6), min_size=1, max_size=4))
+def test_listener_reports_name_each_group_once_in_both_versions(
+    targets: list[IPv6Address],
+) -> None:
+    source = IPv6Address("fe80::200:5eff:fe00:12a")
+    newer, *older = report_frames(MAC, source, targets)
+    wanted = {(b"\xff\x02" + bytes(9) + b"\x01\xff" + t.packed[13:]) for t in targets}
+    for frame in (newer, *older):
+        header, options, body = frame[14:54], frame[54:62], frame[62:]
+        assert frame[:2] == b"\x33\x33"
+        assert frame[2:6] == header[36:40], "the MAC of the group it goes to (RFC 2464, 7)"
+        assert frame[6:14] == RAW + b"\x86\xdd"
+        assert int.from_bytes(header[4:6], "big") == len(options) + len(body)
+        assert header[6:8] == b"\x00\x01", "hop-by-hop options, hop limit 1: RFC 3810, 5"
+        assert header[8:24] == source.packed
+        assert options == bytes.fromhex("3a00050200000100"), "router alert for MLD"
+        pseudo = header[8:40] + len(body).to_bytes(4, "big") + b"\0\0\0\x3a"
+        assert ones_complement_sum(pseudo + body) == 0xFFFF
+    assert newer[38:54] == IPv6Address("ff02::16").packed
+    assert newer[62] == 143
+    records = [newer[70 + 20 * n :][:20] for n in range(int.from_bytes(newer[68:70], "big"))]
+    assert {record[4:] for record in records} == wanted
+    assert {record[:4] for record in records} == {b"\x04\0\0\0"}, "to EXCLUDE of no source"
+    assert len(records) == len(older) == len(wanted)
+    assert {frame[62] for frame in older} == {131}
+    assert {frame[70:] for frame in older} == {frame[38:54] for frame in older} == wanted
+
+
+def test_no_listener_report_without_an_address() -> None:
+    assert report_frames(MAC, IPv6Address("fe80::1"), []) == []
+    assert str(solicited_node(IPv6Address("2001:db8::12:3456"))) == "ff02::1:ff12:3456"
 
 
 def test_ports_of_a_group_only_for_its_candidates() -> None:
