@@ -34,6 +34,8 @@ class Acceptor:
         self.accepted_epoch = 0
         self.holder = 0
         self.opened = False
+        self.in_set = False
+        """Whether what was accepted last was accepted in the voter set in force."""
         self.until_ns = 0
         self.released = False
         self.released_to = 0
@@ -67,6 +69,7 @@ class Acceptor:
             last_epoch=self.accepted_epoch,
             last_holder=self.holder,
             last_opened=self.opened,
+            last_in_set=self.in_set,
         )
 
     def propose(self, sender: int, ask: Propose, *, era: int, now_ns: int) -> Accepted | Nack:
@@ -86,6 +89,7 @@ class Acceptor:
             self.released = False
         self.promised = self.accepted_epoch = ask.epoch
         self.holder = sender
+        self.in_set = True
         self.opened = self.opened or ask.opened
         self.until_ns = until_ns
         return Accepted(group=self._group, epoch=ask.epoch, request=ask.request)

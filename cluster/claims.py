@@ -169,10 +169,13 @@ class Candidacy:
             beat = peer.groups.get(index)
             if beat is None or beat.holder or beat.active or beat.synced_seen:
                 continue
+            if not view.in_set(peer):
+                continue
             reports += view.alive(node, now_ns)
         # Of two nodes without a witness a silent one reports nothing, however late this loop is.
         unheard = view.pair is not None and not view.alive_peers(now_ns)
         needed = 1 if unheard else view.needed(index, now_ns, holding=False)
-        if reports + 1 < needed or self._acceptor.running_for(now_ns):
+        own = view.is_voter and not self._acceptor.running_for(now_ns)
+        if reports + 1 < needed or not own:
             return reports >= needed
         return reports + (not self.synced_seen(now_ns)) >= needed

@@ -45,11 +45,12 @@ __all__ = [
     "Promise",
     "Propose",
     "Release",
+    "Voters",
     "derive_key",
 ]
 
 MAGIC = b"HL"
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct(">2sBBI")
 TAG_BYTES = 16
 _BLOCK_BYTES = 64
@@ -93,15 +94,26 @@ class GroupBeat(
     upstream: bool = True
 
 
+class Voters(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """A voter set; `members` ascending."""
+
+    id: U63
+    members: Annotated[tuple[NodeId, ...], msgspec.Meta(min_length=1, max_length=62)]
+
+
 class Beat(Wire, frozen=True, tag="b"):
-    """The heartbeat. `votes`: its acceptor may vote. `able`: it could carry groups. `echoes`:
-    (node, seq of the last beat heard from it, nanoseconds since), for the round trip."""
+    """The heartbeat, the only message that is acted on whatever voter set the envelope names.
+    `voters`: the set that the sender acts in; `next`: the one it has stored to follow. `votes`:
+    its acceptor may vote. `able`: it could carry groups. `echoes`: (node, seq of the last beat
+    heard from it, nanoseconds since), for the round trip."""
 
     era: U24
     votes: bool
     able: bool
     groups: Annotated[list[GroupBeat], msgspec.Meta(max_length=15)]
     echoes: Annotated[list[tuple[NodeId, U63, U63]], msgspec.Meta(max_length=64)]
+    voters: Voters
+    next: Voters | None
 
 
 class Prepare(Wire, frozen=True, tag="p"):
@@ -113,7 +125,8 @@ class Prepare(Wire, frozen=True, tag="p"):
 
 class Promise(Wire, frozen=True, tag="P"):
     """A voter will accept nothing below `epoch`. `last_*` is the highest lease it has accepted
-    since it started (0: none); `last_opened` says that its holder's gate had opened."""
+    since it started (0: none); `last_opened` says that its holder's gate had opened,
+    `last_in_set` that it was accepted in the voter set now in force."""
 
     group: GroupIndex
     epoch: U63
@@ -121,6 +134,7 @@ class Promise(Wire, frozen=True, tag="P"):
     last_epoch: U63
     last_holder: NodeId
     last_opened: bool
+    last_in_set: bool
 
 
 class Propose(Wire, frozen=True, tag="a"):

@@ -12,8 +12,8 @@ Theory of operation
 
     `handle` takes one event, `tick` the passing of time; both give effects in the order in which
     they are owed, `deadline` says when to tick at the latest. Everything goes out in envelopes
-    (`heartbeat`), and only what comes in a proven session (`session`) with the same voter set is
-    acted on.
+    (`heartbeat`), and only what comes in a proven session (`session`) is acted on; if it names
+    another voter set, only its heartbeat, which tells how the sets follow each other (`voters`).
 
     Eras: an epoch of a higher era than ours is answered only after that era is durable here. It
     is raised ahead when a heartbeat shows it, so a claim seldom waits for a disk.
@@ -49,15 +49,21 @@ from cluster.lease_types import (
     MoveAsked,
     Note,
     PersistEra,
+    ReplyVoters,
     Rng,
     SegmentsDown,
     StandingSaid,
     StopAsked,
     SyncdSaid,
     Unreadable,
+    VoterRecord,
+    VotersAsked,
+    VotersFailed,
+    VotersPersisted,
 )
 from cluster.session import SessionTable, Verdict
 from cluster.view import NodeView
+from cluster.voters import VoterChange
 from hafw.human import epoch_era
 from hafw.messages import (
     NewEpochRequest,
@@ -85,9 +91,11 @@ class LeaseCore:
         rng: Rng,
         now_ns: int,
         standing: Standing | None = None,
+        record: VoterRecord | None = None,
     ) -> None:
         """`era`: what the era file held when this process started, plus one once that is durable
-        (`era_durable`). `now_ns` is the start: voting begins M(1+ε) later."""
+        (`era_durable`). `now_ns` is the start: voting begins M(1+ε) later. `record`: what the
+        voters file holds; None: the set that the cluster was founded with."""
         assert params.lease_ns <= params.lease_ns_max <= params.restart_wait_ns
         sessions = SessionTable(
             params.node_id, lambda: rng.randrange((1 << SESSION_ID_BITS) - 1) + 1
@@ -99,10 +107,15 @@ class LeaseCore:
         if standing is not None:
             self.view.standing = standing
         self.groups = {group.index: GroupCore(group, self.view) for group in params.groups}
+        record = record or VoterRecord(params.voters)
+        self.view.act_in(record.current)
+        self.view.voters_lost = record.lost
+        acceptors = [group.acceptor for group in self.groups.values()]
+        self.voters = VoterChange(record, self.view, acceptors)
         self.era_error = ""
         """Why the era file could not be written; empty: it could."""
         self.wrong_voters_ns: int | None = None
-        """When a datagram that names another voter set last came."""
+        """When another set with the number of ours was last named."""
         self._persisting = False
         self._era_retry_ns = now_ns
         self._next_beat_ns = now_ns
@@ -133,6 +146,13 @@ class LeaseCore:
                 self._era_retry_ns = now_ns + ERA_RETRY_MS * NS_PER_MS
                 self.view.counters["era_write_failed"] += 1
                 effects.append(Note("era_write_failed", (("error", error),)))
+            case VotersPersisted(record):
+                self.voters.on_persisted(record)
+            case VotersFailed(error):
+                self.voters.on_failed(error, now_ns)
+                effects.append(Note("voters_write_failed", (("error", error),)))
+            case VotersAsked(token, voters):
+                effects.append(ReplyVoters(token, self.voters.ask(voters)))
             case MoveAsked(token, request):
                 effects += self._asks.on_move(token, request, now_ns)
             case SegmentsDown():
@@ -153,8 +173,8 @@ class LeaseCore:
 
     def tick(self, *, now_ns: int) -> list[Effect]:
         """Time passed. Cheap; safe to call at any moment."""
-        effects: list[Effect] = []
         self.view.turn(now_ns)
+        effects = self._change_voters(now_ns)
         for group in self.groups.values():
             effects += group.tick(now_ns)
         if self.view.beat_soon:
@@ -169,9 +189,24 @@ class LeaseCore:
     def deadline(self, *, now_ns: int) -> int:
         """When to tick at the latest. Ask when all effects are carried out."""
         first_ns = self.view.look_at_ns(now_ns, self._next_beat_ns)
+        change_ns = self.voters.deadline()
+        if change_ns is not None and change_ns > now_ns:
+            first_ns = min(first_ns, change_ns)
         for group in self.groups.values():
             first_ns = min(first_ns, group.deadline(now_ns) or first_ns)
         return first_ns
+
+    def _change_voters(self, now_ns: int) -> list[Effect]:
+        switched, effects = self.voters.tick(now_ns)
+        if switched:
+            voters = self.view.voters
+            for group in self.groups.values():
+                group.acceptor.in_set = False  # What was granted is kept, and no memory now.
+                effects += group.proposer.voters_changed(now_ns)
+            self.view.beat_soon = True
+            members = ",".join(map(str, voters.members))
+            effects.append(Note("voters_changed", (("id", voters.id), ("members", members))))
+        return effects
 
     # ---- heartbeats ---------------------------------------------------------------------------
 
@@ -183,7 +218,10 @@ class LeaseCore:
         )
         if self._next_beat_ns > now_ns + params.heartbeat_ns:
             self._next_beat_ns = now_ns + params.heartbeat_ns
+        current, follows = self.voters.told()
         beat = Beat(
+            voters=current,
+            next=follows,
             era=view.era_told(),
             votes=view.may_vote(now_ns),
             able=view.able(),
@@ -212,6 +250,7 @@ class LeaseCore:
             view.counters["beats_overtaken"] += 1
             return
         view.want_era(beat.era)
+        self.voters.on_beat(beat)
         for node, echoed_seq, held_ns in beat.echoes:
             sent_ns = self._beats_sent.get(echoed_seq)
             if node == self.params.node_id and sent_ns is not None:
@@ -238,10 +277,6 @@ class LeaseCore:
         if verdict is not Verdict.ACT:
             view.counters[verdict.value] += 1
             return []
-        if not self._same_voters(envelope):
-            view.counters["wrong_voters"] += 1
-            self.wrong_voters_ns = now_ns
-            return []
         peer = view.peers[sender]
         effects: list[Effect] = []
         if peer.session != envelope.session:
@@ -252,13 +287,20 @@ class LeaseCore:
                 del self._awaiting_era[key]
             effects.append(Note("peer_proven", (("peer_id", sender),)))
         peer.heard_ns = now_ns
-        for message in envelope.messages:
+        same, named = self._same_voters(envelope), view.voters.id
+        acted_on = [m for m in envelope.messages if same or isinstance(m, Beat)]
+        for message in acted_on:
             effects += self._on_message(sender, message, envelope.seq, now_ns)
+        rival = not same and envelope.voters_id == named
+        if rival or len(acted_on) < len(envelope.messages):
+            view.counters["wrong_voters"] += 1
+        if rival:
+            self.wrong_voters_ns = now_ns
         return effects
 
     def _same_voters(self, envelope: Envelope) -> bool:
         return (
-            envelope.voters_id == self.params.voters.id
+            envelope.voters_id == self.view.voters.id
             and envelope.voters_hash == self.view.voters_hash
         )
 

@@ -37,7 +37,9 @@ __all__ = [
     "MoveAsked",
     "Note",
     "PersistEra",
+    "PersistVoters",
     "ReplyMove",
+    "ReplyVoters",
     "Rng",
     "SegmentsDown",
     "Send",
@@ -47,6 +49,10 @@ __all__ = [
     "SyncdSaid",
     "TellSyncd",
     "Unreadable",
+    "VoterRecord",
+    "VotersAsked",
+    "VotersFailed",
+    "VotersPersisted",
 ]
 
 NS_PER_MS = 1_000_000
@@ -73,8 +79,20 @@ class GroupParams:
 
 
 @dataclass(frozen=True, slots=True)
+class VoterRecord:
+    """What a node keeps of voter sets over restarts: the one in force, the one stored to follow
+    it, and whether it once lost what it had stored: then it does not vote (`cluster.voters`)."""
+
+    current: VoterSet
+    next: VoterSet | None = None
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseParams:
-    """Everything the core is configured with. Times in nanoseconds of the node's own clock."""
+    """Everything the core is configured with. Times in nanoseconds of the node's own clock.
+    `voters` is the set that the cluster was founded with, `nodes` are all nodes, voters or not
+    (none named: the founders)."""
 
     node_id: int
     gateway: bool
@@ -89,6 +107,7 @@ class LeaseParams:
     drift_ppm: int = int(DRIFT * PPM)
     two_node: bool = False
     """Two voters, of which one may decide alone (`cluster.pair`)."""
+    nodes: tuple[int, ...] = ()
 
     @classmethod
     def from_config(cls, config: ClusterConfig, node_name: str) -> LeaseParams:
@@ -97,6 +116,7 @@ class LeaseParams:
             node_id=node.id,
             gateway=node.role == "gateway",
             voters=config.voters,
+            nodes=tuple(sorted(node.id for node in config.nodes.values())),
             groups=tuple(
                 GroupParams(
                     group.index,
@@ -158,6 +178,27 @@ class EraFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class VotersPersisted:
+    """The voters file holds `record`, fsynced like the era file."""
+
+    record: VoterRecord
+
+
+@dataclass(frozen=True, slots=True)
+class VotersFailed:
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class VotersAsked:
+    """Somebody on this node wants `voters` to follow the set in force. Asked again until done;
+    `token` comes back in `ReplyVoters`."""
+
+    token: str
+    voters: VoterSet
+
+
+@dataclass(frozen=True, slots=True)
 class MoveAsked:
     """A local request; `token` comes back in `ReplyMove`."""
 
@@ -198,6 +239,9 @@ Event = (
     | SyncdSaid
     | EraPersisted
     | EraFailed
+    | VotersPersisted
+    | VotersFailed
+    | VotersAsked
     | MoveAsked
     | StopAsked
     | SegmentsDown
@@ -242,6 +286,21 @@ class PersistEra:
 
 
 @dataclass(frozen=True, slots=True)
+class PersistVoters:
+    """Write the voters file off the loop; answered by `VotersPersisted` or `VotersFailed`."""
+
+    record: VoterRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyVoters:
+    """`reason`: why the set is not stored to follow; empty if it is or will be."""
+
+    token: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class TellSyncd:
     message: RoleChange
 
@@ -266,4 +325,15 @@ class Note:
     facts: tuple[tuple[str, int | str | bool], ...] = ()
 
 
-Effect = Send | SetGate | Announce | PersistEra | TellSyncd | AskPosition | ReplyMove | Note
+Effect = (
+    Send
+    | SetGate
+    | Announce
+    | PersistEra
+    | PersistVoters
+    | TellSyncd
+    | AskPosition
+    | ReplyMove
+    | ReplyVoters
+    | Note
+)

@@ -30,8 +30,7 @@ import structlog
 from cluster.announce import Announcer, announced_ports
 from cluster.carrier import CarrierWatch
 from cluster.clock_rate import ClockRate
-from cluster.era import read_era, write_era
-from cluster.era_writer import EraWriter
+from cluster.disk_writer import DiskWriter
 from cluster.gate import GateWriter, attached
 from cluster.gate_watch import GateWatch
 from cluster.heartbeat import Codec, DatagramError, derive_key
@@ -45,7 +44,9 @@ from cluster.lease_types import (
     MoveAsked,
     Note,
     PersistEra,
+    PersistVoters,
     ReplyMove,
+    ReplyVoters,
     SegmentsDown,
     Send,
     SetGate,
@@ -54,6 +55,7 @@ from cluster.lease_types import (
     SyncdSaid,
     TellSyncd,
     Unreadable,
+    VotersAsked,
 )
 from cluster.leased_io import LinkSockets, LocalSocket, Recent, plan_paths
 from cluster.leased_status import GateFacts, leased_status
@@ -63,7 +65,7 @@ from cluster.refusals import LEASED, Refusals
 from cluster.standing import read_standing
 from cluster.upstream import plan_checks
 from cluster.upstream_io import UpstreamSockets
-from hafw.config.model import ClusterConfig
+from hafw.config.model import ClusterConfig, VoterSet
 from hafw.cpus import lease_cpu, usable_cpus
 from hafw.daemon_main import daemon_main
 from hafw.errors import StateError
@@ -80,6 +82,8 @@ from hafw.messages import (
     Standing,
     StatusRequest,
     SyncBeacon,
+    VotersReply,
+    VotersRequest,
     decode_leased,
     encode,
 )
@@ -124,7 +128,7 @@ class Leased:
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
-        self._era_writer = EraWriter(self._paths.era, self._wake_out)
+        self._disk = DiskWriter(self._paths, self._wake_out, config)
         self._core = self._make_core(node_name)
         counters = self._core.view.counters
         self._links = LinkSockets(
@@ -162,20 +166,18 @@ class Leased:
         return gate
 
     def _make_core(self, node_name: str) -> LeaseCore:
-        era = read_era(self._paths.era)
-        durable = True
-        try:
-            write_era(self._paths.era, era + 1)
-        except OSError as error:
-            durable = False
-            self._log.error("era_write_failed", path=str(self._paths.era), error=error.strerror)
+        if (disk := self._disk).wrong:
+            self._log.error("voters_file_lost", reason=disk.wrong)
+        if error := disk.begin():
+            self._log.error("era_write_failed", path=str(self._paths.era), error=error)
         return LeaseCore(
             LeaseParams.from_config(self._config, node_name),
-            era=era + 1 if durable else era,
-            era_durable=durable,
+            era=disk.era,
+            era_durable=not error,
             rng=random.SystemRandom(),
             now_ns=now_boottime_ns(),
             standing=read_standing(self._paths.standing),
+            record=disk.record,
         )
 
     # ---- the loop -----------------------------------------------------------------------------
@@ -285,13 +287,15 @@ class Leased:
                     self._do(self._core.handle(MoveAsked(sender, message), now_ns=now_ns))
                 case Standing():
                     self._do(self._core.handle(StandingSaid(message), now_ns=now_ns))
+                case VotersRequest(number, members):
+                    asked = VotersAsked(sender, VoterSet(id=number, members=tuple(members)))
+                    self._do(self._core.handle(asked, now_ns=now_ns))
                 case StatusRequest():
                     askers.append(sender)
-                case MoveReply() | LeasedStatus():
+                case MoveReply() | VotersReply() | LeasedStatus():
                     self._core.view.counters["local_unexpected"] += 1
                 case _:
                     assert_never(message)
-
         if askers:  # One status a turn for all: a flood of questions must not hold the loop.
             status = encode(self._status(now_boottime_ns()))
             for asker in askers:
@@ -302,7 +306,7 @@ class Leased:
             self._wake_in.recv(4096)
         except BlockingIOError:
             return
-        for event in self._era_writer.finished():
+        for event in self._disk.finished():
             self._do(self._core.handle(event, now_ns=now_boottime_ns()))
 
     def _take_carrier(self) -> None:
@@ -324,8 +328,6 @@ class Leased:
     def _on_signal(self, _signum: int, _frame: object) -> None:
         self._stopping = True
 
-    # ---- effects ------------------------------------------------------------------------------
-
     def _do(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
@@ -337,15 +339,19 @@ class Leased:
                 case Announce(group):
                     self._announcers[group].announce()
                 case PersistEra(era):
-                    self._era_writer.start(era)
+                    self._disk.write_era(era)
+                case PersistVoters(record):
+                    self._disk.write_voters(record)
                 case TellSyncd(message):
                     if self._has_syncd:
                         self._local.send(encode(message), str(self._paths.syncd_socket))
                 case AskPosition(group, epoch):
-                    question = PositionRequest(group=group, epoch=epoch)
-                    self._local.send(encode(question), str(self._paths.syncd_socket))
+                    question = encode(PositionRequest(group=group, epoch=epoch))
+                    self._local.send(question, str(self._paths.syncd_socket))
                 case ReplyMove(token, reply):
                     self._local.send(encode(reply), token)
+                case ReplyVoters(token, reason):
+                    self._local.send(encode(VotersReply(reason=reason)), token)
                 case Note(event, facts):
                     self._note(event, **dict(facts))
                 case _:

@@ -10,7 +10,14 @@ from collections.abc import Callable, Sequence
 from cluster.lease import LeaseCore
 from cluster.lease_types import NS_PER_MS
 from cluster.meters import LinkMeter
-from hafw.messages import GroupLeaseStatus, LeasedStatus, LoopDelay, PeerStatus
+from hafw.config.model import VoterSet
+from hafw.messages import (
+    GroupLeaseStatus,
+    LeasedStatus,
+    LoopDelay,
+    PeerStatus,
+    VoterSetStatus,
+)
 
 __all__ = ["GateFacts", "leased_status"]
 
@@ -45,7 +52,7 @@ def leased_status(
         now_ns=now_ns,
         may_vote=view.may_vote(now_ns),
         votes_from_ns=view.votes_from_ns,
-        voters_id=params.voters.id,
+        voters_id=view.voters.id,
         voters_hash=view.voters_hash,
         realtime=realtime,
         groups=groups,
@@ -53,6 +60,21 @@ def leased_status(
         loop_delay=delay,
         counters={name: count for name, count in sorted(view.counters.items()) if count},
         alarms=[*machine_alarms, *_alarms(core, now_ns, delay)],
+        voters=_voters_status(core, view.voters, now_ns),
+        voters_next=_voters_status(core, core.voters.next, now_ns),
+        voters_lost=view.voters_lost,
+    )
+
+
+def _voters_status(core: LeaseCore, voters: VoterSet | None, now_ns: int) -> VoterSetStatus | None:
+    if voters is None:
+        return None
+    settles_ns = core.voters.settles_ns if voters is core.voters.next else None
+    return VoterSetStatus(
+        id=voters.id,
+        members=list(voters.members),
+        stored_by=core.voters.stored_by(voters, now_ns),
+        settles_ms=None if settles_ns is None else max(0, settles_ns - now_ns) / NS_PER_MS,
     )
 
 
@@ -101,13 +123,35 @@ def _peer_status(core: LeaseCore, node: int, now_ns: int, links: LinkMeter) -> P
     )
 
 
+def _voters_alarms(core: LeaseCore, now_ns: int) -> list[str]:
+    view, change = core.view, core.voters
+    alarms: list[str] = []
+    if core.wrong_voters_ns is not None and now_ns - core.wrong_voters_ns < _WINDOW_NS:
+        alarms.append(
+            f"a node with another voter set {view.voters.id} is heard: its cluster.yaml names "
+            "other founders"
+        )
+    if view.voters_lost and view.is_voter:
+        alarms.append(
+            "this node has lost its voters file and does not vote: take it out of the voters and "
+            "in again (hafwctl cluster voters --remove, then --add)"
+        )
+    if change.error:
+        alarms.append(f"the voters file cannot be written: {change.error}")
+    if change.rival is not None and change.next is not None:
+        alarms.append(
+            f"two different voter sets {change.rival.id} are stored: neither comes to pass, set "
+            f"{view.voters.id} goes on"
+        )
+    return alarms
+
+
 def _alarms(core: LeaseCore, now_ns: int, delay: LoopDelay) -> list[str]:
     view, params = core.view, core.params
     alarms: list[str] = []
     if core.era_error:
         alarms.append(f"the era file cannot be written, this node does not vote: {core.era_error}")
-    if core.wrong_voters_ns is not None and now_ns - core.wrong_voters_ns < _WINDOW_NS:
-        alarms.append("a node with another voter set is heard: its cluster.yaml differs")
+    alarms += _voters_alarms(core, now_ns)
     if view.twin_ns is not None and now_ns - view.twin_ns < _TWIN_NS:
         alarms.append(
             f"another machine runs as node {params.node_id}: stop one of the two at once, "

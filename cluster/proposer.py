@@ -19,8 +19,10 @@ Theory of operation
     a majority tell, because any lease that opened was granted by a voter among them. A voter that
     has restarted forgot what it granted, so only promises that remember a lease count: a voter
     that remembers epoch e never granted one above e in an earlier life, as its era would have
-    made it refuse e. An own earlier claim that never opened hands on what it was itself. The one
-    promise of a node alone (`cluster.pair`) tells nothing.
+    made it refuse e. An own earlier claim that never opened hands on what it was itself. What was
+    accepted in an earlier voter set is no memory either: majorities of sets two apart may have
+    no voter in common. The one promise of a node alone (`cluster.pair`) tells nothing, and who
+    ever held a lease by its own vote alone cannot know who held the group beside it.
 """
 
 from __future__ import annotations
@@ -74,6 +76,8 @@ class Claim:
     await_position: Position | None = None
     await_until_ns: int = 0
     unsynced: bool = False
+    alone: bool = False
+    """Some grant that it rests on, or rested on, was no majority's."""
 
 
 class Proposer:
@@ -161,6 +165,8 @@ class Proposer:
         claim = self.claim
         if claim is None or claim.epoch != promise.epoch or claim.phase is not Phase.PREPARE:
             return []
+        if not self._view.counts(sender):
+            return []
         claim.promises[sender] = promise
         return self._weigh_promises(claim, now_ns)
 
@@ -169,7 +175,7 @@ class Proposer:
         for claim in (self.held, self.claim):
             if claim is not None and claim.epoch == accepted.epoch:
                 request = claim.requests.get(accepted.request)
-                if request is None:
+                if request is None or not self._view.counts(sender):
                     return None
                 request.voters.add(sender)
                 return self._weigh_grants(claim, accepted.request, request, now_ns)
@@ -267,6 +273,9 @@ class Proposer:
             return None
         claim.deadline_ns = deadline_ns
         claim.refused = False
+        if needed < view.majority and len(request.voters) < view.majority:
+            claim.alone = True
+            self._remember(claim.epoch, False)
         if claim is self.claim:
             self.claim = None
             self.held = claim
@@ -281,11 +290,17 @@ class Proposer:
         assert request.sent_ns <= now_ns
         return request.sent_ns + self._view.params.shorter(self._view.params.lease_ns)
 
+    def voters_changed(self, now_ns: int) -> list[Effect]:
+        """Grants of two voter sets are not added up: what is under way begins anew."""
+        if self.held is not None:
+            self.held.requests.clear()
+        return [] if self.claim is None else self.drop(retry_ns=now_ns)
+
     # ---- contiguity ---------------------------------------------------------------------------
 
     def mark_opened(self, claim: Claim) -> None:
         claim.opened = True
-        self._remember(claim.epoch, True)
+        self._remember(claim.epoch, not claim.alone)
 
     def _remember(self, epoch: int, own: bool) -> None:
         self._was_own[epoch] = own
@@ -293,9 +308,11 @@ class Proposer:
             del self._was_own[next(iter(self._was_own))]
 
     def _is_contiguous(self, claim: Claim) -> bool:
-        if self.held is not None and self.held.opened:
+        if len(claim.promises) < self._view.majority:
+            return False
+        if self.held is not None and self.held.opened and not self.held.alone:
             return True  # Who is open now, and gets a majority's promise, has had no successor.
-        remembering = [p for p in claim.promises.values() if p.last_epoch]
+        remembering = [p for p in claim.promises.values() if p.last_epoch and p.last_in_set]
         if len(remembering) < self._view.majority:
             return False
         top = max(remembering, key=lambda promise: promise.last_epoch)

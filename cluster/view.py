@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from cluster.heartbeat import REASON_CHARS_MAX, Beat, Envelope, GroupBeat, Message
+from cluster.heartbeat import REASON_CHARS_MAX, Beat, Envelope, GroupBeat, Message, Voters
 from cluster.lease_types import GroupParams, LeaseParams, Rng, SegmentsDown, Send
 from cluster.pair import PairWatch
 from cluster.session import SessionTable, Verdict
+from hafw.config.model import VoterSet
 from hafw.human import epoch_counter, epoch_era, make_epoch
 from hafw.messages import Position, Standing, SyncBeacon
 
@@ -81,9 +82,11 @@ class NodeView:
         self.era_wanted = era if era_durable else era + 1
         self.era_durable = era_durable
         self.votes_from_ns = now_ns + params.longer(params.restart_wait_ns)
-        self.peers = {
-            node: PeerView(node) for node in params.voters.members if node != params.node_id
-        }
+        nodes = params.nodes or params.voters.members
+        self.peers = {node: PeerView(node) for node in nodes if node != params.node_id}
+        """All other nodes; who of them votes is for `voters` to say."""
+        self.voters_lost = False
+        """This node has lost its voters file: it does not vote."""
         self.beacon: SyncBeacon | None = None
         self.beacon_ns = now_ns
         self.twin_ns: int | None = None
@@ -93,11 +96,18 @@ class NodeView:
         self.unanswered: frozenset[tuple[int, str]] = frozenset()
         self.stopping = False
         self.beat_soon = False
-        self.voters_hash = params.voters.hash
-        self.majority = params.voters.majority
+        self.act_in(params.voters)
         self.pair = PairWatch(params, now_ns) if params.two_node else None
         self._request = 0
         self._heard_for_ns = HEARD_BEATS * params.heartbeat_ns
+
+    def act_in(self, voters: VoterSet) -> None:
+        """Ask, count and vote in this set from now on."""
+        self.voters = voters
+        self.voters_told = Voters(voters.id, voters.members)
+        self.voters_hash = voters.hash
+        self.majority = voters.majority
+        self.is_voter = self.params.node_id in voters.members
 
     def hear_stranger(self, sender: int, session: int, now_ns: int) -> None:
         """An authenticated envelope of no peer: a node this cluster.yaml does not know, our own
@@ -163,12 +173,14 @@ class NodeView:
     # ---- voting -------------------------------------------------------------------------------
 
     def may_vote(self, now_ns: int) -> bool:
-        return self.era_durable and now_ns >= self.votes_from_ns
+        knows = self.era_durable and not self.voters_lost
+        return knows and self.is_voter and now_ns >= self.votes_from_ns
 
     def able(self) -> bool:
         """Whether this node could carry a group."""
         resting = self.params.node_id in self.standing.out
-        return self.params.gateway and self.era_durable and not (self.stopping or resting)
+        carries = self.params.gateway and self.is_voter and self.era_durable
+        return carries and not (self.stopping or resting)
 
     def order(self, group: GroupParams) -> tuple[int, ...]:
         """The group's candidates, best first, as agreed on last."""
@@ -189,9 +201,21 @@ class NodeView:
         ready = sum(
             1
             for node, peer in self.peers.items()
-            if self.alive(node, now_ns) and peer.beat is not None and peer.beat.votes
+            if self.alive(node, now_ns) and self.in_set(peer) and peer.beat and peer.beat.votes
         )
         return ready + self.may_vote(now_ns) >= self.needed(group, now_ns, holding=False)
+
+    def counts(self, node: int) -> bool:
+        """Whether the vote of `node` counts in the set in force."""
+        return node in self.voters.members
+
+    def in_set(self, peer: PeerView) -> bool:
+        """Whether the peer is a voter of the set in force here, and acts in it."""
+        return (
+            self.counts(peer.node_id)
+            and peer.beat is not None
+            and peer.beat.voters == self.voters_told
+        )
 
     def era_told(self) -> int:
         """The era to name to others: 0 while ours is not durable, so that nobody learns it."""
@@ -199,7 +223,8 @@ class NodeView:
 
     def credible(self, era: int) -> bool:
         """Whether an era that another node names may be learned from it."""
-        told = sorted((p.beat.era for p in self.peers.values() if p.beat), reverse=True)
+        told = [p.beat.era for p in self.peers.values() if p.beat and self.counts(p.node_id)]
+        told.sort(reverse=True)
         # What a majority's worth of the others has reached is not one damaged file.
         reached = told[self.majority - 1] if len(told) >= self.majority else 0
         return era <= max(self.era, reached) + ERA_LEAP_MAX
@@ -365,7 +390,7 @@ class NodeView:
                 session=self.sessions.own,
                 seq=self.sessions.next_seq(),
                 to=to,
-                voters_id=self.params.voters.id,
+                voters_id=self.voters.id,
                 voters_hash=self.voters_hash,
                 heard=self.sessions.heard(),
                 messages=list(messages),

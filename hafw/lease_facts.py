@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["GroupLeaseStatus", "LinkStatus", "LoopDelay", "PeerStatus", "Spread"]
+__all__ = ["GroupLeaseStatus", "LinkStatus", "LoopDelay", "PeerStatus", "Spread", "VoterSetStatus"]
 
 
 class Spread(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,3 +77,14 @@ class GroupLeaseStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     renewals: int
     synced: bool = False
     reason: str = ""
+
+
+class VoterSetStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A voter set as leased knows it. `stored_by`: the nodes that are known to have it on disk,
+    this one included. `settles_ms`: how long until it can be in force; None: a majority of the
+    old or of the new set has not stored it yet, or it is in force."""
+
+    id: int
+    members: list[int]
+    stored_by: list[int]
+    settles_ms: float | None = None

@@ -8,9 +8,18 @@ network namespaces of a machine share, unless a name says `_s` (seconds) or `_ms
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
-from hafw.lease_facts import GroupLeaseStatus, LinkStatus, LoopDelay, PeerStatus, Spread
+from hafw.lease_facts import (
+    GroupLeaseStatus,
+    LinkStatus,
+    LoopDelay,
+    PeerStatus,
+    Spread,
+    VoterSetStatus,
+)
 
 __all__ = [
     "DATAGRAM_BYTES_MAX",
@@ -35,6 +44,9 @@ __all__ = [
     "SyncPeerStatus",
     "SyncdMessage",
     "SyncdStatus",
+    "VoterSetStatus",
+    "VotersReply",
+    "VotersRequest",
     "decode_leased",
     "decode_syncd",
     "encode",
@@ -154,6 +166,22 @@ class MoveReply(Message, frozen=True):
     reason: str
 
 
+class VotersRequest(Message, frozen=True):
+    """To leased: let this voter set follow the one in force (`cluster.voters`). Asking any node
+    is enough, and asking again does no harm."""
+
+    id: Annotated[int, msgspec.Meta(ge=1)]
+    members: Annotated[
+        list[Annotated[int, msgspec.Meta(ge=1, le=62)]], msgspec.Meta(min_length=1, max_length=62)
+    ]
+
+
+class VotersReply(Message, frozen=True):
+    """`reason`: why not; empty if the set is stored here, or about to be."""
+
+    reason: str
+
+
 # ---- status ------------------------------------------------------------------------------------
 
 
@@ -175,6 +203,11 @@ class LeasedStatus(Message, frozen=True):
     loop_delay: LoopDelay
     counters: dict[str, int]
     alarms: list[str]
+    voters: VoterSetStatus | None = None
+    """The set in force here; whether this node is in it says whether it is a voter at all."""
+    voters_next: VoterSetStatus | None = None
+    voters_lost: bool = False
+    """This node has lost its voters file, and does not vote until it is added anew."""
 
 
 class SyncPassStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -317,6 +350,8 @@ LeasedMessage = (
     | MoveRequest
     | MoveReply
     | Standing
+    | VotersRequest
+    | VotersReply
     | LeasedStatus
 )
 SyncdMessage = (

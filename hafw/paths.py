@@ -2,7 +2,7 @@
 
 ====================== ======================================================================
 /run/hafw/NODE          hafwd.sock leased.sock syncd.sock raftd.sock, *.pid and *.lock, *.log (lab)
-/var/lib/hafw/NODE      era, standing, raft/ (hafw-raftd's own user)
+/var/lib/hafw/NODE      era, voters, standing, raft/ (hafw-raftd's own user)
 /etc/hafw/NODE          lease.key sync.key raft.key (mode 0600)
 /sys/fs/bpf/hafw/NODE   gate, prog-*, link-*
 ====================== ======================================================================
@@ -83,6 +83,11 @@ class NodePaths:
     def standing(self) -> Path:
         """What Raft has agreed on last, for the next hafw-leased (`cluster.standing`)."""
         return self.lib / "standing"
+
+    @property
+    def voters(self) -> Path:
+        """The voter set in force, and the next one (`cluster.voters_file`)."""
+        return self.lib / "voters"
 
     @property
     def lease_key(self) -> Path:

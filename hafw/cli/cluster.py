@@ -10,6 +10,7 @@ import click
 
 from hafw.cli.raft_asking import ask_raft, propose, warn
 from hafw.cli.render import format_option, render
+from hafw.cli.voters import voters
 from hafw.cli.where import find_scope, require_root, scope_options
 from hafw.paths import NodePaths
 
@@ -21,6 +22,9 @@ TOKEN_MINUTES_MAX = 7 * 24 * 60
 @click.group()
 def cluster() -> None:
     """Members, history of moves, join tokens: what the nodes have agreed on."""
+
+
+cluster.add_command(voters)
 
 
 @cluster.command()

@@ -36,6 +36,8 @@ from hafw.messages import (
     SyncdStatus,
     VerifyReply,
     VerifyRequest,
+    VotersReply,
+    VotersRequest,
     decode_leased,
     decode_syncd,
     encode,
@@ -119,6 +121,13 @@ class LocalClient:
     def move(self, request: MoveRequest) -> MoveReply | Unavailable:
         """Ask leased for a planned hand-over; returns when it is done or refused."""
         return self._ask(self._move_question(request), request.wait_s + MOVE_MARGIN_S)
+
+    def ask_voters(self, request: VotersRequest) -> VotersReply | Unavailable:
+        """Ask leased to let another voter set follow."""
+        question = _Question(
+            "hafw-leased", self._paths.leased_socket, encode(request), decode_leased, VotersReply
+        )
+        return self._ask(question, ASK_S)
 
     def tell_standing(self, standing: Standing) -> bool:
         """To leased, which does not answer; False if it is not there to hear it."""

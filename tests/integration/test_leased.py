@@ -235,7 +235,7 @@ def daemon(bed: Bed) -> Iterator[Daemon]:
 def test_heartbeats_go_out_by_multicast_and_unicast_byte_for_byte_the_same(daemon: Daemon) -> None:
     datagrams = [daemon.heartbeat()[0] for _ in range(8)]
     assert max(datagrams.count(datagram) for datagram in datagrams) == 2
-    assert (daemon.bed.root / "lib/wit/era").read_text() == "1\n"
+    assert (daemon.bed.root / "lib/wit/era").read_text() == "1 voters\n"
 
 
 def test_clean_stop_leaves_no_socket_and_no_pid_file(daemon: Daemon) -> None:
@@ -293,7 +293,7 @@ def test_recording_of_an_earlier_start_gets_no_vote(bed: Bed) -> None:
         second.send(recorded)
         assert second.counter("unproven") == 1
         assert not promised(second)
-        assert (bed.root / "lib/wit/era").read_text() == "2\n"
+        assert (bed.root / "lib/wit/era").read_text() == "2 voters\n"
     finally:
         second.end(signal.SIGKILL)
 
@@ -454,6 +454,26 @@ def test_a_flood_of_status_questions_costs_one_status_a_turn(daemon: Daemon) -> 
         daemon.process.send_signal(signal.SIGCONT)
         answers = {asking.recv(65536) for _ in range(9)}
     assert len(answers) == 1
+
+
+@pytest.mark.parametrize(("era", "lost"), [("4\n", False), ("4 voters\n", True)])
+def test_voters_file_that_is_missing_is_lost_only_if_there_has_been_one(
+    bed: Bed, era: str, lost: bool
+) -> None:
+    """A version of hafw before it kept none: its nodes must vote after an upgrade."""
+    folder = bed.root / "lib/wit"
+    folder.mkdir()
+    (folder / "era").write_text(era)
+    for turn in (5, 6):
+        running = Daemon(bed)
+        try:
+            running.heartbeat()
+            assert (folder / "era").read_text() == f"{turn} voters\n"
+            status = running.status()
+            assert status.voters_lost is lost
+            assert any("lost its voters file" in alarm for alarm in status.alarms) is lost
+        finally:
+            running.end(signal.SIGKILL)
 
 
 def test_refusals_say_what_to_do(bed: Bed) -> None:

@@ -22,13 +22,15 @@ from cluster.handover import HandOver
 from cluster.heartbeat import Accepted
 from cluster.lease import LeaseCore
 from cluster.lease_group import GroupCore
-from cluster.lease_types import LeaseParams
+from cluster.lease_types import LeaseParams, VoterRecord
 from cluster.proposer import Phase, Proposer, Request
-from cluster.view import NodeView
+from cluster.view import NodeView, PeerView
+from cluster.voters import VoterChange
 from hafw.config.model import VoterSet
 from hafw.human import make_epoch
 from hafw.messages import Standing
 from tests.simulation.lease_world import (
+    FIRST_SET,
     GROUP,
     HEARTBEAT_NS,
     LEASE_NS,
@@ -48,6 +50,10 @@ HELD_LEASES = 2
 KINDS = (
     "all_restart",
     "carrier",
+    "change_and_isolate",
+    "change_voters",
+    "change_voters",
+    "change_voters_twice",
     "clean_stop",
     "crash_while_writing",
     "cut_one_way",
@@ -60,18 +66,21 @@ KINDS = (
     "kill",
     "kill_then_stop",
     "late_effects",
+    "leave_behind",
     "lose_voters_in_turn",
     "move",
     "new_epoch",
     "pause",
     "power_cut",
     "quick_restart",
+    "rival_voters",
     "slow_disk_and_restart",
     "slow_network",
     "standing",
     "stale_voters",
     "syncd_silent",
     "unsynced",
+    "voters_lost",
 )
 """Kinds of faults: methods of `Schedule`. Each schedule draws four."""
 FOCUS: dict[str, tuple[str, ...]] = {
@@ -80,7 +89,14 @@ FOCUS: dict[str, tuple[str, ...]] = {
     "relative_deadline": ("late_effects", "pause"),
     "release_of_any_epoch": ("move", "move", "slow_network", "new_epoch"),
     "promise_forgotten": ("cut_one_way", "cut_one_way", "pause", "quick_restart"),
-    "old_voters_accepted": ("stale_voters", "isolate", "power_cut"),
+    "old_voters_accepted": ("leave_behind", "stale_voters"),
+    "both_majorities_unasked": ("leave_behind",),
+    "voters_without_wait": ("leave_behind", "change_voters"),
+    "next_voters_replaced": ("rival_voters", "rival_voters", "isolate", "change_voters"),
+    "anybody_votes": ("change_voters", "isolate"),
+    "voters_told_early": ("leave_behind", "crash_while_writing"),
+    "loss_of_voters_unnoticed": ("lose_and_leave_behind", "change_voters"),
+    "restarts_while_changing": ("leave_behind", "quick_restart"),
     "unsynced_at_once": ("power_cut", "unsynced"),
     "release_after_restart": ("kill_then_stop", "kill_then_stop", "pause"),
     "renewals_of_old_era_refused": ("slow_disk_and_restart",),
@@ -95,6 +111,19 @@ FOCUS: dict[str, tuple[str, ...]] = {
 }
 """Kinds of faults that together reach a mistake sooner than the whole mix does. The right code
 must stand the same schedules."""
+VOTER_FOCUS = frozenset(
+    (
+        "anybody_votes",
+        "both_majorities_unasked",
+        "restarts_while_changing",
+        "loss_of_voters_unnoticed",
+        "next_voters_replaced",
+        "old_voters_accepted",
+        "voters_told_early",
+        "voters_without_wait",
+    )
+)
+"""Of these, those about changes of the voter set: five nodes, up to two of them no voters yet."""
 FOCUS_PACE = {
     "unsynced_at_once": (2_400 * MS, 1_100 * MS),
     "renewals_of_old_era_refused": (2_400 * MS, 1_100 * MS),
@@ -102,6 +131,14 @@ FOCUS_PACE = {
     "drift_ignored": (2_000 * MS, 200 * MS),
     "voter_not_rejoined": (2_400 * MS, 1_100 * MS),
     "lease_from_receipt": (1_000 * MS, 120 * MS),
+    "both_majorities_unasked": (2_000 * MS, 500 * MS),
+    "voters_without_wait": (1_500 * MS, 300 * MS),
+    "next_voters_replaced": (1_500 * MS, 100 * MS),
+    "anybody_votes": (700 * MS, 60 * MS),
+    "old_voters_accepted": (2_000 * MS, 500 * MS),
+    "voters_told_early": (2_000 * MS, 500 * MS),
+    "loss_of_voters_unnoticed": (2_000 * MS, 500 * MS),
+    "restarts_while_changing": (2_000 * MS, 300 * MS),
 }
 """How long the faults of a focus go on, and the mean gap between them."""
 SHAPES: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
@@ -122,7 +159,13 @@ class Schedule:
         """`focus`: draw only the kinds of `FOCUS`, close together."""
         self.rng = rng = Random(seed)
         gateways, witnesses = rng.choice(SHAPES)
-        self.world = World(rng, gateways=gateways, witnesses=witnesses)
+        spares: tuple[int, ...] = ()
+        if len(gateways) + len(witnesses) > 3 and rng.random() < 0.4:
+            spares = (rng.choice((*gateways, *witnesses)),)
+        if focus in VOTER_FOCUS:
+            gateways, witnesses = SHAPES[-1]
+            spares = tuple(rng.sample((*gateways, *witnesses), rng.randrange(3)))
+        self.world = World(rng, gateways=gateways, witnesses=witnesses, spares=spares)
         self.world.network.loss = rng.choice((0.0, 0.0, 0.01, 0.1))
         self.world.network.least_ns = rng.choice((10_000, 100_000, 500_000))
         self.world.network.double = rng.choice((0.0, 0.1))
@@ -151,6 +194,8 @@ class Schedule:
         world.every(HEARTBEAT_NS // 5, until, world.check_kept)
         world.run(until)
         well = self._mend()
+        if not world.are_majority(well) or not any(map(world.in_all_sets, world.gateways)):
+            return world  # Too few may vote, or carry the group, in a set that may come.
         held = 0
         while held < HELD_LEASES:
             if world.now >= until + HEAL_BOUND_NS:
@@ -159,6 +204,19 @@ class Schedule:
             held = held + 1 if any(world.announces(world.nodes[n]) for n in well) else 0
         return world
 
+    def _barely_enough(self) -> list[int]:
+        """A gateway, and no more nodes than a majority of every set in play needs."""
+        world, rng = self.world, self.rng
+        gateways = [node for node in world.gateways if world.in_all_sets(node)]
+        if not gateways:
+            return sorted(world.nodes)
+        first = rng.choice(gateways)
+        well = [first]
+        for node in rng.sample([n for n in world.nodes if n != first], len(world.nodes) - 1):
+            if not world.are_majority(well):
+                well.append(node)
+        return sorted(well)
+
     def _mend(self) -> list[int]:
         """Mend all, or a majority with a gateway in it while the others are gone or cut off."""
         world, rng = self.world, self.rng
@@ -166,9 +224,7 @@ class Schedule:
         nodes = sorted(world.nodes)
         well = nodes
         if rng.random() < 0.5:
-            gateway = rng.choice(world.gateways)
-            others = rng.sample([n for n in nodes if n != gateway], world.voters.majority - 1)
-            well = sorted([gateway, *others])
+            well = self._barely_enough()
         world.say(f"{well} are mended")
         network = world.network
         network.loss = network.slow = 0.0
@@ -186,9 +242,6 @@ class Schedule:
                 world.carrier(node, frozenset())
             node.paused_until = node.busy_until = world.now
             world.stand(node, Standing({}, [], []))
-            if node.voters is not None:
-                node.voters = None
-                world.kill(node)
             node.disk_ns = MS
             world.start(node)
             world.pump(node)
@@ -439,14 +492,127 @@ class Schedule:
 
     def _stale_voters(self) -> None:
         """One node comes back with last year's cluster.yaml: three voters instead of five."""
-        if len(self.world.nodes) != 5:
-            return
-        node = self.world.nodes[1]
-        self.world.power_cut(node)
-        others = sorted(set(self.world.nodes) - {1})
+        world = self.world
+        if len(world.founders.members) != 5 or world.asked_sets:
+            return  # It was switched off two changes ago, and there has been no other since.
+        world.asked_sets[FIRST_SET] = world.founders
+        node = world.nodes[1]
+        world.power_cut(node)
+        others = sorted(set(world.nodes) - {1})
         old = (1, self.rng.choice(others[:2]), others[-1])
-        node.voters = VoterSet(id=1, members=old)
-        self.world.start(node)
+        node.record = VoterRecord(VoterSet(id=FIRST_SET - 2, members=old))
+        node.disk_least_ns = 300 * MS  # It hears of the sets since, and takes long to store them.
+        node.disk_slow_until = world.now + 2_000 * MS
+        world.start(node)
+
+    def _another_set(self, voters: VoterSet) -> VoterSet:
+        """One that may follow: a voter more or less, with a gateway among them."""
+        world, rng = self.world, self.rng
+        while True:
+            node = rng.choice(world.everybody)
+            members = set(voters.members) ^ {node}
+            if len(members) > 1 and members.intersection(world.gateways):
+                return VoterSet(id=voters.id + 1, members=tuple(sorted(members)))
+
+    def _change_voters(self) -> None:
+        """A voter more or less is wanted; asked of one node, or of several."""
+        world, rng = self.world, self.rng
+        for node in rng.sample(list(world.nodes.values()), rng.randrange(1, 3)):
+            if node.core is None or self.mended:
+                continue
+            voters = node.core.view.voters
+            follows = world.asked_sets.get(voters.id + 1)
+            if follows is None:
+                follows = world.asked_sets[voters.id + 1] = self._another_set(voters)
+            world.ask_voters(node, follows)
+
+    def _change_voters_twice(self) -> None:
+        self._change_voters()
+        for leases in (2, 3, 5):
+            self.world.at(self.world.now + leases * LEASE_NS, self._change_voters)
+
+    def _lose_and_leave_behind(self) -> None:
+        self._leave_behind(lose=True)
+
+    def _leave_behind(self, *, lose: bool = False) -> None:
+        """A voter hears only one other one, or nobody, while the others change the set as fast
+        as they can; then that one is cut off with it, after a crash, perhaps without its file."""
+        world, rng = self.world, self.rng
+        members = [n for n in self._acting_members() if world.nodes[n].core is not None]
+        if len(members) < 2:
+            return
+        behind, other = rng.sample(members, 2)
+        rest = [node for node in world.nodes if node not in (behind, other)]
+        away = {(behind, node) for node in rest} | {(node, behind) for node in rest}
+        if rng.random() < 0.5:
+            away |= {(behind, other), (other, behind)}
+        world.network_disturbed_at = world.now
+        world.network.cut |= away
+        world.say(f"node {behind} is left behind")
+        until = world.now + rng.randrange(30 * MS, 5 * RESTART_WAIT_NS)
+        for t in range(world.now, until, 4 * MS):
+            world.at(t, self._change_voters)
+        slowly = [] if lose else [world.nodes[behind], world.nodes[other]]
+        slow = [node for node in slowly if rng.random() < 0.5]
+        for node in slow:
+            node.disk_ns = 400 * MS
+        both = {(node, other) for node in rest} | {(other, node) for node in rest}
+
+        def turn() -> None:
+            if self.mended:
+                return
+            world.network.cut -= {(behind, other), (other, behind)}
+            world.network.cut |= both
+            world.say(f"nodes {behind} and {other} are alone")
+            if lose or rng.random() < 0.6:
+                world.kill(world.nodes[other])
+                first = all(self._has_file(node) for node in world.nodes.values())
+                if first and (lose or rng.random() < 0.5):
+                    world.nodes[other].record = None
+                self._later(20 * MS, lambda: world.start(world.nodes[other]))
+
+        def heal() -> None:
+            world.network_disturbed_at = world.now
+            for node in slow:
+                node.disk_ns = MS
+            if not self.mended:
+                world.network.cut -= away | both
+
+        world.at(until, turn)
+        world.at(until + RESTART_WAIT_NS + 6 * LEASE_NS, heal)
+
+    def _acting_members(self) -> list[int]:
+        cores = [node.core for node in self.world.nodes.values() if node.core is not None]
+        return sorted({n for core in cores for n in core.view.voters.members})
+
+    @staticmethod
+    def _has_file(node: Node) -> bool:
+        return node.record is not None and not node.record.lost
+
+    def _rival_voters(self) -> None:
+        """Two nodes are asked for different sets at once: nobody agreed on one."""
+        world = self.world
+        for node in self.rng.sample(list(world.nodes.values()), 2):
+            if node.core is not None:
+                world.ask_voters(node, self._another_set(node.core.view.voters))
+
+    def _change_and_isolate(self) -> None:
+        """Some hear of the change, and are cut off before, while or after it settles."""
+        self._change_voters()
+        self._later(2 * RESTART_WAIT_NS, self._isolate_unless_mended)
+
+    def _isolate_unless_mended(self) -> None:
+        if not self.mended:
+            self._isolate()
+
+    def _voters_lost(self) -> None:
+        """A node's voters file is removed while it is down: once in a schedule."""
+        world, node = self.world, self._any()
+        if not all(self._has_file(each) for each in world.nodes.values()):
+            return
+        world.kill(node)
+        node.record = None
+        self._later(4 * LEASE_NS, lambda: world.start(node))
 
 
 # ---- planted mistakes ---------------------------------------------------------------------------
@@ -506,6 +672,20 @@ def _same_epoch(self: NodeView, group: int, floor: int) -> int:
     return make_epoch(self.era, 1, self.params.node_id)
 
 
+def _new_majority(self: VoterChange, follows: VoterSet, now_ns: int) -> bool:
+    told = {peer.node_id for peer in self._tellers(follows, now_ns)}
+    told.add(self._view.params.node_id)
+    return len(told.intersection(follows.members)) >= follows.majority
+
+
+def _votes_anyway(self: NodeView, now_ns: int) -> bool:
+    return self.era_durable and now_ns >= self.votes_from_ns
+
+
+def _in_any_set(self: NodeView, peer: PeerView) -> bool:
+    return peer.node_id in self.voters.members
+
+
 def _refuses_no_epoch(self: Acceptor, sender: int, epoch: int, *, era: int, now_ns: int) -> bool:
     return self.blocks(sender, now_ns) > 0
 
@@ -534,6 +714,12 @@ MISTAKES: dict[str, str] = {
     "drift_ignored": "holder and voters count a lease alike, as if clocks did not drift",
     "voter_not_rejoined": "a holder never claims anew for a voter that started since",
     "renewed_in_hand_over": "renewals open announce again while the position is awaited",
+    "both_majorities_unasked": "a voter set comes into force by a majority of the new set alone",
+    "voters_without_wait": "a voter set comes into force as soon as both majorities have it",
+    "next_voters_replaced": "another next set takes the place of the one stored",
+    "anybody_votes": "newcomers vote, and are counted, before their set is in force",
+    "voters_told_early": "a next set is told before it is durable",
+    "loss_of_voters_unnoticed": "a node without its voters file goes on with the founders",
 }
 
 
@@ -545,6 +731,8 @@ def planted(mistake: str | None, world: World | None = None) -> Iterator[None]:
         world.relative_deadlines = mistake == "relative_deadline"
         world.forget_era = mistake == "era_not_persisted"
         world.era_told_early = mistake == "era_told_early"
+        world.voters_told_early = mistake == "voters_told_early"
+        world.loss_of_voters_unnoticed = mistake == "loss_of_voters_unnoticed"
     patches: dict[str, tuple[type, str, object]] = {
         "lease_from_receipt": (Proposer, "deadline_of", _from_receipt),
         "grants_to_another": (Acceptor, "blocks", lambda _self, _node, _now: 0),
@@ -560,11 +748,19 @@ def planted(mistake: str | None, world: World | None = None) -> Iterator[None]:
         "opened_before_position": (NodeView, "applied", lambda _self, _position: True),
         "drift_ignored": (LeaseParams, "shorter", lambda _self, duration_ns: duration_ns),
         "voter_not_rejoined": (GroupCore, "_outbid", lambda _self, _now_ns: []),
+        "both_majorities_unasked": (VoterChange, "_both_majorities", _new_majority),
+        "voters_without_wait": (VoterChange, "_wait_ns", lambda _self: 0),
+        "next_voters_replaced": (VoterChange, "_free", lambda _self: True),
+        "anybody_votes": (NodeView, "counts", lambda _self, _node: True),
         "renewed_in_hand_over": (HandOver, "gate_frozen", property(lambda _self: False)),
     }
     with ExitStack() as stack:
         if mistake in patches:
             stack.enter_context(patched(*patches[mistake]))
+        if mistake == "old_voters_accepted":
+            stack.enter_context(patched(NodeView, "in_set", _in_any_set))
+        if mistake == "anybody_votes":
+            stack.enter_context(patched(NodeView, "may_vote", _votes_anyway))
         if mistake == "drift_ignored":
             exact = (LeaseParams, "longer", lambda _self, duration_ns: duration_ns)
             stack.enter_context(patched(*exact))

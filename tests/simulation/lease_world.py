@@ -34,7 +34,9 @@ from cluster.lease_types import (
     MoveAsked,
     Note,
     PersistEra,
+    PersistVoters,
     ReplyMove,
+    ReplyVoters,
     SegmentsDown,
     Send,
     SetGate,
@@ -42,6 +44,10 @@ from cluster.lease_types import (
     StopAsked,
     SyncdSaid,
     TellSyncd,
+    VoterRecord,
+    VotersAsked,
+    VotersFailed,
+    VotersPersisted,
 )
 from hafw.config.model import VoterSet
 from hafw.human import format_epoch
@@ -65,18 +71,23 @@ LEASE_NS_MAX = 100 * MS
 RESTART_WAIT_NS = 120 * MS
 BEACON_NS = 50 * MS
 DRIFT_PPM = 10_000
+FIRST_SET = 3
+
+
+NOT_WON = (0, False)
 
 
 class ViolationError(AssertionError):
     """A checker found what may never be."""
 
 
-def _epoch_won(effects: list[Effect]) -> int:
-    """The epoch of the lease that these effects open; 0: none."""
+def _won(effects: list[Effect]) -> tuple[int, bool]:
+    """Epoch and contiguity of the lease that these effects open; 0: none."""
     for effect in effects:
         if type(effect) is Note and effect.event == "lease_won":
-            return int(dict(effect.facts)["epoch"])
-    return 0
+            facts = dict(effect.facts)
+            return int(facts["epoch"]), bool(facts["contiguous"])
+    return NOT_WON
 
 
 @dataclass(slots=True)
@@ -121,7 +132,7 @@ class Node:
         self.core: LeaseCore | None = None
         self.process = 0
         self.inbox: deque[Event] = deque()
-        self.todo: deque[tuple[Effect, int, int]] = deque()
+        self.todo: deque[tuple[Effect, int, tuple[int, bool]]] = deque()
         """Effects not done yet, the local time they were decided at, the epoch then won."""
         self.paused_until = 0
         self.busy_until = 0
@@ -140,7 +151,8 @@ class Node:
         self.segments_down: frozenset[str] = frozenset()
         self.owed: tuple[int, Position, int, int] | None = None
         """A release to this node that reached its process: epoch, position, when, process."""
-        self.voters: VoterSet | None = None
+        self.record: VoterRecord | None = None
+        """The voters file; None: it is gone."""
 
     def local(self, t: int) -> int:
         return self.offset_ns + t + t * self.ppm // PPM
@@ -151,12 +163,25 @@ class Node:
         return since * PPM // (PPM + self.ppm)
 
 
+def _record_text(record: VoterRecord) -> str:
+    follows = record.next
+    text = f"voters {record.current.id}: {record.current.members}"
+    text += "" if follows is None else f", next {follows.id}: {follows.members}"
+    return text + (", lost" if record.lost else "")
+
+
 class World:
     """Runs nodes until a moment; raises ViolationError."""
 
     def __init__(
-        self, rng: Random, *, gateways: tuple[int, ...], witnesses: tuple[int, ...]
+        self,
+        rng: Random,
+        *,
+        gateways: tuple[int, ...],
+        witnesses: tuple[int, ...],
+        spares: tuple[int, ...] = (),
     ) -> None:
+        """`spares`: of them, those that are no voters at first."""
         self.rng = rng
         self.now = 0
         self.network = Network()
@@ -164,7 +189,11 @@ class World:
         self.moved_at = 0
         self.forced_at = -(10**18)
         self.gateways = gateways
-        self.voters = VoterSet(id=2, members=tuple(sorted((*gateways, *witnesses))))
+        self.everybody = tuple(sorted((*gateways, *witnesses)))
+        founders = tuple(node for node in self.everybody if node not in spares)
+        self.founders = VoterSet(id=FIRST_SET, members=founders)
+        self.asked_sets: dict[int, VoterSet] = {}
+        """The voter sets that were wanted, by number."""
         self.nodes = {
             node: Node(
                 node,
@@ -172,16 +201,20 @@ class World:
                 ppm=rng.choice((-DRIFT_PPM, DRIFT_PPM, rng.randrange(-DRIFT_PPM, DRIFT_PPM))),
                 offset_ns=rng.randrange(10**15),
             )
-            for node in self.voters.members
+            for node in self.everybody
         }
         self.heartbeat_ns = HEARTBEAT_NS
         self.two_node = False
+        for each in self.nodes.values():
+            each.record = VoterRecord(self.founders)
         self.relative_deadlines = False
         self.forget_era = False
         self.era_told_early = False
         self.eras_lost = False
         """Whether an era file was lost: epochs may then go back, leases may not overlap."""
         self.no_restart_wait = False
+        self.voters_told_early = False
+        self.loss_of_voters_unnoticed = False
         self.replies: list[MoveReply] = []
         self.takeovers: list[tuple[int, int, int]] = []
         """(true time, node, epoch) of every new epoch under which a gate opened."""
@@ -190,6 +223,7 @@ class World:
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._count = itertools.count()
         self._holder = 0
+        self._won_last = (0, 0)
 
     # ---- machinery ----------------------------------------------------------------------------
 
@@ -238,7 +272,8 @@ class World:
         params = LeaseParams(
             node_id=node.id,
             gateway=node.gateway,
-            voters=node.voters or self.voters,
+            voters=self.founders,
+            nodes=self.everybody,
             groups=(GroupParams(GROUP, self.gateways, SEGMENTS if node.gateway else ()),),
             heartbeat_ns=self.heartbeat_ns,
             lease_ns=node.lease_ns,
@@ -250,12 +285,17 @@ class World:
         )
         now_ns = node.local(self.now)
         seed = Random(self.rng.randrange(1 << 60))
-        node.core = LeaseCore(params, era=era, era_durable=durable, rng=seed, now_ns=now_ns)
+        lost = not self.loss_of_voters_unnoticed
+        record = node.record or VoterRecord(self.founders, lost=lost)
+        node.core = LeaseCore(
+            params, era=era, era_durable=durable, rng=seed, now_ns=now_ns, record=record
+        )
         if self.no_restart_wait:
             node.core.view.votes_from_ns = now_ns
         if node.segments_down:
             node.inbox.append(SegmentsDown(node.segments_down))
-        self.say(f"node {node.id} starts, era {era}")
+        if self.trace is not None:
+            self.say(f"node {node.id} starts, era {era}, {_record_text(record)}")
         self._beacon(node, node.process)
         self.pump(node)
 
@@ -334,6 +374,11 @@ class World:
         self.say(f"node {node.id} without carrier on {sorted(down)}")
         self._event(node, node.process, SegmentsDown(down))
 
+    def ask_voters(self, node: Node, voters: VoterSet) -> None:
+        """Somebody wants this set to follow the one in force."""
+        self.say(f"node {node.id} is asked for voters {voters.id}: {voters.members}")
+        self._event(node, node.process, VotersAsked("token", voters))
+
     def ask_epoch(self, node: Node) -> None:
         """A restarted syncd on the holder wants a higher epoch."""
         group = node.core.groups[GROUP] if node.core is not None else None
@@ -373,12 +418,12 @@ class World:
                     break
                 effects = core.tick(now_ns=local_ns)
             if effects:
-                epoch = _epoch_won(effects)
+                won = _won(effects)
                 if node.late:
-                    todo.extend((effect, local_ns, epoch) for effect in effects)
+                    todo.extend((effect, local_ns, won) for effect in effects)
                 else:
                     for effect in effects:
-                        self._do(node, effect, local_ns, epoch)
+                        self._do(node, effect, local_ns, won)
         self._wake(node, deadline_ns)
 
     def _resume_later(self, node: Node, process: int) -> None:
@@ -390,7 +435,7 @@ class World:
 
     def _finish(self, node: Node, effects: list[Effect]) -> None:
         for effect in effects:
-            self._do(node, effect, node.local(self.now), 0)
+            self._do(node, effect, node.local(self.now), NOT_WON)
         self.kill(node)
 
     def _wake(self, node: Node, deadline_ns: int) -> None:
@@ -409,7 +454,7 @@ class World:
 
     # ---- effects ------------------------------------------------------------------------------
 
-    def _do(self, node: Node, effect: Effect, decided_ns: int, epoch: int) -> None:
+    def _do(self, node: Node, effect: Effect, decided_ns: int, won: tuple[int, bool]) -> None:
         process = node.process
         match effect:
             case Send(to, envelope):
@@ -422,13 +467,20 @@ class World:
                     shift_ns = node.local(self.now) - decided_ns
                     announce_ns += shift_ns if announce_ns else 0
                     accept_ns += shift_ns if accept_ns else 0
-                self._store(node, announce_ns, accept_ns, epoch)
+                self._store(node, announce_ns, accept_ns, won)
             case PersistEra(era):
                 if self.era_told_early:
                     self._event(node, process, EraPersisted(era))
                 self.at(
                     self.now + node.disk_least_ns + self.rng.randrange(node.disk_ns) + 1,
                     lambda: self._persisted(node, process, era),
+                )
+            case PersistVoters(record):
+                if self.voters_told_early:
+                    self._event(node, process, VotersPersisted(record))
+                self.at(
+                    self.now + node.disk_least_ns + self.rng.randrange(node.disk_ns) + 1,
+                    lambda: self._voters_written(node, process, record),
                 )
             case AskPosition(group, asked):
                 if node.syncd_up:
@@ -447,6 +499,8 @@ class World:
                 self.say(f"move answered by node {node.id}: {reply_move}")
             case Note(event, facts):
                 self.say(f"node {node.id} {event} {dict(facts)}")
+            case ReplyVoters(_, reason):
+                self.say(f"node {node.id} answers: {reason or 'stored'}")
             case TellSyncd() | Announce():
                 pass
 
@@ -465,6 +519,18 @@ class World:
             node.disk_era = max(node.disk_era, era)
         if not self.era_told_early:
             self._event(node, process, EraPersisted(era))
+
+    def _voters_written(self, node: Node, process: int, record: VoterRecord) -> None:
+        if node.process != process or node.disk_hangs:
+            return
+        if node.disk_fails:
+            self._event(node, process, VotersFailed("disk full"))
+            return
+        node.record = record
+        if self.trace is not None:
+            self.say(f"node {node.id} has stored {_record_text(record)}")
+        if not self.voters_told_early:
+            self._event(node, process, VotersPersisted(record))
 
     def _replicate(self, node: Node) -> None:
         key, seq = (node.id, node.syncd_session), node.published
@@ -507,6 +573,35 @@ class World:
 
     # ---- checkers -----------------------------------------------------------------------------
 
+    def sets_in_play(self) -> list[VoterSet]:
+        """The sets that nodes act in or may come to act in, those apart that are superseded by
+        one two above: nobody may have to rest on them."""
+        found = {}
+        for node in self.nodes.values():
+            acting = node.core.view.voters if node.core is not None else None
+            record = node.record
+            for voters in (acting, *((record.current, record.next) if record else ())):
+                if voters is not None:
+                    found[voters.id, voters.members] = voters
+        in_force = [node.core.view.voters.id for node in self.nodes.values() if node.core]
+        in_force += [node.record.current.id for node in self.nodes.values() if node.record]
+        return [voters for (number, _), voters in found.items() if number >= max(in_force) - 1]
+
+    def are_majority(self, nodes: list[int]) -> bool:
+        """Whether those of `nodes` that may vote are a majority of every set in play."""
+        voting = {node for node in nodes if self._remembers(self.nodes[node])}
+        return all(
+            len(voting.intersection(voters.members)) >= voters.majority
+            for voters in self.sets_in_play()
+        )
+
+    def in_all_sets(self, node: int) -> bool:
+        return all(node in voters.members for voters in self.sets_in_play())
+
+    @staticmethod
+    def _remembers(node: Node) -> bool:
+        return node.record is not None and not node.record.lost
+
     def _note_release(self, node: Node, envelope: Envelope) -> None:
         for message in envelope.messages:
             if isinstance(message, Release) and message.to:
@@ -520,19 +615,23 @@ class World:
     def accepts(self, node: Node) -> bool:
         return node.true(node.gate.accept_ns) > self.now
 
-    def _store(self, node: Node, announce_ns: int, accept_ns: int, epoch: int) -> None:
+    def _store(self, node: Node, announce_ns: int, accept_ns: int, won: tuple[int, bool]) -> None:
         gate = node.gate
+        epoch, contiguous = won
         if announce_ns == 0 and accept_ns and gate.announce_ns:
             gate.shut_at = self.now
         if announce_ns:
             gate.given_to = 0
         gate.announce_ns, gate.accept_ns = announce_ns, accept_ns
-        self.say(
-            f"node {node.id} gate: announce {(node.true(announce_ns) - self.now) / MS:.1f} ms, "
-            f"accept {(node.true(accept_ns) - self.now) / MS:.1f} ms, {format_epoch(epoch)}"
-            if announce_ns
-            else f"node {node.id} gate shut"
-        )
+        if self.trace is not None:
+            self.say(
+                f"node {node.id} gate: announce {(node.true(announce_ns) - self.now) / MS:.1f} ms,"
+                f" accept {(node.true(accept_ns) - self.now) / MS:.1f} ms, {format_epoch(epoch)}"
+                if announce_ns
+                else f"node {node.id} gate shut"
+            )
+        if epoch:
+            self._check_contiguous(node, epoch, contiguous)
         if self.announces(node):
             self._check_exclusive(node)
             if epoch:
@@ -557,6 +656,13 @@ class World:
                     > other.gate.shut_at + other.lease_ns * 51 // 50
                 ):
                     raise ViolationError(f"node {other.id} accepts for longer than one lease")
+
+    def _check_contiguous(self, node: Node, epoch: int, contiguous: bool) -> None:
+        """Who calls its lease contiguous has won the one before, too, if perhaps too late."""
+        last_epoch, last = self._won_last
+        if contiguous and epoch > last_epoch and last != node.id and not self.eras_lost:
+            raise ViolationError(f"node {node.id} calls its lease contiguous, after node {last}")
+        self._won_last = max(self._won_last, (epoch, node.id))
 
     def _check_epoch(self, node: Node, epoch: int) -> None:
         """Each opening has an epoch of its own, above all before."""
@@ -608,7 +714,7 @@ class World:
             and (quick or node.started_at < won_at)
             and not (node.late or node.disk_fails or node.disk_hangs)
         ]
-        if self._holder in calm and len(calm) >= self.voters.majority:
+        if self._holder in calm and self.in_all_sets(self._holder) and self.are_majority(calm):
             raise ViolationError(f"node {self._holder} lost its lease, and {calm} are well")
 
     def _check_synced(self, node: Node) -> None:
@@ -632,6 +738,8 @@ class World:
             and other.id not in cut
             and not other.disk_hangs
         ]
-        better = [n for n in calm if n in self.gateways and self.nodes[n].synced]
-        if node.id in calm and better and len(calm) >= self.voters.majority:
+        better = [
+            n for n in calm if n in self.gateways and self.nodes[n].synced and self.in_all_sets(n)
+        ]
+        if node.id in calm and better and self.are_majority(calm):
             raise ViolationError(f"unsynced node {node.id} claimed although {better} is synced")

@@ -16,6 +16,7 @@ from cluster.heartbeat import (
     Prepare,
     Promise,
     Propose,
+    Voters,
 )
 from cluster.lease import LeaseCore
 from cluster.lease_types import Arrived, Effect, GroupParams, LeaseParams, Send, SyncdSaid
@@ -24,6 +25,7 @@ from hafw.messages import Position, SyncBeacon
 
 MS = 1_000_000
 VOTERS = VoterSet(id=1, members=(1, 2, 9))
+VOTED = Voters(VOTERS.id, VOTERS.members)
 T = 100 * MS
 HEARTBEAT = 20 * MS
 USABLE = 99 * MS
@@ -113,7 +115,7 @@ class Bench:
             reason=reason,
             upstream=upstream,
         )
-        return self.hear(node, Beat(era, votes, gateway and able, [group], []))
+        return self.hear(node, Beat(era, votes, gateway and able, [group], [], VOTED, None))
 
     def beacon(self) -> list[Effect]:
         beacon = SyncBeacon(
@@ -175,7 +177,7 @@ class Bench:
                 self.epochs[voter] = max(self.epochs[voter], ask.epoch)
                 reply: Message
                 if isinstance(ask, Prepare):
-                    reply = Promise(1, ask.epoch, 3, 0, 0, False)
+                    reply = Promise(1, ask.epoch, 3, 0, 0, False, True)
                 else:
                     reply = Accepted(1, ask.epoch, ask.request)
                 effects += self.hear(voter, reply)

@@ -51,10 +51,14 @@ def test_promise_reports_the_last_lease_even_after_its_end() -> None:
     voter.propose(1, epoch(1, 1), opened=True)
     voter.propose(1, epoch(1, 1))
     voter.now += 10 * T
-    assert voter.prepare(2, epoch(2, 2)) == Promise(1, epoch(2, 2), ERA, epoch(1, 1), 1, True)
+    assert voter.prepare(2, epoch(2, 2)) == Promise(
+        1, epoch(2, 2), ERA, epoch(1, 1), 1, True, True
+    )
     voter.propose(2, epoch(2, 2))
     voter.now += 10 * T
-    assert voter.prepare(1, epoch(3, 1)) == Promise(1, epoch(3, 1), ERA, epoch(2, 2), 2, False)
+    assert voter.prepare(1, epoch(3, 1)) == Promise(
+        1, epoch(3, 1), ERA, epoch(2, 2), 2, False, True
+    )
 
 
 def test_below_a_promise_nothing_is_granted() -> None:

@@ -22,7 +22,7 @@ from cluster.lease_types import (
 )
 from hafw.human import make_epoch
 from hafw.messages import MoveRequest, Position, PositionReply
-from tests.unit.cluster.lease_bench import HEARTBEAT, MS, Bench, T, done, sent
+from tests.unit.cluster.lease_bench import HEARTBEAT, MS, VOTED, Bench, T, done, sent
 
 UP, NO_CARRIER, DOWN = 0x11043, 0x1003, 0x1002
 WHY = "segment lan: no carrier on lan0"
@@ -145,7 +145,16 @@ def test_candidate_with_a_dead_segment_claims_last(synced: bool, claims: bool) -
         effects = bench.beacon() + bench.beat(2, synced=synced)
         bench.synced = True
         return effects + bench.hear(
-            9, Beat(3, bench.now > 0, False, [GroupBeat(1, 0, 0, 0, False, synced, "")], [])
+            9,
+            Beat(
+                3,
+                bench.now > 0,
+                False,
+                [GroupBeat(1, 0, 0, 0, False, synced, "")],
+                [],
+                VOTED,
+                None,
+            ),
         )
 
     bench.pass_time(2100 * MS, each)

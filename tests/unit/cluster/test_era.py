@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.era import ERA_MAX, ERA_SANE, read_era, write_era
+from cluster.era import ERA_MAX, ERA_SANE, had_voters, read_era, write_era
 from hafw.errors import StateError
 
 
@@ -23,7 +23,8 @@ def test_round_trip_makes_the_folder_and_leaves_one_file(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\n", b"x\n", b"-1\n", b"1 2\n", b"16777216\n", b"\xff\xfe", b"9" * 31]
+    "content",
+    [b"", b"\n", b"x\n", b"-1\n", b"1 2\n", b" voters\n", b"16777216\n", b"\xff\xfe", b"9" * 31],
 )
 def test_corrupt_is_refused_with_what_to_do(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "era"
@@ -58,3 +59,19 @@ def test_failing_write_leaves_the_old_era(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         write_era(path, 5)
     assert read_era(path) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "had"), [(b"7\n", False), (b"7", False), (b"7 voters\n", True), (b"", False)]
+)
+def test_says_whether_there_has_been_a_voters_file(
+    tmp_path: Path, content: bytes, had: bool
+) -> None:
+    path = tmp_path / "era"
+    assert had_voters(path) is False
+    path.write_bytes(content)
+    assert had_voters(path) is had
+    if content:
+        assert read_era(path) == 7
+        write_era(path, 8)
+        assert had_voters(path) is True

@@ -293,7 +293,7 @@ def target(applied: list[Position]) -> tuple[Bench, int, list[Effect]]:
 
 def win(bench: Bench, effects: list[Effect], succeeds: int) -> list[Effect]:
     [prepare] = sent(effects, Prepare)
-    answer: Message = Promise(1, prepare.epoch, 3, succeeds, 1, True)
+    answer: Message = Promise(1, prepare.epoch, 3, succeeds, 1, True, True)
     [propose] = sent(bench.hear(9, answer), Propose)
     return bench.hear(9, Accepted(1, prepare.epoch, propose.request))
 

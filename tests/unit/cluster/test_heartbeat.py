@@ -23,6 +23,7 @@ from cluster.heartbeat import (
     Message,
     Prepare,
     Release,
+    Voters,
     derive_key,
 )
 from hafw.messages import Position
@@ -43,7 +44,15 @@ def envelope(*messages: Message) -> Envelope:
     )
 
 
-BEAT = Beat(3, True, True, [GroupBeat(1, 5, 0, 2, False, True, "snapshot runs")], [(2, 8, 40)])
+BEAT = Beat(
+    3,
+    True,
+    True,
+    [GroupBeat(1, 5, 0, 2, False, True, "snapshot runs")],
+    [(2, 8, 40)],
+    Voters(1, (1, 2, 9)),
+    None,
+)
 DATAGRAM = Codec(KEY, cluster_id=7, node_id=1).seal(envelope(BEAT, Prepare(1, 1 << 62)))
 
 
@@ -149,7 +158,15 @@ def test_authentic_but_malformed_is_refused(body: bytes) -> None:
 
 def test_fifteen_groups_with_reasons_fit_well() -> None:
     groups = [GroupBeat(i, 1 << 62, 1 << 62, 62, False, True, "r" * 80) for i in range(1, 16)]
-    beat = Beat(1, True, True, groups, [(node, 1 << 40, 1 << 40) for node in range(61)])
+    beat = Beat(
+        1,
+        True,
+        True,
+        groups,
+        [(node, 1 << 40, 1 << 40) for node in range(61)],
+        Voters(1 << 40, tuple(range(1, 16))),
+        Voters(1 << 40, tuple(range(1, 15))),
+    )
     heard = [Heard(node, 1 << 62, True) for node in range(61) for _ in range(4)]
     whole = Envelope(1, 1, 0, 1, "f" * 16, heard, [beat])
     assert len(Codec(KEY, cluster_id=7, node_id=1).seal(whole)) < DATAGRAM_BYTES_MAX

@@ -34,6 +34,7 @@ from tests.unit.cluster.lease_bench import (
     MS,
     START,
     USABLE,
+    VOTED,
     Bench,
     Peer,
     T,
@@ -50,7 +51,7 @@ def test_cold_start_to_active_in_the_order_owed() -> None:
     effects = bench.pass_time(41 * MS, bench.calm)
     [prepare] = sent(effects, Prepare)[:1]
     assert epoch_era(prepare.epoch) == 3
-    asked = bench.hear(9, Promise(1, prepare.epoch, 3, 0, 0, False))
+    asked = bench.hear(9, Promise(1, prepare.epoch, 3, 0, 0, False, True))
     [propose] = sent(asked, Propose)
     asked_ns = bench.now
     bench.now += 7 * MS
@@ -69,7 +70,7 @@ def test_a_grant_that_comes_too_late_is_not_a_right() -> None:
     bench = Bench()
     effects = bench.pass_time(2100 * MS, bench.calm)
     [prepare] = sent(effects, Prepare)[:1]
-    [propose] = sent(bench.hear(9, Promise(1, prepare.epoch, 3, 0, 0, False)), Propose)
+    [propose] = sent(bench.hear(9, Promise(1, prepare.epoch, 3, 0, 0, False, True)), Propose)
     bench.now += USABLE
     effects = bench.hear(9, Accepted(1, prepare.epoch, propose.request))
     assert done(effects, SetGate) == []
@@ -123,7 +124,7 @@ def test_claim_that_the_own_voter_refuses_is_begun_anew() -> None:
     [prepare] = sent(effects, Prepare)[:1]
     higher = make_epoch(3, 77, 2)
     assert sent(bench.hear(2, Prepare(1, higher)), Promise)  # Ours goes to the rival meanwhile.
-    bench.hear(9, Promise(1, prepare.epoch, 3, 0, 0, False))
+    bench.hear(9, Promise(1, prepare.epoch, 3, 0, 0, False, True))
     assert bench.core.groups[1].proposer.claim is None
     again = sent(bench.pass_time(2 * HEARTBEAT, bench.calm), Prepare)
     assert again[0].epoch == make_epoch(3, 78, 1)
@@ -245,7 +246,7 @@ def test_vote_in_a_higher_era_waits_for_the_disk() -> None:
     assert done(effects, PersistEra) == [PersistEra(7)]
     effects = bench.core.handle(EraPersisted(7), now_ns=bench.now)
     [promise] = to(effects, 1)
-    assert promise == Promise(1, make_epoch(7, 1, 1), 7, 0, 0, False)
+    assert promise == Promise(1, make_epoch(7, 1, 1), 7, 0, 0, False, False)
 
 
 def test_node_that_cannot_write_its_era_does_not_vote_and_tries_again() -> None:
@@ -329,7 +330,7 @@ def test_overtaken_heartbeat_does_not_undo_a_release() -> None:
     old_seq = late.seq
     bench.hear(1, Release(1, epoch, 2, None))
     late_again, late.seq = late.seq, old_seq - 1
-    bench.hear(1, Beat(3, True, True, [group], []))
+    bench.hear(1, Beat(3, True, True, [group], [], VOTED, None))
     late.seq = late_again
     assert bench.core.view.counters["beats_overtaken"] == 1
     assert bench.core.view.active_peer(1, bench.now) == (0, 0)
@@ -424,7 +425,7 @@ def test_new_epoch_is_claimed_while_the_gate_stays_open() -> None:
     [prepare] = sent(effects, Prepare)
     assert prepare.epoch > held.epoch
     assert done(effects, SetGate) == []
-    effects = bench.hear(9, Promise(1, prepare.epoch, 3, held.epoch, 1, True))
+    effects = bench.hear(9, Promise(1, prepare.epoch, 3, held.epoch, 1, True, True))
     [propose] = sent(effects, Propose)
     effects = bench.hear(9, Accepted(1, prepare.epoch, propose.request))
     [told] = done(effects, TellSyncd)
@@ -456,7 +457,7 @@ def test_round_trip_comes_from_echoed_heartbeats() -> None:
     bench.beat(9)
     [send] = [e for e in bench.pass_time(HEARTBEAT) if isinstance(e, Send)][:1]
     bench.now += 5 * MS
-    bench.hear(9, Beat(3, True, False, [], [(1, send.envelope.seq, 2 * MS)]))
+    bench.hear(9, Beat(3, True, False, [], [(1, send.envelope.seq, 2 * MS)], VOTED, None))
     rtt_ns = bench.core.view.peers[9].rtt_ns
     assert rtt_ns is not None
     assert 3 * MS <= rtt_ns <= 3 * MS + HEARTBEAT

@@ -20,7 +20,7 @@ from cluster.leased_status import leased_status
 from cluster.meters import DelayMeter, FirstCopy, LinkMeter, Window
 from hafw.config.load import load_cluster
 from hafw.messages import LeasedStatus, LoopDelay, decode_leased, encode
-from tests.unit.cluster.lease_bench import HEARTBEAT, MS, Bench, Peer, T
+from tests.unit.cluster.lease_bench import HEARTBEAT, MS, VOTED, Bench, Peer, T
 
 LAB = Path(hafw.lab.__file__).parent / "cluster.yaml"
 
@@ -84,7 +84,7 @@ def test_other_alarms() -> None:
     slow = LoopDelay(p50_ms=0, p99_ms=95, max_ms=120)
     era, voters, slow_machine = status(bench, slow).alarms
     assert "does not vote: Read-only file system" in era
-    assert "cluster.yaml differs" in voters
+    assert "names other founders" in voters
     assert "too short for this machine" in slow_machine
     bench.now += 11_000 * MS
     assert len(status(bench).alarms) == 1
@@ -203,7 +203,7 @@ def test_a_peer_tells_its_round_trip_once() -> None:
     bench.beat(9)
     [send] = [e for e in bench.pass_time(HEARTBEAT) if isinstance(e, Send)][:1]
     bench.now += 5 * MS
-    bench.hear(9, Beat(3, True, False, [], [(1, send.envelope.seq, 2 * MS)]))
+    bench.hear(9, Beat(3, True, False, [], [(1, send.envelope.seq, 2 * MS)], VOTED, None))
     view = bench.core.view
     assert view.round_trip_told(9, bench.now) == view.peers[9].rtt_ns
     assert view.round_trip_told(9, bench.now + 1) is None

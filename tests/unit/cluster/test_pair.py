@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from cluster.heartbeat import Accepted, Beat, Envelope, GroupBeat, Message
+from cluster.heartbeat import Accepted, Beat, Envelope, GroupBeat, Message, Voters
 from cluster.lease import LeaseCore
 from cluster.lease_types import Arrived, Effect, EraFailed, SegmentsDown, SetGate, Unreadable
 from cluster.pair import PairWatch
@@ -21,7 +21,8 @@ VOTING = 2 * (T + HEARTBEAT) * 101 // 100
 
 def beat(*, votes: bool = True, active: int = 0) -> Beat:
     group = GroupBeat(1, active, active, 0, True, True, "")
-    return Beat(era=3, votes=votes, able=True, groups=[group], echoes=[])
+    told = Voters(VOTERS.id, VOTERS.members)
+    return Beat(3, votes, True, [group], [], told, None)
 
 
 def envelope(*messages: Message) -> Envelope:

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 import pytest
 
 from cluster.heartbeat import Accepted, Prepare, Promise, Propose, Release
-from cluster.lease_types import EraPersisted, StopAsked
+from cluster.lease_types import EraPersisted, StopAsked, SyncdSaid
+from cluster.view import NodeView
 from hafw.human import make_epoch
+from hafw.messages import NewEpochRequest
 from tests.unit.cluster.lease_bench import HEARTBEAT, MS, Bench, T, sent
 
 Report = tuple[int, int, bool]
@@ -25,7 +27,7 @@ def claim(bench: Bench, reports: Iterable[tuple[int, Report]]) -> bool | None:
     prepares = sent(bench.pass_time(2 * HEARTBEAT, bench.calm), Prepare)
     assert prepares
     for voter, (last, holder, opened) in reports:
-        bench.hear(voter, Promise(1, prepares[-1].epoch, 3, last, holder, opened))
+        bench.hear(voter, Promise(1, prepares[-1].epoch, 3, last, holder, opened, True))
     claimed = bench.core.groups[1].proposer.claim
     return None if claimed is None else claimed.contiguous
 
@@ -83,7 +85,7 @@ def test_own_claim_that_never_opened_hands_on_what_it_was() -> None:
     bench.pass_time(2100 * MS, bench.calm)
     prepares = sent(bench.pass_time(2 * HEARTBEAT, bench.calm), Prepare)
     first = prepares[-1].epoch
-    asked = bench.hear(9, Promise(1, first, 3, other, 2, True))
+    asked = bench.hear(9, Promise(1, first, 3, other, 2, True, True))
     assert sent(asked, Propose)
     # Granted, and the answer is lost; the claim times out, the next finds it at the voter.
     bench.epochs[9] = first
@@ -92,7 +94,7 @@ def test_own_claim_that_never_opened_hands_on_what_it_was() -> None:
     assert proposer.claim is not None
     second = proposer.claim.epoch
     assert second > first
-    bench.hear(9, Promise(1, second, 3, first, 1, False))
+    bench.hear(9, Promise(1, second, 3, first, 1, False, True))
     assert proposer.claim is not None
     assert proposer.claim.contiguous is False
 
@@ -106,7 +108,7 @@ def test_claim_of_a_restarted_node_is_not_released(restarted: bool) -> None:
         bench.core.view.votes_from_ns = 1 << 62
         bench.core.view.majority = 2
     prepare = sent(bench.pass_time(100 * MS, bench.calm), Prepare)[-1]
-    asked = [bench.hear(node, Promise(1, prepare.epoch, 3, 0, 0, False)) for node in (2, 9)]
+    asked = [bench.hear(node, Promise(1, prepare.epoch, 3, 0, 0, False, True)) for node in (2, 9)]
     assert sent(asked[0] + asked[1], Propose)
     stopped = bench.core.handle(StopAsked(), now_ns=bench.now)
     assert bool(sent(stopped, Release)) is not restarted
@@ -131,7 +133,7 @@ def test_lease_won_without_the_own_vote_gets_it_once_the_era_rose() -> None:
     bench.pass_time(2000 * MS, bench.calm)
     votes_from_ns, bench.core.view.votes_from_ns = bench.now + 200 * MS, 1 << 62
     prepare = sent(bench.pass_time(100 * MS, bench.calm), Prepare)[-1]
-    asked = [bench.hear(node, Promise(1, prepare.epoch, 3, 0, 0, False)) for node in (2, 9)]
+    asked = [bench.hear(node, Promise(1, prepare.epoch, 3, 0, 0, False, True)) for node in (2, 9)]
     propose = sent(asked[0] + asked[1], Propose)[-1]
     for node in (2, 9):
         bench.hear(node, Accepted(1, propose.epoch, propose.request))
@@ -151,3 +153,40 @@ def test_lease_won_without_the_own_vote_gets_it_once_the_era_rose() -> None:
             break
     assert proposer.claim is not None
     assert proposer.claim.epoch > make_epoch(5, 0, 0)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_who_held_by_its_own_vote_alone_does_not_know_who_held_beside_it(alone: bool) -> None:
+    bench = Bench()
+    bench.hold()
+    proposer = bench.core.groups[1].proposer
+    held = proposer.held
+    assert held is not None
+    with pytest.MonkeyPatch.context() as patch:
+        if alone:
+            patch.setattr(NodeView, "needed", lambda *_, **__: 1)
+        asked = bench.calm() + bench.pass_time(HEARTBEAT)
+        proposer.grant_alone(bench.now)
+    bench.answer(asked)
+    request = NewEpochRequest(group=1, held_epoch=held.epoch, reason="no registry")
+    asked = bench.core.handle(SyncdSaid(request), now_ns=bench.now)
+    prepare = sent(asked, Prepare)[-1]
+    bench.hear(9, Promise(1, prepare.epoch, 3, 0, 0, False, True))  # It has forgotten.
+    assert proposer.claim is not None
+    assert proposer.claim.contiguous is not alone
+
+
+def test_claim_alone_is_not_contiguous_even_while_the_gate_is_open() -> None:
+    bench = Bench()
+    bench.hold()
+    proposer = bench.core.groups[1].proposer
+    held = proposer.held
+    assert held is not None
+    request = NewEpochRequest(group=1, held_epoch=held.epoch, reason="no registry")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NodeView, "needed", lambda *_, **__: 1)
+        bench.core.handle(SyncdSaid(request), now_ns=bench.now)
+    won = proposer.held if proposer.claim is None else proposer.claim
+    assert won is not None
+    assert won.epoch > held.epoch
+    assert won.contiguous is False

@@ -1,0 +1,311 @@
+"""Changes of the voter set, one voter at a time, with majorities of both sets (DESIGN §5). Pure.
+
+Theory of operation
+    Sets are numbered and each differs from the one before by exactly one voter, so majorities of
+    two neighbours always share a voter: what keeps two leases apart in one set keeps them apart
+    in two neighbours. What has to be shown is that leases of sets *two* apart never meet.
+
+    ::
+
+        current  --asked, or told by a peer-->  next durable, told  --majorities of current and of
+        next have told it, then M(1+ε), own era raised-->  current = next
+        current  --a peer's current has a higher number: durable, own era raised-->  that one
+
+    1. A node keeps {current, next} in one file. It stores as `next` only what follows its current
+       by one number and one voter, never another in its place, and tells it once it is durable.
+       So whoever tells `next` = n + 1 acts in n, and will never again act in a set below n.
+    2. When a majority of n has told n + 1, no majority of n - 1 is left that could grant: every
+       lease of n - 1 was granted before, and has ended M(1+ε) later. That is what is waited for
+       before the first node acts in n + 1; all others may follow it at once.
+    3. At the switch claims and requests under way are dropped (grants of two sets must not be
+       added up); what the voter granted it keeps, and waits for, as ever.
+    4. Who acts in n + 1 has an era above all it granted in, and not below those of the nodes that
+       had stored n + 1: so epochs grow over sets without a common voter, too. The era is durable
+       before the set is.
+    5. A node that was told `lost` (its file is gone or damaged) may have told what it has
+       forgotten. It follows, stores nothing and does not vote, until it was taken out of the set
+       and in again.
+
+    Which change is wanted is for others to say (Raft, people). Two that are wanted at once can at
+    worst be stored by half of the nodes each: then neither ever comes to pass, and the current
+    set goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from cluster.acceptor import Acceptor
+from cluster.heartbeat import Beat, Voters
+from cluster.lease_types import NS_PER_MS, Effect, PersistVoters, VoterRecord
+from cluster.view import NodeView, PeerView
+from hafw.config.model import VoterSet
+from hafw.human import epoch_era
+
+__all__ = ["VOTERS_MAX", "VoterChange", "one_step"]
+
+RETRY_MS = 1000
+VOTERS_MAX = 15
+
+
+def one_step(old: VoterSet, new: VoterSet) -> bool:
+    """Whether `new` may follow `old`."""
+    return (
+        new.id == old.id + 1
+        and len(set(old.members) ^ set(new.members)) == 1
+        and 0 < len(new.members) <= VOTERS_MAX
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Higher:
+    """A current set above ours that a peer tells, and the era below which nobody may act in it."""
+
+    voters: VoterSet
+    era: int
+
+
+class VoterChange:
+    """Where this node stands between two voter sets. `view.voters` is the set it acts in."""
+
+    def __init__(self, record: VoterRecord, view: NodeView, acceptors: list[Acceptor]) -> None:
+        self.record = record
+        """What the file holds."""
+        self.error = ""
+        """Why the file could not be written; empty: it could."""
+        self.settles_ns: int | None = None
+        """When the next set may be acted in; None: not both majorities have told it yet."""
+        self.rival: VoterSet | None = None
+        """Another `next` than ours that a peer has stored: neither may ever come to pass."""
+        self._view = view
+        self._acceptors = acceptors
+        self._asked: VoterSet | None = None
+        self._higher: _Higher | None = None
+        self._era_floor = 0
+        self._writing = False
+        self._retry_ns = 0
+        self._idle = False
+
+    # ---- what is told -------------------------------------------------------------------------
+
+    @property
+    def next(self) -> VoterSet | None:
+        """The next set, durable here; None: no change is under way that this node has stored."""
+        return self.record.next if self.record.current == self._view.voters else None
+
+    def told(self) -> tuple[Voters, Voters | None]:
+        """The set acted in and the next one, for a heartbeat."""
+        view, follows = self._view, self.next
+        return view.voters_told, None if follows is None else Voters(follows.id, follows.members)
+
+    def stored_by(self, voters: VoterSet, now_ns: int) -> list[int]:
+        """The nodes known to have `voters` durable, as the next set or in force."""
+        view = self._view
+        found = [view.params.node_id] if voters in (self.next, view.voters) else []
+        found += [peer.node_id for peer in self._tellers(voters, now_ns)]
+        return sorted(found)
+
+    # ---- events -------------------------------------------------------------------------------
+
+    def ask(self, voters: VoterSet) -> str:
+        """Have `voters` follow. Why not; empty if it is stored, or will be."""
+        view = self._view
+        if view.params.two_node:
+            return "two nodes without a witness keep their voters"
+        voters = _sorted(voters)
+        if voters in (view.voters, self.next, self._asked):
+            return ""
+        if not self._free():
+            return f"the change to set {view.voters.id + 1} is not done yet"
+        if not one_step(view.voters, voters):
+            return (
+                f"set {voters.id} does not follow set {view.voters.id}: it must have the next "
+                "number and differ by one voter"
+            )
+        if not self._may_store():
+            return "this node has lost its voters file, and stores none until it is added anew"
+        self._asked, self._idle = voters, False
+        return ""
+
+    def on_beat(self, beat: Beat) -> None:
+        """What a proven peer tells of its sets."""
+        own = self._view.voters
+        if self._view.params.two_node:
+            return  # One of the two may decide alone: majorities do not share a voter.
+        if beat.voters.id > own.id:
+            higher = self._higher
+            if not beat.era:
+                return  # Its era is not durable: nobody can tell from where epochs go on.
+            if higher is None or beat.voters.id >= higher.voters.id:
+                era = beat.era if higher is None else max(beat.era, higher.era)
+                self._higher = _Higher(_voter_set(beat.voters), era)
+            self._idle = False
+            return
+        self._idle = self._idle and beat.next is None
+        if beat.next is None or beat.voters != self._view.voters_told:
+            return
+        offered = _voter_set(beat.next)
+        follows = self.next or self._asked
+        if self._free():
+            if one_step(own, offered) and self._may_store():
+                self._asked = offered
+        elif follows is not None and offered.id == follows.id and offered != follows:
+            self._view.counters["rival_voters"] += 1
+            self.rival = offered
+
+    def on_persisted(self, record: VoterRecord) -> None:
+        self.record = record
+        self._writing, self.error, self._idle = False, "", False
+        self._view.beat_soon = True
+        if self._asked is not None and self._asked.id <= record.current.id + 1:
+            self._asked = None
+
+    def on_failed(self, error: str, now_ns: int) -> None:
+        self._writing, self.error = False, error
+        self._retry_ns = now_ns + RETRY_MS * NS_PER_MS
+        self._view.counters["voters_write_failed"] += 1
+
+    # ---- time ---------------------------------------------------------------------------------
+
+    def tick(self, now_ns: int) -> tuple[bool, list[Effect]]:
+        """Whether the set was switched just now, and what is to be written."""
+        if self._idle:
+            return False, []
+        switched = self._follow() or self._settle(now_ns)
+        wanted = self._wanted()
+        self._idle = wanted == self.record and self.next is None and self._higher is None
+        if wanted == self.record or self._writing or now_ns < self._retry_ns:
+            return switched, []
+        self._writing = True
+        return switched, [PersistVoters(wanted)]
+
+    def deadline(self) -> int | None:
+        if self.settles_ns is not None:
+            return self.settles_ns
+        return self._retry_ns if self.error else None
+
+    def _follow(self) -> bool:
+        """Act in a higher set that a peer acts in, once it is durable here."""
+        higher = self._higher
+        if higher is None:
+            return False
+        if higher.voters.id <= self._view.voters.id:
+            self._higher = None
+            return False
+        if not self._era_reached(higher.era):
+            return False
+        if higher.voters not in (self.next, self.record.current):
+            return False  # `_wanted` has it written first.
+        self._switch(higher.voters)
+        return True
+
+    def _settle(self, now_ns: int) -> bool:
+        """Act in the next set: both majorities have it, and all leases of the last are over."""
+        view, follows = self._view, self.next
+        if follows is None:
+            return False
+        if self.settles_ns is None:
+            if not self._both_majorities(follows, now_ns):
+                return False
+            self.settles_ns = now_ns + self._wait_ns()
+            eras = [peer.beat.era for peer in self._tellers(follows, now_ns) if peer.beat]
+            self._era_floor = max([view.era, *eras]) + 1
+        if not self._era_reached(self._era_floor) or now_ns < self.settles_ns:
+            return False
+        self._switch(follows)
+        return True
+
+    def _wait_ns(self) -> int:
+        """M(1+ε): no lease of two sets before runs longer."""
+        return self._view.params.longer(self._view.params.restart_wait_ns)
+
+    def _both_majorities(self, follows: VoterSet, now_ns: int) -> bool:
+        told = {peer.node_id for peer in self._tellers(follows, now_ns)}
+        told.add(self._view.params.node_id)
+        return all(
+            len(told.intersection(voters.members)) >= voters.majority
+            for voters in (self._view.voters, follows)
+        )
+
+    def _tellers(self, follows: VoterSet, now_ns: int) -> list[PeerView]:
+        """Peers that have told `follows`; not those whose era may not be learnt."""
+        return [
+            peer
+            for peer in self._view.alive_peers(now_ns)
+            if peer.beat is not None
+            and self._has(peer.beat, follows)
+            and peer.beat.era > 0
+            and self._view.credible(peer.beat.era)
+        ]
+
+    def _has(self, beat: Beat, voters: VoterSet) -> bool:
+        """Whether the teller has `voters` durable, or a later set."""
+        if beat.voters.id > voters.id:
+            return True
+        if beat.voters.id == voters.id:
+            return beat.voters.members == voters.members
+        told = beat.next
+        return (
+            beat.voters == self._view.voters_told
+            and told is not None
+            and told.id == voters.id
+            and told.members == voters.members
+        )
+
+    def _era_reached(self, era: int) -> bool:
+        """Whether the own era, durable, is at least `era` and above all granted in; if not, it
+        is raised."""
+        view = self._view
+        granted = max((epoch_era(acceptor.promised) for acceptor in self._acceptors), default=0)
+        least = max(era, granted + 1)
+        if view.era_durable and view.era >= least:
+            return True
+        view.want_era(least)
+        return False
+
+    def _switch(self, voters: VoterSet) -> None:
+        view = self._view
+        own = view.params.node_id
+        if own in voters.members and own not in view.voters.members:
+            view.voters_lost = False
+        view.act_in(voters)
+        self.settles_ns, self.rival, self._asked, self._higher = None, None, None, None
+        self._era_floor = 0
+        view.counters["voter_sets_changed"] += 1
+
+    def _wanted(self) -> VoterRecord:
+        """What the file should hold."""
+        view, higher = self._view, self._higher
+        lost = view.voters_lost
+        if (
+            higher is not None
+            and higher.voters != self.next
+            and higher.voters.id > self.record.current.id
+            and self._era_reached(higher.era)
+        ):
+            own = view.params.node_id
+            joins = own in higher.voters.members and own not in view.voters.members
+            return VoterRecord(higher.voters, None, lost and not joins)
+        if self.record.current.id > view.voters.id:
+            return self.record  # Of a higher set: about to be acted in.
+        if self._asked is not None and one_step(view.voters, self._asked):
+            return VoterRecord(view.voters, self._asked, lost)
+        if self.record.current != view.voters:
+            return VoterRecord(view.voters, None, lost)
+        return replace(self.record, lost=lost)
+
+    def _free(self) -> bool:
+        """No next set is stored, nor about to be: what was told is never taken back."""
+        return self.next is None and self._asked is None
+
+    def _may_store(self) -> bool:
+        view = self._view
+        return not view.voters_lost or view.params.node_id not in view.voters.members
+
+
+def _voter_set(told: Voters) -> VoterSet:
+    return VoterSet(id=told.id, members=tuple(sorted(told.members)))
+
+
+def _sorted(voters: VoterSet) -> VoterSet:
+    return VoterSet(id=voters.id, members=tuple(sorted(voters.members)))

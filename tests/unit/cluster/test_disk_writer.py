@@ -1,0 +1,63 @@
+"""The durable files of leased: an era never says that there is a voters file before there is."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from cluster.disk_writer import DiskWriter
+from cluster.era import had_voters, read_era
+from cluster.lease_types import EraFailed, EraPersisted, VoterRecord, VotersPersisted
+from cluster.voters_file import read_voters
+from hafw.config.model import ClusterConfig, VoterSet
+from hafw.paths import NodePaths
+
+FOUNDERS = VoterRecord(VoterSet(id=1, members=(1, 2, 9)))
+CONFIG = cast(ClusterConfig, SimpleNamespace(quorum="majority", voters=FOUNDERS.current))
+LATER = VoterRecord(VoterSet(id=4, members=(1, 2)))
+
+
+@pytest.fixture
+def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NodePaths:
+    monkeypatch.setattr(NodePaths, "lib", tmp_path)
+    return NodePaths("gw1")
+
+
+def ended(wake: socket.socket) -> None:
+    wake.settimeout(10)
+    wake.recv(1)
+
+
+def test_first_era_brings_the_voters_file_and_leaves_one_that_is_there(paths: NodePaths) -> None:
+    heard, wake = socket.socketpair()
+    writer = DiskWriter(paths, wake, CONFIG)
+    writer.write_era(3)
+    ended(heard)
+    assert writer.finished() == [EraPersisted(3)]
+    assert had_voters(paths.era)
+    assert read_voters(paths.voters, LATER.current, first_start=False) == (FOUNDERS, "")
+    writer.write_voters(LATER)
+    ended(heard)
+    writer.write_era(4)
+    ended(heard)
+    assert writer.finished() == [VotersPersisted(LATER), EraPersisted(4)]
+    assert read_era(paths.era) == 4
+    assert read_voters(paths.voters, FOUNDERS.current, first_start=False) == (LATER, "")
+    for end in (heard, wake):
+        end.close()
+
+
+def test_no_era_without_a_voters_file(paths: NodePaths) -> None:
+    (paths.lib / ".voters.new").mkdir()
+    heard, wake = socket.socketpair()
+    writer = DiskWriter(paths, wake, CONFIG)
+    writer.write_era(3)
+    ended(heard)
+    assert writer.finished() == [EraFailed(3, "Is a directory")]
+    assert read_era(paths.era) == 0
+    for end in (heard, wake):
+        end.close()
