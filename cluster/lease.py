@@ -353,6 +353,8 @@ class LeaseCore:
         view.era = max(view.era, era)
         view.era_durable = True
         self.era_error = ""
+        for group in self.groups.values():
+            group.proposer.era_raised(now_ns)
         effects: list[Effect] = []
         waiting, self._awaiting_era = self._awaiting_era, {}
         for (sender, _), message in waiting.items():

@@ -91,6 +91,8 @@ class Proposer:
         self.claim: Claim | None = None
         self.retry_ns = 0
         self._floor = 0
+        self._awaits_era = False
+        """Claims come to nothing, or nearly so, until the own era is higher: only one a heartbeat."""
         self._was_own: dict[int, bool] = {}
 
     # ---- asking -------------------------------------------------------------------------------
@@ -159,6 +161,12 @@ class Proposer:
         lease_ns = self._view.params.lease_ns
         return Propose(self._group, claim.epoch, request, lease_ns, claim.opened)
 
+    def era_raised(self, now_ns: int) -> None:
+        """The own era is durable: a claim that was refused for the last one need not wait."""
+        if self._awaits_era:
+            self._awaits_era = False
+            self.retry_ns = min(self.retry_ns, now_ns)
+
     # ---- answers ------------------------------------------------------------------------------
 
     def on_promise(self, sender: int, promise: Promise, now_ns: int) -> list[Effect]:
@@ -213,7 +221,9 @@ class Proposer:
         if nack.era > epoch_era(claim.epoch):
             self._view.counters["claims_era_low"] += 1
             self._view.want_era(nack.era)
-            return self.drop(retry_ns=now_ns)
+            self._awaits_era = self._view.era < nack.era
+            pause_ns = self._view.params.heartbeat_ns if self._awaits_era else 0
+            return self.drop(retry_ns=now_ns + pause_ns)
         if nack.left_ns > 0:
             at_ns = now_ns + nack.left_ns
             claim.resend_ns = at_ns if claim.resend_ns is None else min(claim.resend_ns, at_ns)
