@@ -92,7 +92,7 @@ class Proposer:
         self.retry_ns = 0
         self._floor = 0
         self._awaits_era = False
-        """Claims come to nothing, or nearly so, until the own era is higher: only one a heartbeat."""
+        """A voter refused the own era: until it is higher, claim only once a heartbeat."""
         self._was_own: dict[int, bool] = {}
 
     # ---- asking -------------------------------------------------------------------------------

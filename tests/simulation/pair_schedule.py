@@ -4,13 +4,12 @@ Replay one with its trace, as a failure prints it:
     python -m tests.simulation.pair_schedule --seed N [--focus FOCUS] [--mistake MISTAKE]
 Count the schedules that each planted mistake takes, at most N:
     python -m tests.simulation.pair_schedule --table N
+Run N schedules from a seed on, on one CPU, and say what they found:
+    python -m tests.simulation.pair_schedule --seed SEED --many N
 """
 
 from __future__ import annotations
 
-import argparse
-import gc
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from random import Random
@@ -20,14 +19,10 @@ from cluster import pair
 from cluster.pair import PairWatch
 from cluster.session import Verdict
 from cluster.view import NodeView
-from tests.simulation.lease_schedule import (
-    HEAL_BOUND_NS,
-    HELD_LEASES,
-    Schedule,
-    patched,
-)
-from tests.simulation.lease_world import LEASE_NS, MS, RESTART_WAIT_NS, ViolationError
+from tests.simulation.lease_node import LEASE_NS, MS, RESTART_WAIT_NS, ViolationError
+from tests.simulation.lease_schedule import HEAL_BOUND_NS, HELD_LEASES, Schedule
 from tests.simulation.pair_world import HEARTBEAT_NS, PAIR, PairWorld
+from tests.simulation.runs import Simulation, patched
 
 KINDS = (
     "all_restart",
@@ -107,7 +102,7 @@ class PairSchedule(Schedule):
             if world.now >= until + HEAL_BOUND_NS:
                 raise ViolationError(f"nobody is ACTIVE and stays so, although {well} are well")
             world.run(world.now + LEASE_NS)
-            held = held + 1 if any(world.announces(world.nodes[n]) for n in well) else 0
+            held = held + 1 if world.served_by(well) else 0
         return world
 
     def _mend(self) -> list[int]:
@@ -261,66 +256,7 @@ def planted(mistake: str | None, world: PairWorld) -> Iterator[None]:
         yield
 
 
-def replay_line(seed: int, mistake: str | None = None, focus: str | None = None) -> str:
-    extra = f" --focus {focus}" if focus else ""
-    extra += f" --mistake {mistake}" if mistake else ""
-    return f"python -m tests.simulation.pair_schedule --seed {seed}{extra}"
-
-
-def run_seed(seed: int, mistake: str | None = None, focus: str | None = None) -> PairWorld:
-    """Run one schedule. Raises ViolationError whose text ends with the replay line."""
-    schedule = PairSchedule(seed, focus)
-    with planted(mistake, schedule.world):
-        try:
-            return schedule.run()
-        except AssertionError as error:
-            at = f"at {schedule.world.now / MS:.3f} ms"
-            raise ViolationError(
-                f"seed {seed} {at}: {error!r}; {replay_line(seed, mistake, focus)}"
-            ) from error
-
-
-def first_caught(mistake: str, most: int) -> tuple[int, str]:
-    """How many schedules it took, and what the checker said; (0, "") if none of `most` did."""
-    for seed in range(most):
-        try:
-            run_seed(seed, mistake, mistake)
-        except ViolationError as error:
-            return seed + 1, str(error)
-    return 0, ""
-
-
-def table(most: int) -> Iterator[str]:
-    """Lines of Markdown: every planted mistake and the schedules it took."""
-    yield "| mistake | schedules | kinds of faults |"
-    yield "| --- | --- | --- |"
-    for mistake, sentence in sorted(MISTAKES.items()):
-        took, _ = first_caught(mistake, most)
-        kinds = ", ".join(sorted(set(FOCUS[mistake])))
-        yield f"| `{mistake}`: {sentence} | {took or f'not in {most}'} | {kinds} |"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Replay one schedule of two nodes alone.")
-    parser.add_argument("--table", type=int, metavar="N")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--mistake", choices=sorted(MISTAKES))
-    parser.add_argument("--focus", choices=sorted(FOCUS))
-    arguments = parser.parse_args()
-    if arguments.table:
-        gc.disable()
-        for line in table(arguments.table):
-            sys.stdout.write(f"{line}\n")
-        return
-    schedule = PairSchedule(arguments.seed, arguments.focus)
-    schedule.world.trace = []
-    try:
-        with planted(arguments.mistake, schedule.world):
-            schedule.run()
-    finally:
-        sys.stdout.write("\n".join([*schedule.world.trace, ""]))
-    sys.stderr.write("nothing wrong\n")
-
+PAIR_ALONE = Simulation("pair_schedule", PairSchedule, planted, MISTAKES, FOCUS)
 
 if __name__ == "__main__":
-    main()
+    PAIR_ALONE.main()

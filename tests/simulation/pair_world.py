@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from random import Random
 
-from tests.simulation.lease_world import LEASE_NS, MS, RESTART_WAIT_NS, Node, ViolationError, World
+from tests.simulation.lease_node import CALM_NS, GROUP, LEASE_NS, MS, Lane, Node, ViolationError
+from tests.simulation.lease_world import World
 
 __all__ = ["HEARTBEAT_NS", "PAIR", "PairWorld"]
 
@@ -20,7 +21,6 @@ APART_NS = LEASE_NS + 3 * HEARTBEAT_NS
 """Both may be ACTIVE for this long after one of them can hear the other again."""
 YIELD_NS = 4 * HEARTBEAT_NS
 """And for this long if both can, and neither was held up."""
-CALM_NS = 8 * LEASE_NS + RESTART_WAIT_NS
 
 
 class PairWorld(World):
@@ -84,14 +84,14 @@ class PairWorld(World):
         if len(active) == 2:
             self._check_apart()
         elif active:
-            self._holder = active[0].id  # Also who stayed when both were.
+            self.lanes[GROUP].holder = active[0].id  # Also who stayed when both were.
         if active:
             self.active_at = self.now
         self.check_kept()
 
-    def _check_exclusive(self, node: Node) -> None:
+    def _check_exclusive(self, node: Node, group: int) -> None:
         other = self.nodes[3 - node.id]
-        if self.announces(other):
+        if self.announces(other, group):
             self._check_apart()
 
     def _check_apart(self) -> None:
@@ -115,13 +115,13 @@ class PairWorld(World):
     def _calm(self, node: Node) -> bool:
         return node.core is not None and node.disturbed_at < self.now - CALM_NS
 
-    def _check_position(self, node: Node) -> None:
+    def _check_position(self, node: Node, lane: Lane) -> None:
         """Not judged where both forwarded: what either released says little of the other then."""
         if self.now - self.both_at < CALM_NS:
-            node.owed = None
-        super()._check_position(node)
+            node.owed.clear()
+        super()._check_position(node, lane)
 
-    def _check_epoch(self, node: Node, epoch: int) -> None:
+    def _check_epoch(self, node: Node, lane: Lane, epoch: int) -> None:
         """Every opening has an epoch of its own, above the node's own before: after a heal there
         is one order."""
         if self.epochs.get(epoch) == node.id and self._opened == (epoch, node.process):
@@ -138,7 +138,7 @@ class PairWorld(World):
         whatever is cut or healed in both directions together."""
         network = self.network
         if (
-            max(self.apart_at, self.moved_at) > self.now - CALM_NS
+            max(self.apart_at, self.lanes[GROUP].moved_at) > self.now - CALM_NS
             or network.loss
             or network.slow
             or len(network.cut) == 1
@@ -150,7 +150,7 @@ class PairWorld(World):
             node.disk_ns > 20 * MS or node.disk_fails or node.disk_hangs or node.late
             for node in self.nodes.values()
         )
-        holder = self.nodes.get(self._holder)
+        holder = self.nodes.get(self.lanes[GROUP].holder)
         if holder is None or slow_disk or not self._calm(holder) or holder.segments_down:
             return
         raise ViolationError(f"node {holder.id} lost its lease, and is well")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from random import Random
 
 import pytest
 
-from tests.simulation.lease_schedule import FOCUS, MISTAKES, first_caught, replay_line, run_seed
-from tests.simulation.lease_world import GROUP, LEASE_NS, RESTART_WAIT_NS, World
+from tests.simulation.lease_mistakes import FOCUS, MISTAKES
+from tests.simulation.lease_node import GROUP, LEASE_NS, RESTART_WAIT_NS
+from tests.simulation.lease_schedule import LEASE
+from tests.simulation.lease_world import World
 
 BLOCK = 250
 SEEDS = 10_000
@@ -19,28 +20,13 @@ CATCH_MAX = 1_000
 """Schedules within which a planted mistake must be caught. All are caught within half of it."""
 
 
-@pytest.fixture(autouse=True)
-def collector_off() -> Iterator[None]:
-    """A third of the time would go into looking for garbage in worlds that live for 10 ms."""
-    gc.disable()
-    yield
-    gc.enable()
-
-
 def run_block(seeds: Iterable[int]) -> tuple[int, int]:
     """Takeovers and planned moves that succeeded in all schedules together."""
     takeovers = moved = 0
-    for seed in seeds:
-        world = run_seed(seed)
+    for world in LEASE.run_many(seeds):
         takeovers += len(world.takeovers)
         moved += sum(reply.moved for reply in world.replies)
-        if seed % 100 == 0:
-            gc.collect()
     return takeovers, moved
-
-
-def focus_of(mistake: str) -> str | None:
-    return mistake if mistake in FOCUS else None
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
@@ -53,8 +39,8 @@ def test_exclusive_and_live_under_mixed_faults(first: int) -> None:
 
 @pytest.mark.parametrize("focus", sorted(FOCUS))
 def test_exclusive_and_live_under_focused_faults(focus: str) -> None:
-    for seed in range(10_000, 10_020):
-        run_seed(seed, focus=focus)
+    for _ in LEASE.run_many(range(10_000, 10_020), focus):
+        pass
 
 
 @pytest.mark.parametrize("hangs", [False, True])
@@ -103,11 +89,11 @@ def test_a_voter_that_restarted_carries_the_lease_when_the_other_one_is_lost(see
 
 @pytest.mark.parametrize("mistake", sorted(MISTAKES))
 def test_planted_mistake_is_caught(mistake: str) -> None:
-    focus = focus_of(mistake)
-    took, said = first_caught(mistake, focus, CATCH_MAX)
+    focus = LEASE.focus_of(mistake)
+    took, said = LEASE.first_caught(mistake, CATCH_MAX)
     assert took, f"not caught in {CATCH_MAX} schedules: {MISTAKES[mistake]}"
-    assert replay_line(took - 1, mistake, focus) in said
-    run_seed(took - 1, focus=focus)  # The right code stands the very schedule.
+    assert LEASE.replay_line(took - 1, mistake, focus) in said
+    LEASE.run_seed(took - 1, focus=focus)  # The right code stands the very schedule.
 
 
 @pytest.mark.long
@@ -115,5 +101,6 @@ def test_planted_mistake_is_caught(mistake: str) -> None:
 @pytest.mark.parametrize("first", range(SEEDS, SEEDS_LONG, BLOCK_LONG))
 def test_many_more_schedules(first: int) -> None:
     run_block(range(first, first + BLOCK_LONG))
-    for seed in range(first, first + BLOCK_LONG, 20):
-        run_seed(seed, focus=sorted(FOCUS)[seed // 20 % len(FOCUS)])
+    for place, focus in enumerate(sorted(FOCUS)):
+        for _ in LEASE.run_many(range(first + place, first + BLOCK_LONG, 20 * len(FOCUS)), focus):
+            pass

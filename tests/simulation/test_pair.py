@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from random import Random
 
 import pytest
 
-from tests.simulation.lease_world import LEASE_NS, MS, RESTART_WAIT_NS, Node
-from tests.simulation.pair_schedule import FOCUS, MISTAKES, first_caught, replay_line, run_seed
+from tests.simulation.lease_node import LEASE_NS, MS, RESTART_WAIT_NS, Node
+from tests.simulation.pair_schedule import FOCUS, MISTAKES, PAIR_ALONE
 from tests.simulation.pair_world import APART_NS, HEARTBEAT_NS, PAIR, PairWorld
 
 BLOCK = 100
@@ -20,22 +18,12 @@ CATCH_MAX = 400
 """Schedules within which a planted mistake must be caught."""
 
 
-@pytest.fixture(autouse=True)
-def collector_off() -> Iterator[None]:
-    gc.disable()
-    yield
-    gc.enable()
-
-
 def run_block(first: int, many: int) -> tuple[int, int]:
     """Takeovers, and nanoseconds for which both were ACTIVE, in all schedules together."""
     takeovers = both_ns = 0
-    for seed in range(first, first + many):
-        world = run_seed(seed)
+    for world in PAIR_ALONE.run_many(range(first, first + many)):
         takeovers += len(world.takeovers)
         both_ns += world.both_ns
-        if seed % 100 == 0:
-            gc.collect()
     return takeovers, both_ns
 
 
@@ -49,16 +37,16 @@ def test_promise_is_kept_under_mixed_faults(first: int) -> None:
 
 @pytest.mark.parametrize("focus", sorted(FOCUS))
 def test_promise_is_kept_under_focused_faults(focus: str) -> None:
-    for seed in range(10_000, 10_010):
-        run_seed(seed, focus=focus)
+    for _ in PAIR_ALONE.run_many(range(10_000, 10_010), focus):
+        pass
 
 
 @pytest.mark.parametrize("mistake", sorted(MISTAKES))
 def test_planted_mistake_is_caught(mistake: str) -> None:
-    took, said = first_caught(mistake, CATCH_MAX)
+    took, said = PAIR_ALONE.first_caught(mistake, CATCH_MAX)
     assert took, f"not caught in {CATCH_MAX} schedules: {MISTAKES[mistake]}"
-    assert replay_line(took - 1, mistake, mistake) in said
-    run_seed(took - 1, focus=mistake)  # The right code stands the very schedule.
+    assert PAIR_ALONE.replay_line(took - 1, mistake, mistake) in said
+    PAIR_ALONE.run_seed(took - 1, focus=mistake)  # The right code stands the very schedule.
 
 
 def settled(seed: int) -> tuple[PairWorld, Node, Node]:

@@ -1,0 +1,139 @@
+"""Kinds of faults about the voter set: changes of it, and files that are old or lost."""
+
+from __future__ import annotations
+
+from cluster.lease_types import VoterRecord
+from hafw.config.model import VoterSet
+from tests.simulation.lease_checks import FIRST_SET
+from tests.simulation.lease_faults import Faults
+from tests.simulation.lease_node import LEASE_NS, MS, RESTART_WAIT_NS, Node
+
+__all__ = ["VoterFaults"]
+
+
+class VoterFaults(Faults):
+    """Added to what else may happen."""
+
+    def _stale_voters(self) -> None:
+        """One node comes back with last year's cluster.yaml: three voters instead of five."""
+        world = self.world
+        if len(world.founders.members) != 5 or world.asked_sets:
+            return  # It was switched off two changes ago, and there has been no other since.
+        world.asked_sets[FIRST_SET] = world.founders
+        node = world.nodes[1]
+        world.power_cut(node)
+        others = sorted(set(world.nodes) - {1})
+        old = (1, self.rng.choice(others[:2]), others[-1])
+        node.record = VoterRecord(VoterSet(id=FIRST_SET - 2, members=old))
+        node.disk_least_ns = 300 * MS  # It hears of the sets since, and takes long to store them.
+        node.disk_slow_until = world.now + 2_000 * MS
+        world.start(node)
+
+    def _another_set(self, voters: VoterSet) -> VoterSet:
+        """One that may follow: a voter more or less, with a gateway among them."""
+        world, rng = self.world, self.rng
+        while True:
+            node = rng.choice(world.everybody)
+            members = set(voters.members) ^ {node}
+            if len(members) > 1 and members.intersection(world.gateways):
+                return VoterSet(id=voters.id + 1, members=tuple(sorted(members)))
+
+    def _change_voters(self) -> None:
+        """A voter more or less is wanted; asked of one node, or of several."""
+        world, rng = self.world, self.rng
+        for node in rng.sample(list(world.nodes.values()), rng.randrange(1, 3)):
+            if node.core is None or self.mended:
+                continue
+            voters = node.core.view.voters
+            follows = world.asked_sets.get(voters.id + 1)
+            if follows is None:
+                follows = world.asked_sets[voters.id + 1] = self._another_set(voters)
+            world.ask_voters(node, follows)
+
+    def _change_voters_twice(self) -> None:
+        self._change_voters()
+        for leases in (2, 3, 5):
+            self.world.at(self.world.now + leases * LEASE_NS, self._change_voters)
+
+    def _lose_and_leave_behind(self) -> None:
+        self._leave_behind(lose=True)
+
+    def _leave_behind(self, *, lose: bool = False) -> None:
+        """A voter hears only one other one, or nobody, while the others change the set as fast
+        as they can; then that one is cut off with it, after a crash, perhaps without its file."""
+        world, rng = self.world, self.rng
+        members = [n for n in self._acting_members() if world.nodes[n].core is not None]
+        if len(members) < 2:
+            return
+        behind, other = rng.sample(members, 2)
+        rest = [node for node in world.nodes if node not in (behind, other)]
+        away = {(behind, node) for node in rest} | {(node, behind) for node in rest}
+        if rng.random() < 0.5:
+            away |= {(behind, other), (other, behind)}
+        world.network_disturbed_at = world.now
+        world.network.cut |= away
+        world.say(f"node {behind} is left behind")
+        until = world.now + rng.randrange(30 * MS, 5 * RESTART_WAIT_NS)
+        for t in range(world.now, until, 4 * MS):
+            world.at(t, self._change_voters)
+        slowly = [] if lose else [world.nodes[behind], world.nodes[other]]
+        slow = [node for node in slowly if rng.random() < 0.5]
+        for node in slow:
+            node.disk_ns = 400 * MS
+        both = {(node, other) for node in rest} | {(other, node) for node in rest}
+
+        def turn() -> None:
+            if self.mended:
+                return
+            world.network.cut -= {(behind, other), (other, behind)}
+            world.network.cut |= both
+            world.say(f"nodes {behind} and {other} are alone")
+            if lose or rng.random() < 0.6:
+                world.kill(world.nodes[other])
+                first = all(self._has_file(node) for node in world.nodes.values())
+                if first and (lose or rng.random() < 0.5):
+                    world.nodes[other].record = None
+                self._later(20 * MS, lambda: world.start(world.nodes[other]))
+
+        def heal() -> None:
+            world.network_disturbed_at = world.now
+            for node in slow:
+                node.disk_ns = MS
+            if not self.mended:
+                world.network.cut -= away | both
+
+        world.at(until, turn)
+        world.at(until + RESTART_WAIT_NS + 6 * LEASE_NS, heal)
+
+    def _acting_members(self) -> list[int]:
+        cores = [node.core for node in self.world.nodes.values() if node.core is not None]
+        return sorted({n for core in cores for n in core.view.voters.members})
+
+    @staticmethod
+    def _has_file(node: Node) -> bool:
+        return node.record is not None and not node.record.lost
+
+    def _rival_voters(self) -> None:
+        """Two nodes are asked for different sets at once: nobody agreed on one."""
+        world = self.world
+        for node in self.rng.sample(list(world.nodes.values()), 2):
+            if node.core is not None:
+                world.ask_voters(node, self._another_set(node.core.view.voters))
+
+    def _change_and_isolate(self) -> None:
+        """Some hear of the change, and are cut off before, while or after it settles."""
+        self._change_voters()
+        self._later(2 * RESTART_WAIT_NS, self._isolate_unless_mended)
+
+    def _isolate_unless_mended(self) -> None:
+        if not self.mended:
+            self._isolate()
+
+    def _voters_lost(self) -> None:
+        """A node's voters file is removed while it is down: once in a schedule."""
+        world, node = self.world, self._any()
+        if not all(self._has_file(each) for each in world.nodes.values()):
+            return
+        world.kill(node)
+        node.record = None
+        self._later(4 * LEASE_NS, lambda: world.start(node))
