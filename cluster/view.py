@@ -302,12 +302,12 @@ class NodeView:
 
     def active_peer(self, group: int, now_ns: int) -> tuple[int, int]:
         """(node, epoch) of an alive peer whose gate is open as it says; (0, 0) if none is."""
-        best = (0, 0)
+        best_node = best_epoch = 0
         for peer in self.peers.values():
             beat = peer.groups.get(group)
-            if beat is not None and beat.active > best[1] and self._heard_lately(peer, now_ns):
-                best = (peer.node_id, beat.active)
-        return best
+            if beat is not None and beat.active > best_epoch and self._heard_lately(peer, now_ns):
+                best_node, best_epoch = peer.node_id, beat.active
+        return best_node, best_epoch
 
     # ---- own syncd ----------------------------------------------------------------------------
 

@@ -91,7 +91,9 @@ class VoterChange:
     @property
     def next(self) -> VoterSet | None:
         """The next set, durable here; None: no change is under way that this node has stored."""
-        return self.record.next if self.record.current == self._view.voters else None
+        record, voters = self.record, self._view.voters
+        acts = record.current is voters or record.current == voters  # It mostly is the very one.
+        return record.next if acts else None
 
     def told(self) -> tuple[Voters, Voters | None]:
         """The set acted in and the next one, for a heartbeat."""
@@ -173,8 +175,9 @@ class VoterChange:
             return False, []
         switched = self._follow() or self._settle(now_ns)
         wanted = self._wanted()
-        self._idle = wanted == self.record and self.next is None and self._higher is None
-        if wanted == self.record or self._writing or now_ns < self._retry_ns:
+        as_wanted = wanted is self.record or wanted == self.record
+        self._idle = as_wanted and self.next is None and self._higher is None
+        if as_wanted or self._writing or now_ns < self._retry_ns:
             return switched, []
         self._writing = True
         return switched, [PersistVoters(wanted)]
@@ -290,9 +293,9 @@ class VoterChange:
             return self.record  # Of a higher set: about to be acted in.
         if self._asked is not None and one_step(view.voters, self._asked):
             return VoterRecord(view.voters, self._asked, lost)
-        if self.record.current != view.voters:
+        if self.record.current is not view.voters and self.record.current != view.voters:
             return VoterRecord(view.voters, None, lost)
-        return replace(self.record, lost=lost)
+        return self.record if self.record.lost == lost else replace(self.record, lost=lost)
 
     def _free(self) -> bool:
         """No next set is stored, nor about to be: what was told is never taken back."""
