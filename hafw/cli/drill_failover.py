@@ -35,8 +35,8 @@ __all__ = ["bench_failover"]
     help="Power cuts for each system under each load.",
 )  # fmt: skip
 @click.option(
-    "--minutes", type=click.FloatRange(0.1), default=4.0, show_default=True,
-    help="The most that the faults of one system under one load may take together.",
+    "--minutes", type=click.FloatRange(0.1), default=45.0, show_default=True,
+    help="For everything together. What quick systems leave of their shares goes to slow ones.",
 )  # fmt: skip
 @click.option(
     "--quiet-s", type=click.FloatRange(0), default=60.0, show_default=True,

@@ -26,16 +26,21 @@ __all__ = [
     "SystemSpec",
     "failover_to_json",
     "histogram",
+    "in_order",
     "merge_parts",
     "parse_names",
     "read_failover",
     "render_failover",
+    "share_s",
 ]
 
 LOADS = ("idle", "starved")
 DEFAULT_SYSTEMS = (
     "hafw-default", "hafw-fast", "keepalived-1s", "keepalived-100ms", "keepalived-10ms",
 )  # fmt: skip
+LAB_S = 12.0
+"""A lab is built and taken away, and its flows are established."""
+SHARE_S_MIN = 5.0
 BINS = 10
 BAR = 40
 _STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
@@ -88,13 +93,14 @@ SYSTEMS = {
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What is to be measured. A part ends after `faults` or when `minutes` are over; `quiet_s`
-    without a fault follow under starvation."""
+    """What is to be measured. `minutes` are for all parts together: each ends after `faults`, or
+    when its share of what is left is over (`share_s`). `quiet_s` without a fault follow under
+    starvation."""
 
     systems: tuple[str, ...] = DEFAULT_SYSTEMS
     loads: tuple[str, ...] = LOADS
     faults: int = 300
-    minutes: float = 4.0
+    minutes: float = 45.0
     quiet_s: float = 60.0
     seed: int = 1
 
@@ -154,6 +160,21 @@ class FailoverReport(msgspec.Struct, frozen=True):
     cpus: int
     plan: Plan
     parts: list[PartResult]
+
+
+def in_order(plan: Plan) -> list[tuple[str, str]]:
+    """The parts, slow systems last: what quick ones leave of their shares is theirs."""
+    systems = sorted(plan.systems, key=lambda name: SYSTEMS[name].floor_ms)
+    return [(system, load) for system in systems for load in plan.loads]
+
+
+def share_s(plan: Plan, left_s: float, parts: Sequence[tuple[str, str]]) -> float:
+    """How long the faults of the first of these parts, whose lab is up, may take if `left_s` are
+    left for all: equal shares of what labs and quiet times leave. Never so little that no fault is
+    made."""
+    quiet_s = plan.quiet_s * sum(load == "starved" for _, load in parts)
+    labs_s = LAB_S * len({system for system, _ in parts} - {parts[0][0]})
+    return max((left_s - quiet_s - labs_s) / len(parts), SHARE_S_MIN)
 
 
 def parse_names(text: str, known: Sequence[str], what: str) -> tuple[str, ...]:

@@ -30,6 +30,8 @@ from hafw.lab.bench_failover import (
     PartResult,
     Plan,
     SystemSpec,
+    in_order,
+    share_s,
 )
 from hafw.lab.failover_systems import LAN_VIP, Cluster, Verdict, running
 from hafw.lab.faults import wait_until
@@ -70,15 +72,17 @@ def run_failover(
 ) -> None:
     """Each system in a lab of its own, under each load; `record` gets each part as it ends, an
     interrupted one too. Parts that are done are left out."""
-    for name in plan.systems:
-        loads = [load for load in plan.loads if not is_done(name, load)]
-        if not loads:
-            continue
+    end = time.monotonic() + plan.minutes * 60
+    parts = [part for part in in_order(plan) if not is_done(*part)]
+    for name in dict.fromkeys(system for system, _ in parts):
         with running(SYSTEMS[name], lambda text, name=name: say(f"{name}: {text}")) as cluster:  # type: ignore[misc]
-            for load in loads:
+            while parts and parts[0][0] == name:
+                share = share_s(plan, end - time.monotonic(), parts)
+                _, load = parts.pop(0)
+                say(f"{name}, {load}: at most {share:.0f} s of faults")
                 with _Part(plan, SYSTEMS[name], load, cluster, say) as part:
                     try:
-                        part.run()
+                        part.run(share)
                     finally:
                         record(part.result())
 
@@ -139,14 +143,14 @@ class _Part:
         self._judge.close()
         self._lab.heal_all()
 
-    def run(self) -> None:
+    def run(self, share_s: float) -> None:
         """Until all faults are done or the time is over. An error that ends it is a problem of
         the part; an interrupt comes through."""
         loops = LOOPS_PER_CPU * len(usable_cpus()) if self._load == "starved" else 0
         try:
             with busy_loops(loops):
                 self._establish()
-                end = time.monotonic() + self._plan.minutes * 60
+                end = time.monotonic() + share_s
                 while len(self._faults) < self._plan.faults and time.monotonic() < end:
                     count = f"fault {len(self._faults) + 1} of {self._plan.faults}"
                     self._say(f"{self._spec.name}, {self._load}: {count}")

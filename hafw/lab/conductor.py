@@ -125,6 +125,11 @@ class Conductor:
     ) -> None:
         self._stack.close()
 
+    @property
+    def client_address(self) -> str:
+        """The client's, behind the LAN."""
+        return self._addresses[0].client
+
     def _spawn(
         self, host: str, argv: Sequence[str], options: dict[str, Any]
     ) -> subprocess.Popen[bytes]:

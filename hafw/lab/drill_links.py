@@ -17,6 +17,7 @@ PAUSE_S = 10.0
 SLOW_MS = 20.0
 """Each way, so that an answer takes 40 ms."""
 SHOWN_BOUND_S = 5.0
+RESTART_BOUND_S = 20.0
 
 
 def carrier(conductor: Conductor, variant: str) -> None:
@@ -37,13 +38,18 @@ def carrier(conductor: Conductor, variant: str) -> None:
     conductor.require("no fail-back", conductor.sight.holder().node == taker)
 
 
-def segment(conductor: Conductor, _variant: str) -> None:
+def segment(conductor: Conductor, variant: str) -> None:
     """Which side of a silent segment is dead an upstream check tells, or a person does."""
     lab, sight, faults = conductor.lab, conductor.sight, conductor.faults
+    checked = "lan" in lab.config.groups[DRILL_GROUP].upstream
+    if variant == "checked" and not checked:
+        _check_upstream(conductor)
+    elif variant == "unchecked" and checked:
+        raise StateError("this lab has an upstream check of lan: --variant checked")
+    conductor.establish()
     active = sight.holder().node
     (other,) = sight.others(active)
     device = lab.config.nodes[active].segments["lan"].device
-    checked = "lan" in lab.config.groups[DRILL_GROUP].upstream
 
     def shown() -> bool:
         return all(sight.path_is_silent(node, "lan") for node in (active, other))
@@ -55,7 +61,7 @@ def segment(conductor: Conductor, _variant: str) -> None:
         faults.move(active, other)
         return before_ns
 
-    if checked:
+    if variant == "checked":
         conductor.fault(
             f"lan of {active} dead, its upstream check fails",
             lambda _: faults.cut(active, [device]),
@@ -71,6 +77,23 @@ def segment(conductor: Conductor, _variant: str) -> None:
     faults.heal(active)
     conductor.returned()
     conductor.require("no fail-back", sight.holder().node == taker)
+
+
+def _check_upstream(conductor: Conductor) -> None:
+    """Configure one, and start the gateways anew, one after the other."""
+    lab, sight = conductor.lab, conductor.sight
+    active = sight.holder().node
+    conductor.machine.check_upstream("lan", conductor.client_address)
+    for node in [*sight.others(active), active]:
+        old = lab.pids(node)["hafwd"]
+        conductor.faults.restart(node)
+
+        def anew(node: str = node, old: int = old) -> bool:
+            return lab.pids(node).get("hafwd") not in (None, old)
+
+        if not wait_until(RESTART_BOUND_S, anew):
+            raise StateError(f"hafwd of {node} did not start anew")
+        conductor.wait_whole(RESTART_BOUND_S)
 
 
 def sync_link(conductor: Conductor, variant: str) -> None:

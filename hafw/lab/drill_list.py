@@ -125,13 +125,18 @@ DRILLS: tuple[Drill, ...] = (
         drill_links.segment,
         (
             Row(
-                "",
+                "checked",
                 "loss of one segment behind a live port: no frame crosses the ACTIVE node's lan, "
-                "its carrier stays",
-                "with an upstream check there the group moves by itself; without, the silent path "
-                "is shown by both nodes, and the group moves by command",
+                "its carrier stays; an upstream check of lan is configured",
+                "the check fails and the group moves by itself; no fail-back",
+            ),
+            Row(
+                "unchecked",
+                "the same without an upstream check",
+                "the silent path is shown by both nodes, and the group moves by command",
             ),
         ),
+        flows_first=False,
     ),
     Drill(
         "sync-link",

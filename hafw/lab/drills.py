@@ -22,10 +22,10 @@ from hafw.lab.conductor import Conductor, Say
 from hafw.lab.drill_list import DRILLS_BY_NAME, Plan
 from hafw.lab.files import lab_folder
 from hafw.lab.lab import Lab
-from hafw.lab.report import DrillReport, DrillResult, judge_failed
+from hafw.lab.report import DrillReport, DrillResult, judge_failed, unjudged
 from hafw.paths import NodePaths
 
-__all__ = ["lab_for_drills", "run_drill", "run_drills", "save_logs"]
+__all__ = ["lab_for_drills", "run_drill", "run_drills", "run_judged", "save_logs"]
 
 READY_BOUND_S = 30.0
 
@@ -91,14 +91,17 @@ def save_logs(lab: Lab) -> Path:
 def run_drills(
     lab: Lab, plan: Sequence[Plan], say: Say, show: Callable[[DrillResult], None]
 ) -> DrillReport:
-    """Run them one after another in a ready lab; `show` gets each result as it comes."""
+    """Run them one after another in a ready lab; `show` gets each result as it comes, of a run
+    that had no verdict too."""
     began = time.monotonic()
     started = datetime.now(UTC).isoformat(timespec="seconds")
     results: list[DrillResult] = []
+    count = 0
     for number, (drill, variant) in enumerate(plan, 1):
         prefix = f"{number}/{len(plan)} {drill} {variant}".strip()
-        result = run_drill(lab, drill, variant, _prefixed(say, prefix))
-        show(result)
+        for result in run_judged(lab, drill, variant, _prefixed(say, prefix)):
+            show(result)
+            count += 1
         results.append(result)
     state = lab.state()
     return DrillReport(
@@ -111,11 +114,21 @@ def run_drills(
         seconds=time.monotonic() - began,
         drills=results,
         passed=bool(results) and all(result.passed for result in results),
+        unjudged=count - len(results),
     )
 
 
 def _prefixed(say: Say, prefix: str) -> Say:
     return lambda text: say(f"{prefix}: {text}")
+
+
+def run_judged(lab: Lab, drill: str, variant: str, say: Say) -> Iterator[DrillResult]:
+    """`run_drill`, and once more if that gave no verdict (`unjudged`). The last result counts."""
+    result = run_drill(lab, drill, variant, say)
+    yield result
+    if unjudged(result):
+        say("no verdict: this machine stood still; once more")
+        yield run_drill(lab, drill, variant, say)
 
 
 def run_drill(lab: Lab, drill: str, variant: str, say: Say) -> DrillResult:

@@ -34,6 +34,7 @@ import msgspec
 
 __all__ = [
     "FORWARDED_SHARE_MIN",
+    "NO_SAMPLE",
     "Change",
     "DualFrame",
     "FrameVerdict",
@@ -61,6 +62,7 @@ LOOK_GAP_NS_MAX = 500_000_000
 """The devices are looked at every 100 ms; nobody saw what came and went in five times that."""
 FORWARDED_SHARE_MIN = 0.5
 """Below this share of forwarded sequence numbers the frame judge saw too little to judge."""
+NO_SAMPLE = "no sample of the gates was taken"
 _MS = 1e6
 
 Field = Literal["announce", "accept"]
@@ -247,10 +249,10 @@ def _blindness(
 ) -> str:
     """Why judge (a) saw too little to judge; empty if it saw enough. `gaps` ascend."""
     if not gaps:
-        return "no sample of the gates was taken"
+        return NO_SAMPLE
     gap_ns_max = DARK_GAP_NS_MAX if dark else sample_gap_ns_max(lease_ns)
     bounds = (
-        ("no sample of the gates was taken", gaps[-1], gap_ns_max),
+        (NO_SAMPLE, gaps[-1], gap_ns_max),
         ("nobody looked at the devices", look_gap_ns, LOOK_GAP_NS_MAX),
         ("an overlap is possible and not proved", possible_ns, doubt_ns_max(lease_ns)),
     )

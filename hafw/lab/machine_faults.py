@@ -1,4 +1,6 @@
-"""Faults of what is below a node: CPU, disk, wall clock. Each is undone by `mend`. Shell.
+"""What drills do to what is below a node, CPU, disk, wall clock, and to its configuration. Shell.
+
+Each is undone by `mend`.
 
 Full disk: a tmpfs of 1 MiB is laid over the node's state folder, with what was in it, and filled.
 raftd works in its folder and would stay in the old one, so it is killed and comes back by itself;
@@ -16,16 +18,20 @@ from contextlib import suppress
 from pathlib import Path
 
 from hafw.errors import StateError
+from hafw.instance import write_atomically
 from hafw.lab import lab_clock
+from hafw.lab.faults import DRILL_GROUP, Faults, wait_until
 from hafw.lab.lab import Lab
 from hafw.lab.machine import mount_tmpfs
 from hafw.lab.probe_loop import now_ns
+from hafw.lab.recipe import with_upstream
 from hafw.paths import NodePaths
 
 __all__ = ["MachineFaults"]
 
 LOOPS_A_CPU = 2
 DISK_BYTES = 1 << 20
+RESTART_BOUND_S = 10.0
 _FILLER = "filled-by-a-drill"
 
 
@@ -37,6 +43,8 @@ class MachineFaults:
         self._loops: list[subprocess.Popen[bytes]] = []
         self._filled: set[str] = set()
         self._stepped: set[str] = set()
+        self._config_text = ""
+        """What the lab's cluster.yaml was, if a drill has changed it."""
 
     # ---- CPU --------------------------------------------------------------------------------
 
@@ -107,11 +115,41 @@ class MachineFaults:
         """How often the node has looked at its wall clock. Raises StateError."""
         return lab_clock.clock_reads(node)
 
+    # ---- configuration ----------------------------------------------------------------------
+
+    def check_upstream(self, segment: str, address: str) -> None:
+        """The drills' group gets an upstream check of a segment, on each node that starts anew
+        from now on."""
+        text = self._lab.config_file.read_text()
+        self._config_text = self._config_text or text
+        self._configure(with_upstream(text, DRILL_GROUP, segment, address))
+
+    def _configure(self, text: str) -> None:
+        write_atomically(self._lab.config_file, text.encode(), mode=0o644)
+
+    def _unconfigure(self) -> None:
+        """As it was; all gateways start anew. Raises StateError if they do not."""
+        text, self._config_text = self._config_text, ""
+        self._configure(text)
+        faults = Faults(self._lab)
+        old = {node: self._lab.pids(node).get("hafwd") for node in self._lab.gateways}
+        for node, pid in old.items():
+            if pid is not None:  # One that is dead starts with the file that is there.
+                faults.restart(node)
+
+        def anew() -> bool:
+            return all(self._lab.pids(node).get("hafwd") not in (None, old[node]) for node in old)
+
+        if not wait_until(RESTART_BOUND_S, anew):
+            raise StateError(f"hafwd did not start anew within {RESTART_BOUND_S:g} s")
+
     def mend(self) -> None:
         """Undo everything. Safe at any time, also without a lab."""
         self.feed()
         if not self._lab.exists():
             return
+        if self._config_text:
+            self._unconfigure()
         self.free_disks()
         for node in self._stepped:
             lab_clock.step_clock(node, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -12,7 +13,14 @@ from hafw.config.model import ClusterConfig, LeaseConfig
 from hafw.errors import ConfigError, ConfigProblem
 from hafw.lab.files import LabState
 
-__all__ = ["FEATURES", "default_config_file", "describe", "read_policy", "render_config"]
+__all__ = [
+    "FEATURES",
+    "default_config_file",
+    "describe",
+    "read_policy",
+    "render_config",
+    "with_upstream",
+]
 
 FEATURES = frozenset({"sync", "gate"})
 """What a lab can be built without, for drills that must fail."""
@@ -50,9 +58,7 @@ def render_config(source: Path, config: ClusterConfig, wanted: LabState) -> str:
                 for e in error.errors()
             ],
         ) from None
-    yaml = YAML(typ="rt")
-    yaml.preserve_quotes = True
-    yaml.width = 200
+    yaml = _yaml()
     document = yaml.load(source.read_text())
     for section, values in (
         ("lease", lease),
@@ -61,6 +67,25 @@ def render_config(source: Path, config: ClusterConfig, wanted: LabState) -> str:
         if values:
             document.setdefault(section, {}).update(values)
     document["policy"] = "policy.yaml"
+    return _text(yaml, document)
+
+
+def with_upstream(text: str, group: str, segment: str, address: str) -> str:
+    """A cluster.yaml whose group has an upstream check of a segment, with the default times."""
+    yaml = _yaml()
+    document = yaml.load(text)
+    document["groups"][group]["upstream"] = {segment: {"address": address}}
+    return _text(yaml, document)
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="rt")
+    yaml.preserve_quotes = True
+    yaml.width = 200
+    return yaml
+
+
+def _text(yaml: YAML, document: Any) -> str:
     text = io.StringIO()
     yaml.dump(document, text)
     return text.getvalue()

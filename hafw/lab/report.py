@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from hafw.human import format_epoch
-from hafw.lab.judges import FrameVerdict, GateVerdict, percentile
+from hafw.lab.judges import NO_SAMPLE, FrameVerdict, GateVerdict, percentile
 
 __all__ = [
     "DrillReport",
@@ -26,7 +26,10 @@ __all__ = [
     "table",
     "title_of",
     "to_json",
+    "unjudged",
 ]
+
+_NO_VERDICT = "judge (a) could not judge"
 
 
 class ProbeResult(msgspec.Struct, frozen=True):
@@ -96,7 +99,8 @@ class DrillResult(msgspec.Struct, frozen=True):
 
 
 class DrillReport(msgspec.Struct, frozen=True):
-    """A whole run of `hafwctl drill run`."""
+    """A whole run of `hafwctl drill run`. `unjudged` runs were made again and are not among
+    `drills`."""
 
     started: str
     heartbeat_ms: int
@@ -107,6 +111,7 @@ class DrillReport(msgspec.Struct, frozen=True):
     seconds: float
     drills: list[DrillResult]
     passed: bool
+    unjudged: int = 0
 
 
 def title_of(drill: str, variant: str) -> str:
@@ -129,7 +134,7 @@ def judge_drill(result: DrillResult, problems: Sequence[str] = ()) -> DrillResul
     if result.gate is None:
         reasons.append("judge (a) gave no verdict")
     elif result.gate.problem:
-        reasons.append(f"judge (a) could not judge: {result.gate.problem}")
+        reasons.append(f"{_NO_VERDICT}: {result.gate.problem}")
     if result.gate is not None and result.gate.dual_ms > 0:
         reasons.append(f"dual-ACTIVE for {_ms(result.gate.dual_ms)} by the gates' deadlines")
     if result.frames is not None and result.frames.problem:
@@ -145,6 +150,17 @@ def judge_drill(result: DrillResult, problems: Sequence[str] = ()) -> DrillResul
     if not result.strict:
         reasons.append("nobody looked whether TCP is strict")
     return msgspec.structs.replace(result, passed=not reasons, reasons=reasons)
+
+
+def unjudged(result: DrillResult) -> bool:
+    """Nothing is wrong with it but that judge (a) took no sample for half a lease. It takes them
+    on two CPUs at real-time priority, so the machine itself stood still, the leases with it.
+    Neither passed nor failed."""
+    return (
+        result.gate is not None
+        and result.gate.problem.startswith(NO_SAMPLE)
+        and all(reason.startswith(_NO_VERDICT) for reason in result.reasons)
+    )
 
 
 def judge_failed(drill: str, variant: str, seconds: float, reason: str) -> DrillResult:
@@ -186,21 +202,16 @@ def render_drill(result: DrillResult) -> str:
 
 
 def render_report(report: DrillReport) -> str:
-    """The last lines of a run: one per drill, and the verdict."""
-    rows = [
-        (
-            result.title,
-            "passed" if result.passed else "FAILED",
-            _outages(result),
-            str(sum(bool(probe.lost) for probe in result.probes)),
-            _ms(result.gate.dual_ms) if result.gate else "?",
-            _ms(result.frames.dual_ms) if result.frames else "-",
-            f"{result.seconds:.1f}",
-        )
-        for result in report.drills
-    ]
-    head = ("drill", "verdict", "outage ms", "lost", "dual (a)", "dual (b)", "seconds")
-    lines = table(head, rows)
+    """The last lines of a run: one for each row, however often it was run, and the verdict.
+    `packets` are the UDP probes', a thousand a second each."""
+    runs: dict[str, list[DrillResult]] = {}
+    for result in report.drills:
+        runs.setdefault(result.title, []).append(result)
+    head = (
+        "drill", "runs", "verdict", "moves", "outage ms", "packets", "unanswered", "flows lost",
+        "dual (a)", "dual (b)", "seconds",
+    )  # fmt: skip
+    lines = table(head, [_summary(title, results) for title, results in runs.items()])
     without = f", without {', '.join(report.without)}" if report.without else ""
     failed = sum(not result.passed for result in report.drills)
     verdict = f"{failed} of {len(report.drills)} FAILED" if failed else "all passed"
@@ -208,7 +219,35 @@ def render_report(report: DrillReport) -> str:
         f"{len(report.drills)} drills, {verdict}, in {report.seconds:.0f} s "
         f"(heartbeat {report.heartbeat_ms} ms, lease {report.lease_ms} ms{without})"
     )
+    if report.unjudged:
+        lines.append(
+            f"{report.unjudged} more had no verdict, because this machine stood still for half a "
+            "lease; they were made again"
+        )
     return "\n".join(lines) + "\n"
+
+
+def _summary(title: str, results: Sequence[DrillResult]) -> tuple[str, ...]:
+    probes = [probe for result in results for probe in result.probes]
+    steps = [step for result in results for step in result.steps]
+    udp = [probe for probe in probes if probe.name.endswith(" udp")]
+    failed = sum(not result.passed for result in results)
+    words = "passed" if not failed else "FAILED" if failed == len(results) else f"{failed} FAILED"
+    gates = [result.gate for result in results if result.gate]
+    frames = [result.frames for result in results if result.frames]
+    return (
+        title,
+        str(len(results)),
+        words,
+        str(sum(step.holder_after != step.holder_before for step in steps)),
+        _outages(steps),
+        str(sum(probe.before + probe.after + probe.missing for probe in udp)),
+        str(sum(probe.missing for probe in udp)),
+        str(sum(bool(probe.lost) for probe in probes)),
+        _ms(sum(gate.dual_ms for gate in gates)) if gates else "?",
+        _ms(sum(frame.dual_ms for frame in frames)) if frames else "-",
+        f"{sum(result.seconds for result in results):.1f}",
+    )
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -293,8 +332,8 @@ def _judge_lines(result: DrillResult) -> list[str]:
     return lines
 
 
-def _outages(result: DrillResult) -> str:
-    ordered = sorted(step.outage_ms for step in result.steps)
+def _outages(steps: Sequence[StepResult]) -> str:
+    ordered = sorted(step.outage_ms for step in steps)
     if not ordered:
         return "-"
     if len(ordered) == 1:

@@ -16,6 +16,7 @@ import pytest
 pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.usefixtures("lab_alone")]
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+HEADS = {"node", "probe", "fault", "drill", "group", "member"}
 NOT_INSIDE_A_TEST = {"make drill", "make check", "make test"}
 
 
@@ -30,8 +31,20 @@ def run(command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def heads(text: str) -> set[tuple[str, ...]]:
+    """The first lines of tables that hafwctl prints, cell by cell: widths are the contents'."""
+    lines = (tuple(re.split(" {2,}", line.strip())) for line in text.splitlines())
+    return {cells for cells in lines if cells[0] in HEADS and len(cells) > 2}
+
+
+def shown(page: Path) -> str:
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return "\n".join(text for language, text in blocks if not language)
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.name)
-def test_the_commands_of_the_page_work(page: Path) -> None:
+def test_the_commands_of_the_page_work_and_print_its_tables(page: Path) -> None:
+    printed: set[tuple[str, ...]] = set()
     try:
         for command in commands(page):
             if command in NOT_INSIDE_A_TEST:
@@ -39,6 +52,8 @@ def test_the_commands_of_the_page_work(page: Path) -> None:
             else:
                 done = run(command)
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+            printed |= heads(done.stdout)
+        assert heads(shown(page)) <= printed
     finally:
         run(".venv/bin/hafwctl lab down")
 

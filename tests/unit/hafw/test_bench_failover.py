@@ -22,10 +22,12 @@ from hafw.lab.bench_failover import (
     Plan,
     failover_to_json,
     histogram,
+    in_order,
     merge_parts,
     parse_names,
     read_failover,
     render_failover,
+    share_s,
 )
 from hafw.lab.failover_systems import count_masters, keepalived_config
 from hafw.lab.probe_answers import build_request, parse_answer
@@ -195,3 +197,30 @@ def test_resuming_needs_a_report(tmp_path: Path) -> None:
     assert "--resume needs --json" in run("--resume")[1]
     file.write_text("{}")
     assert "no report of bench-failover" in run("--resume", "--json", str(file))[1]
+
+
+def test_slow_systems_come_last_and_get_what_the_others_leave() -> None:
+    plan = Plan(minutes=45, quiet_s=60)
+    parts = in_order(plan)
+    assert [system for system, load in parts if load == "idle"] == [
+        "keepalived-10ms", "hafw-fast", "hafw-default", "keepalived-100ms", "keepalived-1s",
+    ]  # fmt: skip
+    assert share_s(plan, 45 * 60, parts) == (45 * 60 - 5 * 60 - 4 * 12) / 10
+    left_s = 45 * 60 - 8 * 60.0
+    assert share_s(plan, left_s, parts[-2:]) == (left_s - 60) / 2
+    assert share_s(plan, left_s - 60, parts[-1:]) == left_s - 60 - 60
+    assert share_s(plan, -100, parts[-1:]) == 5, "some faults in any case"
+
+
+def test_all_shares_and_quiet_times_together_are_the_time_given() -> None:
+    plan = Plan(minutes=30, quiet_s=30)
+    parts = in_order(plan)
+    left_s, labs = plan.minutes * 60, {system for system, _ in parts}
+    while parts:
+        if parts[0][0] in labs:
+            labs.discard(parts[0][0])
+            left_s -= 12
+        spent_s = share_s(plan, left_s, parts)
+        _, load = parts.pop(0)
+        left_s -= spent_s + (30 if load == "starved" else 0)
+    assert abs(left_s) < 1

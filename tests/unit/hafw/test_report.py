@@ -10,8 +10,10 @@ import pytest
 
 from hafw.errors import RefusedError
 from hafw.human import make_epoch
+from hafw.lab import drills
 from hafw.lab.drill_list import plan_drills, rows
-from hafw.lab.judges import FrameVerdict, GateVerdict, Span
+from hafw.lab.judges import NO_SAMPLE, FrameVerdict, GateVerdict, Span
+from hafw.lab.lab import Lab
 from hafw.lab.report import (
     DrillReport,
     DrillResult,
@@ -24,6 +26,7 @@ from hafw.lab.report import (
     render_report,
     table,
     to_json,
+    unjudged,
 )
 
 PROBE = ProbeResult(
@@ -149,15 +152,66 @@ def test_the_last_lines_count_the_failed() -> None:
     text = render_report(report(good, bad))
     assert "2 drills, 1 of 2 FAILED, in 7 s (heartbeat 20 ms, lease 100 ms, without sync)" in text
     assert "all passed" in render_report(report(good))
-    failed = next(line for line in text.splitlines() if "FAILED" in line)
-    assert failed.split()[:5] == ["power-cut", "(restart)", "FAILED", "98", "1"]
+    assert text.splitlines()[1].split()[:4] == ["power-cut", "(restart)", "2", "1"]
+    failed = render_report(report(bad)).splitlines()[1]
+    assert failed.split()[:9] == [
+        "power-cut", "(restart)", "1", "FAILED", "1", "98", "6371", "84", "1"
+    ]  # fmt: skip
+
+
+def test_repeated_rows_are_one_line_each_with_all_their_packets() -> None:
+    udp6 = changed(PROBE, family=6, missing=0)
+    other = changed(GOOD, drill="drain", variant="", probes=[PROBE, udp6, IDLE, STREAM])
+    slow = changed(other, steps=[changed(STEP, outage_ms=20.0), changed(STEP, holder_after="gw1")])
+    text = render_report(report(*map(judge_drill, (GOOD, other, slow, GOOD, other))))
+    head, cut, drain, last = text.splitlines()
+    assert head.split("  ")[0] == "drill"
+    assert cut.split() == [
+        "power-cut", "(restart)", "2", "passed", "2", "98", "median,", "98", "max", "12742",
+        "168", "0", "0", "ms", "0", "ms", "14.8",
+    ]  # fmt: skip
+    assert drain.split() == [
+        "drain", "3", "passed", "3", "98", "median,", "98", "max", str(3 * (2 * 6287 + 84)),
+        "252", "0", "0", "ms", "0", "ms", "22.2",
+    ]  # fmt: skip
+    assert last.startswith("5 drills, all passed")
+
+
+def test_a_run_without_a_verdict_is_told_from_one_that_failed() -> None:
+    stood = changed(GATE, problem="no sample of the gates was taken for 80.0 ms, which is more")
+    run = judge_drill(changed(GOOD, gate=stood))
+    assert unjudged(run)
+    assert not run.passed
+    assert not unjudged(judge_drill(GOOD))
+    worse: list[dict[str, Any]] = [{"probes": [changed(PROBE, lost="gone")]}, {"strict": []}]
+    for changes in worse:
+        assert not unjudged(judge_drill(changed(GOOD, gate=stood, **changes)))
+    assert not unjudged(judge_drill(changed(GOOD, gate=stood), ["1 packet lost"]))
+    assert not unjudged(judge_drill(changed(GOOD, gate=changed(stood, dual_ms=1.0))))
+    shown = render_report(changed(report(judge_drill(GOOD)), unjudged=2))
+    assert "2 more had no verdict" in shown
+
+
+def test_a_run_without_a_verdict_is_made_again_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stood = changed(GATE, problem=f"{NO_SAMPLE} for 80.0 ms")
+    blind, good = judge_drill(changed(GOOD, gate=stood)), judge_drill(GOOD)
+    bad = judge_drill(changed(GOOD, strict=[]))
+    for made, wanted in (
+        ([good, bad], [good]),
+        ([bad, good], [bad]),
+        ([blind, good], [blind, good]),
+        ([blind, blind, good], [blind, blind]),
+    ):
+        coming = iter(made)
+        monkeypatch.setattr(drills, "run_drill", lambda *_, coming=coming: next(coming))
+        assert [*drills.run_judged(Lab(), "drain", "", lambda _text: None)] == wanted
 
 
 def test_the_json_keys_are_a_contract() -> None:
     document = json.loads(to_json(report(judge_drill(GOOD))))
     assert set(document) == {
         "started", "heartbeat_ms", "lease_ms", "without", "kernel", "cpus", "seconds", "drills",
-        "passed",
+        "passed", "unjudged",
     }  # fmt: skip
     (drill,) = document["drills"]
     assert set(drill) == {
