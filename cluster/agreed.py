@@ -12,18 +12,22 @@ from typing import Annotated, Literal
 import msgspec
 
 __all__ = [
+    "DAMPED_MAX",
     "HISTORY_MAX",
     "PREEMPT_AFTER_S",
     "TOKENS_MAX",
     "AddToken",
+    "ClearLosses",
     "Command",
     "Configure",
+    "DampedNode",
     "Group",
     "Join",
     "Leave",
     "Member",
     "MemberState",
     "Move",
+    "RecordDamped",
     "RecordMove",
     "SetGroup",
     "SetMemberState",
@@ -41,6 +45,8 @@ __all__ = [
 
 HISTORY_MAX = 200
 """Moves remembered, the newest."""
+DAMPED_MAX = 100
+"""Times that a node was damped which are remembered, the newest."""
 TOKENS_MAX = 16
 PREEMPT_AFTER_S = 60.0
 """How long a better node must have been fit before a group with `preempt` goes back to it."""
@@ -62,7 +68,8 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Member(_Part, frozen=True):
     """A node of the cluster. `addresses` by link; `why` it is in its state, in an operator's
-    words, and since when (0: always)."""
+    words, and since when (0: always). `cleared`: how often an operator had what damps it
+    forgotten (`cluster.damping`)."""
 
     name: Name
     id: Annotated[int, msgspec.Meta(ge=1, le=62)]
@@ -71,6 +78,7 @@ class Member(_Part, frozen=True):
     state: MemberState = "online"
     why: Reason = ""
     since_s: float = 0.0
+    cleared: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Group(_Part, frozen=True):
@@ -113,6 +121,16 @@ class Move(_Part, frozen=True):
     planned: bool = False
 
 
+class DampedNode(_Part, frozen=True):
+    """A node was damped for a group, or longer than before, because of its `losses`."""
+
+    group: Name
+    node_id: NodeId
+    losses: Annotated[int, msgspec.Meta(ge=1)]
+    at_s: float
+    why: Reason
+
+
 class Token(_Part, frozen=True):
     """A join token that was handed out. Only its hash is known here; `used_by` is empty until it
     is used, and it is never taken twice."""
@@ -132,6 +150,7 @@ class State(_Part, frozen=True):
     policy_hash: str = ""
     history: tuple[Move, ...] = ()
     tokens: tuple[Token, ...] = ()
+    damped: tuple[DampedNode, ...] = ()
 
 
 # ---- commands -----------------------------------------------------------------------------------
@@ -187,6 +206,18 @@ class RecordMove(_Command, frozen=True):
     move: Move
 
 
+class RecordDamped(_Command, frozen=True):
+    """The holder of a group saw a node being damped."""
+
+    damped: DampedNode
+
+
+class ClearLosses(_Command, frozen=True):
+    """Forget what damps a node."""
+
+    name: Name
+
+
 class AddToken(_Command, frozen=True):
     hash: Hash
     expires_s: float
@@ -212,6 +243,8 @@ Command = (
     | SetOrder
     | SetPolicy
     | RecordMove
+    | RecordDamped
+    | ClearLosses
     | AddToken
     | Join
     | Leave

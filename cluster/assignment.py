@@ -19,17 +19,21 @@ from typing import TypeVar, assert_never
 import msgspec
 
 from cluster.agreed import (
+    DAMPED_MAX,
     HISTORY_MAX,
     TOKENS_MAX,
     AddToken,
+    ClearLosses,
     Command,
     Configure,
+    DampedNode,
     Group,
     Join,
     Leave,
     Member,
     MemberState,
     Move,
+    RecordDamped,
     RecordMove,
     SetGroup,
     SetMemberState,
@@ -49,14 +53,17 @@ __all__ = [
     "HISTORY_MAX",
     "TOKENS_MAX",
     "AddToken",
+    "ClearLosses",
     "Command",
     "Configure",
+    "DampedNode",
     "Group",
     "Join",
     "Leave",
     "Member",
     "MemberState",
     "Move",
+    "RecordDamped",
     "RecordMove",
     "SetGroup",
     "SetMemberState",
@@ -75,6 +82,10 @@ __all__ = [
     "find_member",
     "hash_token",
 ]
+
+
+DAMPED_AGAIN_S = 30.0
+"""What is reported within this time is the same event, seen by another node."""
 
 
 def apply(state: State, command: Command) -> tuple[State, str]:
@@ -101,6 +112,14 @@ def apply(state: State, command: Command) -> tuple[State, str]:
             ), ""
         case RecordMove(move):
             return _record(state, move)
+        case RecordDamped(damped):
+            return _record_damped(state, damped)
+        case ClearLosses(name):
+            member = _find(state.members, name)
+            if member is None:
+                return state, f"there is no member {name}"
+            cleared = msgspec.structs.replace(member, cleared=member.cleared + 1)
+            return _with_member(state, cleared), ""
         case AddToken():
             return _add_token(state, command)
         case Join():
@@ -129,8 +148,9 @@ def _configure(state: State, command: Configure) -> tuple[State, str]:
         known = _find(state.members, member.name)
         if known is not None:
             member = msgspec.structs.replace(
-                member, state=known.state, why=known.why, since_s=known.since_s
-            )
+                member, state=known.state, why=known.why, since_s=known.since_s,
+                cleared=known.cleared,
+            )  # fmt: skip
         members.append(member)
     groups = []
     for group in command.groups:
@@ -190,6 +210,17 @@ def _record(state: State, move: Move) -> tuple[State, str]:
     else:
         history.append(move)
     return msgspec.structs.replace(state, history=tuple(history[-HISTORY_MAX:])), ""
+
+
+def _record_damped(state: State, damped: DampedNode) -> tuple[State, str]:
+    """Of a group that moves, each holder reports the same."""
+    for known in reversed(state.damped):
+        if (known.group, known.node_id) == (damped.group, damped.node_id):
+            if known.losses == damped.losses and damped.at_s - known.at_s < DAMPED_AGAIN_S:
+                return state, f"node {damped.node_id} is known to be damped"
+            break
+    kept = (*state.damped, damped)[-DAMPED_MAX:]
+    return msgspec.structs.replace(state, damped=kept), ""
 
 
 def _add_token(state: State, command: AddToken) -> tuple[State, str]:

@@ -16,7 +16,7 @@ from cluster.acceptor import Acceptor
 from cluster.lease_types import GroupParams
 from cluster.view import NodeView
 
-__all__ = ["DESPAIR_LEASES", "UNSYNCED_LEASES", "Candidacy", "Patience", "rank"]
+__all__ = ["DESPAIR_LEASES", "UNSYNCED_LEASES", "Candidacy", "Patience", "heirs", "rank"]
 
 UNSYNCED_LEASES = 5
 DESPAIR_LEASES = 5 * UNSYNCED_LEASES
@@ -30,18 +30,32 @@ def rank(
     synced: Collection[int],
     last: Collection[int] = (),
     sound: Collection[int] = (),
+    damped: Collection[int] = (),
 ) -> int | None:
     """Place of `node` among the candidates that are alive: synced ones first, of those the ones
-    that are not being drained (`last`), of those the `sound`, whose upstream answers; None: no
-    candidate.
+    that are not being drained (`last`), of those the `sound`, whose upstream answers, of those
+    the ones that are not `damped`; None: no candidate.
 
     `node` itself counts as alive.
     """
     if node not in order:
         return None
     present = [candidate for candidate in order if candidate == node or candidate in alive]
-    ranked = sorted(present, key=lambda at: (at not in synced, at in last, at not in sound))
+    ranked = sorted(
+        present, key=lambda at: (at not in synced, at in last, at not in sound, at in damped)
+    )
     return ranked.index(node)
+
+
+def heirs(view: NodeView, group: GroupParams, now_ns: int) -> list[int]:
+    """Other nodes that could carry the group without losing flows, best first."""
+    fit = [
+        node
+        for node in view.order(group)
+        if node != view.params.node_id and view.synced(node, group.index, now_ns)
+    ]
+    damped = view.flaps.damped(group.index, now_ns)
+    return sorted(fit, key=lambda node: (node in view.standing.last, node in damped))
 
 
 class Patience:
@@ -124,8 +138,9 @@ class Candidacy:
         synced = [node for node in alive if view.synced(node, index, now_ns)]
         sound = [node for node in alive if view.sound(node, index, now_ns)]
         place = rank(
-            self._own, order, alive=alive, synced=synced, last=view.standing.last, sound=sound
-        )
+            self._own, order, alive=alive, synced=synced, last=view.standing.last, sound=sound,
+            damped=view.flaps.damped(index, now_ns),
+        )  # fmt: skip
         assert place is not None
         given = self._acceptor.released and self._acceptor.released_to == self._own
         if given or self._counted_for_us(now_ns):

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from cluster.claims import heirs as heirs_of
 from cluster.heartbeat import Message, MoveAnswer, Release
 from cluster.lease_types import NS_PER_MS, AskPosition, Effect, Note, ReplyMove, SetGate
 from cluster.view import NodeView
@@ -274,7 +275,7 @@ class HandOver:
         if not fault or held is None or not held.opened or group.proposer.claim is not None:
             self._worse_since_ns = None
             return []
-        heirs = view.heirs(group.params, now_ns)
+        heirs = heirs_of(view, group.params, now_ns)
         sound = [node for node in heirs if view.sound(node, index, now_ns)]
         if dead and heirs:
             view.counters["moves_no_carrier"] += 1
@@ -315,7 +316,7 @@ class HandOver:
         if now_ns - self._silent_since_ns < SYNCD_SILENT_MS * NS_PER_MS:
             return []
         index = group.params.index
-        for node in view.heirs(group.params, now_ns):
+        for node in heirs_of(view, group.params, now_ns):
             self._silent_since_ns = None
             view.counters["moves_syncd_silent"] += 1
             move = _Move(None, node, Step.POSITION, now_ns, epoch=held.epoch)

@@ -81,7 +81,9 @@ class GroupBeat(
     `promised`: the highest epoch the sender's acceptor promised. `active`: the epoch under which
     the sender's gate is open now, or 0. `holder`: whose lease its acceptor counts as running (0:
     nobody's). `synced`, `reason`: what its syncd says. `synced_seen`: it hears (or is) a candidate
-    that is alive and synced. `upstream`: no upstream check of the sender's fails.
+    that is alive and synced. `upstream`: no upstream check of the sender's fails. `carrier`: all
+    of the group's segments live there, else `reason` names one. `damped`: whom it damps
+    (`cluster.damping`).
     """
 
     group: GroupIndex
@@ -92,6 +94,8 @@ class GroupBeat(
     synced_seen: bool
     reason: Text
     upstream: bool = True
+    carrier: bool = True
+    damped: Annotated[list[NodeId], msgspec.Meta(max_length=62)] = []
 
 
 class Voters(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):

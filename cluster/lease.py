@@ -161,6 +161,7 @@ class LeaseCore:
                 self.view.hear_unreadable(now_ns)
             case StandingSaid(standing):
                 self.view.standing = standing
+                self.view.flaps.stand(standing.cleared)
             case StopAsked():
                 self.view.stopping = True
                 for group in self.groups.values():
@@ -218,6 +219,7 @@ class LeaseCore:
         )
         if self._next_beat_ns > now_ns + params.heartbeat_ns:
             self._next_beat_ns = now_ns + params.heartbeat_ns
+        view.flaps.look(now_ns)
         current, follows = self.voters.told()
         beat = Beat(
             voters=current,
@@ -249,6 +251,7 @@ class LeaseCore:
         if not view.peers[sender].take(beat, seq, now_ns):
             view.counters["beats_overtaken"] += 1
             return
+        view.flaps.hear(view.peers[sender], now_ns)
         view.want_era(beat.era)
         self.voters.on_beat(beat)
         for node, echoed_seq, held_ns in beat.echoes:
@@ -280,6 +283,7 @@ class LeaseCore:
         peer = view.peers[sender]
         effects: list[Effect] = []
         if peer.session != envelope.session:
+            view.flaps.hear_anew(sender, now_ns)
             peer.forget(envelope.session)
             for group in self.groups.values():
                 group.answered.pop(sender, None)  # Request numbers begin anew.

@@ -292,6 +292,8 @@ class GroupCore:
             synced_seen=self._candidacy.synced_seen(now_ns),
             reason=reason,
             upstream=not view.upstream_fault(index),
+            carrier=not view.carrier_fault(index),
+            damped=view.flaps.told(index, now_ns),
         )
 
     def expire(self, now_ns: int) -> list[Effect]:

@@ -28,6 +28,7 @@ __all__ = [
     "Announce",
     "Arrived",
     "AskPosition",
+    "DampingParams",
     "Effect",
     "EraFailed",
     "EraPersisted",
@@ -89,6 +90,15 @@ class VoterRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class DampingParams:
+    """Losses until a node is damped, and how long it must then be quiet (`cluster.damping`)."""
+
+    losses: int
+    quiet_ns: int
+    quiet_ns_max: int
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseParams:
     """Everything the core is configured with. Times in nanoseconds of the node's own clock.
     `voters` is the set that the cluster was founded with, `nodes` are all nodes, voters or not
@@ -108,6 +118,7 @@ class LeaseParams:
     two_node: bool = False
     """Two voters, of which one may decide alone (`cluster.pair`)."""
     nodes: tuple[int, ...] = ()
+    damping: DampingParams | None = None
 
     @classmethod
     def from_config(cls, config: ClusterConfig, node_name: str) -> LeaseParams:
@@ -136,6 +147,13 @@ class LeaseParams:
             beacon_ns=config.sync.beacon_ms * NS_PER_MS,
             announce_interval_ns=int(config.lease.announce_interval_s * 1e9),
             two_node=config.quorum == "two-node",
+            damping=DampingParams(
+                config.damping.losses,
+                config.damping.quiet_s * 1000 * NS_PER_MS,
+                config.damping.quiet_s_max * 1000 * NS_PER_MS,
+            )
+            if config.damping.losses
+            else None,
         )
 
     def shorter(self, duration_ns: int) -> int:

@@ -12,6 +12,7 @@ from cluster.lease_types import NS_PER_MS
 from cluster.meters import LinkMeter
 from hafw.config.model import VoterSet
 from hafw.messages import (
+    DampedStatus,
     GroupLeaseStatus,
     LeasedStatus,
     LoopDelay,
@@ -63,7 +64,20 @@ def leased_status(
         voters=_voters_status(core, view.voters, now_ns),
         voters_next=_voters_status(core, core.voters.next, now_ns),
         voters_lost=view.voters_lost,
+        damped=[status for index in core.groups for status in _damped_status(core, index, now_ns)],
     )
+
+
+def _damped_status(core: LeaseCore, index: int, now_ns: int) -> list[DampedStatus]:
+    flaps = core.view.flaps
+    seen, told = flaps.seen(index, now_ns), flaps.told_by(index, now_ns)
+    found = []
+    for node in sorted({*seen, *told}):
+        at = seen.get(node)
+        left_s = None if at is None or at.left_ns is None else round(at.left_ns / 1e9, 3)
+        losses, why = (0, "") if at is None else (at.losses, at.why)
+        found.append(DampedStatus(index, node, losses, why, left_s, told.get(node, [])))
+    return found
 
 
 def _voters_status(core: LeaseCore, voters: VoterSet | None, now_ns: int) -> VoterSetStatus | None:
@@ -123,6 +137,14 @@ def _peer_status(core: LeaseCore, node: int, now_ns: int, links: LinkMeter) -> P
     )
 
 
+def _damped_alarm(at: DampedStatus) -> str:
+    said = f"group {at.group}: node {at.node_id} is damped"
+    if not at.losses:
+        return f"{said}, as node {', '.join(map(str, at.told_by))} has counted"
+    left = "the fault lasts" if at.left_s is None else f"{at.left_s:.0f} s of quiet are missing"
+    return f"{said} after {at.losses} losses ({at.why}): not preferred, {left}"
+
+
 def _voters_alarms(core: LeaseCore, now_ns: int) -> list[str]:
     view, change = core.view, core.voters
     alarms: list[str] = []
@@ -169,6 +191,7 @@ def _alarms(core: LeaseCore, now_ns: int, delay: LoopDelay) -> list[str]:
         alarms += [
             f"group {index}: {wrong}" for wrong in (fault, view.upstream_fault(index)) if wrong
         ]
+        alarms += [_damped_alarm(at) for at in _damped_status(core, index, now_ns)]
         held = group.proposer.held
         if held is None or not held.opened:
             continue

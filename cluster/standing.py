@@ -28,6 +28,7 @@ def standing_of(state: State) -> Standing:
         orders={group.index: [ids[name] for name in group.ranked] for group in state.groups},
         last=sorted(member.id for member in state.members if member.state == "draining"),
         out=sorted(m.id for m in state.members if m.state in ("maintenance", "left")),
+        cleared={member.id: member.cleared for member in state.members if member.cleared},
     )
 
 

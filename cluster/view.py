@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from cluster.damping import FlapWatch
 from cluster.heartbeat import REASON_CHARS_MAX, Beat, Envelope, GroupBeat, Message, Voters
 from cluster.lease_types import GroupParams, LeaseParams, Rng, SegmentsDown, Send
 from cluster.pair import PairWatch
@@ -98,6 +99,7 @@ class NodeView:
         self.beat_soon = False
         self.act_in(params.voters)
         self.pair = PairWatch(params, now_ns) if params.two_node else None
+        self.flaps = FlapWatch(self)
         self._request = 0
         self._heard_for_ns = HEARD_BEATS * params.heartbeat_ns
 
@@ -186,15 +188,6 @@ class NodeView:
         """The group's candidates, best first, as agreed on last."""
         agreed = tuple(self.standing.orders.get(group.index, ()))
         return agreed if sorted(agreed) == sorted(group.order) else group.order
-
-    def heirs(self, group: GroupParams, now_ns: int) -> list[int]:
-        """Other nodes that could carry the group without losing flows, best first."""
-        fit = [
-            node
-            for node in self.order(group)
-            if node != self.params.node_id and self.synced(node, group.index, now_ns)
-        ]
-        return sorted(fit, key=lambda node: node in self.standing.last)
 
     def voters_ready(self, group: int, now_ns: int) -> bool:
         """Whether a majority that may vote is heard."""

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["GroupLeaseStatus", "LinkStatus", "LoopDelay", "PeerStatus", "Spread", "VoterSetStatus"]
+__all__ = [
+    "DampedStatus",
+    "GroupLeaseStatus",
+    "LinkStatus",
+    "LoopDelay",
+    "PeerStatus",
+    "Spread",
+    "VoterSetStatus",
+]
 
 
 class Spread(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,3 +96,16 @@ class VoterSetStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     members: list[int]
     stored_by: list[int]
     settles_ms: float | None = None
+
+
+class DampedStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A node that flapped is not preferred for a group. `losses`, the last one's reason and the
+    quiet that is missing (None: the fault lasts) as the node that answers has counted; `told_by`
+    are the other nodes that say so, and it alone may be one that does not (`losses` 0)."""
+
+    group: int
+    node_id: int
+    losses: int
+    why: str
+    left_s: float | None
+    told_by: list[int]

@@ -13,6 +13,7 @@ from typing import Annotated
 import msgspec
 
 from hafw.lease_facts import (
+    DampedStatus,
     GroupLeaseStatus,
     LinkStatus,
     LoopDelay,
@@ -23,6 +24,7 @@ from hafw.lease_facts import (
 
 __all__ = [
     "DATAGRAM_BYTES_MAX",
+    "DampedStatus",
     "GroupLeaseStatus",
     "LeasedMessage",
     "LeasedStatus",
@@ -137,11 +139,13 @@ class StatusRequest(Message, frozen=True):
 class Standing(Message, frozen=True):
     """What Raft has agreed on that ranks candidates; hafwd repeats it. `orders`: best first, by
     group index. `last`: drained nodes, behind all others that are synced. `out`: nodes in
-    maintenance, or that left: they claim nothing."""
+    maintenance, or that left: they claim nothing. `cleared`: how often each node was cleared of
+    its losses (`cluster.damping`)."""
 
     orders: dict[int, list[int]]
     last: list[int]
     out: list[int]
+    cleared: dict[int, int] = {}
 
 
 class MoveRequest(Message, frozen=True):
@@ -208,6 +212,7 @@ class LeasedStatus(Message, frozen=True):
     voters_next: VoterSetStatus | None = None
     voters_lost: bool = False
     """This node has lost its voters file, and does not vote until it is added anew."""
+    damped: list[DampedStatus] = []
 
 
 class SyncPassStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

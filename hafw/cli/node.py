@@ -127,6 +127,24 @@ def online(
 
 
 @node.command()
+@click.argument("name", metavar="NODE")
+@scope_options
+def undamp(name: str, node: str | None, config_file: Path | None) -> None:
+    """Prefer NODE again like any other: forget how often it came and went.
+
+    `hafwctl status` shows who is damped, and why. All nodes forget it within two seconds.
+    """
+    require_root()
+    from cluster.agreed import ClearLosses
+
+    scope = find_scope(node, config_file)
+    member, _ = _member(scope, name)
+    asked, _ = ask_raft(scope)
+    propose(asked, ClearLosses(member.name))
+    click.echo(f"what damps {member.name} is forgotten", err=True)
+
+
+@node.command()
 @click.argument("given", metavar="TOKEN")
 @scope_options
 def join(given: str, node: str | None, config_file: Path | None) -> None:

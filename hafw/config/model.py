@@ -30,6 +30,7 @@ __all__ = [
     "RESTART_WAIT_MS",
     "ClusterConfig",
     "CpuConfig",
+    "DampingConfig",
     "GroupConfig",
     "LeaseConfig",
     "LinkConfig",
@@ -217,6 +218,30 @@ class CpuConfig(Model):
         return self
 
 
+class DampingConfig(Model):
+    """A node that comes and goes ranks behind the others, and no group goes back to it, until it
+    has been quiet: fit for the group without a break. Each further loss doubles the wait."""
+
+    losses: int = Field(
+        3, ge=0, le=1000, description="Losses that damp a node; 0: no node is ever damped."
+    )
+    quiet_s: int = Field(60, ge=1, le=86400, description="The first wait.")
+    quiet_s_max: int = Field(
+        3600,
+        ge=1,
+        le=86400,
+        description="The longest wait; so long without a loss takes one away again.",
+    )
+
+    @model_validator(mode="after")
+    def _relations(self) -> Self:
+        if self.quiet_s > self.quiet_s_max:
+            raise ValueError(
+                f"quiet_s: quiet_s must be <= quiet_s_max ({self.quiet_s} > {self.quiet_s_max})"
+            )
+        return self
+
+
 class VoterSet(Model):
     """Who votes. Named in every lease message by id and hash; voters refuse any other set."""
 
@@ -248,6 +273,9 @@ class ClusterConfig(Model):
     sync: SyncConfig = Field(SyncConfig(), description="Replication.")
     raft: RaftConfig = Field(RaftConfig(), description="Membership and assignment.")
     cpus: CpuConfig = Field(CpuConfig(), description="Which CPUs are used for what.")
+    damping: DampingConfig = Field(
+        DampingConfig(), description="What becomes of nodes that come and go."
+    )
     quorum: Literal["majority", "two-node"] = Field(
         "majority",
         description="`two-node`: two gateways without a witness, of which one goes on alone. If "

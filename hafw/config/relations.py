@@ -19,6 +19,7 @@ __all__ = ["RELATIONS", "cluster_problems"]
 RELATIONS = (
     "`lease.heartbeat_ms` * 3 <= `lease.lease_ms`: two heartbeats may be lost.",
     "`sync.refresh_s` * 2 <= `sync.hold_s`: a replica outlives one missed announcement.",
+    "`damping.quiet_s` <= `damping.quiet_s_max`.",
     "`lease.port`, `sync.port` and `raft.port` differ; `cpus.lease` and `cpus.policy` differ.",
     "Node ids, group indexes and VRIDs are used once.",
     "A gateway has segments, a witness has none.",

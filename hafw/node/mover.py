@@ -1,4 +1,5 @@
 """Which groups a node should hand over because somebody wants it: drain, maintenance, preemption.
+A damped node (`cluster.damping`) is the last choice, and no group goes back to it.
 
 The holder decides for itself, from what Raft agreed on and what its leased hears. A wish is tried
 until it is done or nobody wants it any more; a refusal is waited out, so that a target that is
@@ -67,7 +68,9 @@ class Mover:
             others = [member for member in members if member.name != self._node]
             problems = {m.name: fit_problem(leased, index, m) for m in others}
             self._note_fit(name, problems, now)
-            wish = self._wish(group, own, members, problems, now)
+            damped = {at.node_id for at in leased.damped if at.group == index}
+            calm = [member.name for member in others if member.id not in damped]
+            wish = self._wish(group, own, members, problems, calm, now)
             if wish is not None and now >= self._pause.get(name, (0.0, 0.0))[0]:
                 wishes.append(wish)
         self._forget(held)
@@ -89,9 +92,11 @@ class Mover:
         own: Member,
         members: list[Member],
         problems: dict[str, str],
+        calm: list[str],
         now: float,
     ) -> Wish | None:
         fit = [member.name for member in members if problems.get(member.name) == ""]
+        fit.sort(key=lambda name: name not in calm)
         if own.state != "online":
             if not fit:
                 reasons = "; ".join(why for why in problems.values() if why)
@@ -106,7 +111,7 @@ class Mover:
         better = [m.name for m in members[: members.index(own)]] if own in members else []
         for name in better:
             since = self._fit_since.get((group.name, name))
-            if since is not None and now - since >= group.preempt_after_s:
+            if name in calm and since is not None and now - since >= group.preempt_after_s:
                 why = f"preempt: {name} is better and has been fit for {group.preempt_after_s:g} s"
                 return Wish(group.name, name, why)
         return None

@@ -16,18 +16,18 @@ import time
 
 import structlog
 
-from cluster.assignment import Move, RecordMove, State, decode_state
+from cluster.assignment import DampedNode, Move, RecordDamped, RecordMove, State, decode_state
 from cluster.standing import standing_of, write_standing
 from hafw.config.model import ClusterConfig
 from hafw.errors import HafwError
-from hafw.messages import LeasedStatus, MoveReply, MoveRequest, Standing
+from hafw.messages import DampedStatus, LeasedStatus, MoveReply, MoveRequest, Standing
 from hafw.node.client import LocalClient, Unavailable
 from hafw.node.mover import Mover, Wish
 from hafw.node.raft_client import RaftClient
 from hafw.paths import NodePaths
 from hafw.raft_messages import RaftStatus
 
-__all__ = ["RaftRelay", "planned_move", "unrecorded"]
+__all__ = ["RaftRelay", "newly_damped", "planned_move", "unrecorded"]
 
 
 def unrecorded(
@@ -92,6 +92,25 @@ def planned_move(
     )
 
 
+def newly_damped(
+    config: ClusterConfig,
+    leased: LeasedStatus,
+    before: list[DampedStatus],
+    *,
+    now_s: float | None = None,
+) -> list[RecordDamped]:
+    """What the holder's leased has counted since it damped the nodes of `before`."""
+    known = {(at.group, at.node_id): at.losses for at in before}
+    names = {group.index: name for name, group in config.groups.items()}
+    held = {group.group for group in leased.groups if group.active}
+    at_s = round(time.time() if now_s is None else now_s, 3)
+    return [
+        RecordDamped(DampedNode(names[at.group], at.node_id, at.losses, at_s, at.why[:120]))
+        for at in leased.damped
+        if at.group in held and at.losses > known.get((at.group, at.node_id), 0)
+    ]
+
+
 class RaftRelay:
     """Of one node."""
 
@@ -109,12 +128,17 @@ class RaftRelay:
         self._written: Standing | None = None
         self._file_error = ""
         self.mover = Mover(config, node)
+        self._damped: list[DampedStatus] = []
         self.moved = self.refused = 0
 
     async def look(self, leased: LeasedStatus, raft: RaftStatus) -> None:
         """Both answered just now."""
         for taken in unrecorded(self._config, leased, raft):
             await self._raft.propose_async(taken)  # Refused or lost: the next look.
+        if not raft.read_only:
+            for damped in newly_damped(self._config, leased, self._damped):
+                await self._raft.propose_async(damped)
+            self._damped = leased.damped
         state = decode_state(raft.state)
         if not state.members:
             return  # A cluster that has never had a leader agrees on nothing.

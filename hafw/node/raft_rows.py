@@ -103,10 +103,10 @@ def _place(raft: RaftStatus, member: int) -> str:
 
 
 def history_rows(config: ClusterConfig, state: State) -> list[Row]:
-    """Oldest first."""
-    return [
+    """Oldest first. A node that was damped stands in ``from``, without an epoch."""
+    moves = [
         {
-            "when": datetime.fromtimestamp(move.at_s, UTC).isoformat(timespec="seconds"),
+            "when": _when(move.at_s),
             "group": move.group,
             "from": config.node_name(move.from_id),
             "to": config.node_name(move.to_id),
@@ -116,3 +116,16 @@ def history_rows(config: ClusterConfig, state: State) -> list[Row]:
         }
         for move in state.history
     ]
+    damped = [
+        {
+            "when": _when(at.at_s), "group": at.group, "from": config.node_name(at.node_id),
+            "to": "-", "epoch": "-", "planned": False,
+            "why": f"damped after {at.losses} losses: {at.why}",
+        }
+        for at in state.damped
+    ]  # fmt: skip
+    return sorted([*moves, *damped], key=lambda row: str(row["when"])) if damped else moves
+
+
+def _when(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")

@@ -82,6 +82,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "node", "peer", "link", "alive", "age_ms", "received", "rtt_min_ms", "rtt_p50_ms",
         "rtt_p99_ms",
     ),
+    "damped": ("node", "group", "damped", "losses", "why", "quiet_left_s", "told_by"),
     "survival": ("node", "group", "kind", "losing", "survives", "why"),
     "raft": (
         "node", "role", "leader", "term", "commit", "applied", "quorum", "read_only", "connected",
@@ -246,6 +247,15 @@ def _add_leased(tables: Tables, config: ClusterConfig, node: str, leased: Leased
         if count
     ]
     tables["survival"] = survival_rows(config, node, leased)
+    names = {group.index: name for name, group in config.groups.items()}
+    tables["damped"] = [
+        {
+            "node": node, "group": names.get(at.group, str(at.group)),
+            "damped": config.node_name(at.node_id), "losses": at.losses, "why": at.why,
+            "quiet_left_s": at.left_s, "told_by": [config.node_name(n) for n in at.told_by],
+        }
+        for at in leased.damped
+    ]  # fmt: skip
     for peer in leased.peers:
         name = config.node_name(peer.node_id)
         tables["peers"].append(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.agreed import Group, Member, State
+from cluster.claims import heirs
 from cluster.heartbeat import Prepare, Release
 from cluster.lease_types import Announce, Effect, StandingSaid
 from cluster.standing import read_standing, standing_of, write_standing
@@ -75,7 +76,7 @@ def test_a_carrier_lost_gives_the_group_to_a_drained_node_last() -> None:
     bench.hold()
     told(bench, Standing({1: [1, 2]}, [2], []))
     group = bench.core.groups[1]
-    assert bench.core.view.heirs(group.params, bench.now) == [2]  # The only one there is.
+    assert heirs(bench.core.view, group.params, bench.now) == [2]  # The only one there is.
     assert not sent(bench.renew(), Release)
     assert not [e for e in bench.renew() if isinstance(e, Announce)]
 
