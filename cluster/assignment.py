@@ -50,6 +50,7 @@ from cluster.agreed import (
 )
 
 __all__ = [
+    "DAMPED_MAX",
     "HISTORY_MAX",
     "TOKENS_MAX",
     "AddToken",

@@ -110,6 +110,7 @@ def _sections(document: Document, verbose: bool) -> list[tuple[str, Rows]]:
         ("replication", [_replication(row) for row in document["sync"]]),
         ("streams", [_stream(row) for row in document["streams"]]),
         ("policy", [_policy(row) for row in document["policy"]]),
+        ("damped", document["damped"]),
         ("would we survive losing", _survival(document, verbose)),
         ("lease loop", [_lease(row) for row in document["lease"]]),
         ("lease loop woke late by at most", _loop(document["loop"])),

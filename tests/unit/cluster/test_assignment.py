@@ -7,16 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.assignment import (
+    DAMPED_MAX,
     HISTORY_MAX,
     TOKENS_MAX,
     AddToken,
+    ClearLosses,
     Command,
     Configure,
+    DampedNode,
     Group,
     Join,
     Leave,
     Member,
     Move,
+    RecordDamped,
     RecordMove,
     SetGroup,
     SetMemberState,
@@ -247,3 +251,28 @@ def test_a_drained_node_is_assigned_nothing_while_another_is_online() -> None:
     assert assigned(state, "main") == "gw1"
     state, _ = apply(state, SetMemberState("gw1", "draining"))
     assert assigned(state, "main") == "gw2"
+
+
+def test_what_damps_a_node_is_cleared_by_a_number_that_grows_and_stays() -> None:
+    state = State(members=MEMBERS)
+    for times in (1, 2):
+        state, refusal = apply(state, ClearLosses("gw1"))
+        assert refusal == ""
+        assert [member.cleared for member in state.members] == [times, 0, 0]
+    assert apply(state, ClearLosses("gw7")) == (state, "there is no member gw7")
+    configured, _ = apply(state, Configure(MEMBERS, (), state.voters))
+    assert [member.cleared for member in configured.members] == [2, 0, 0]
+
+
+def test_that_a_node_was_damped_is_kept_once_and_the_newest_are() -> None:
+    first = DampedNode("main", 1, 3, 100.0, "silent")
+    state, refusal = apply(State(), RecordDamped(first))
+    assert refusal == ""
+    again = DampedNode("main", 1, 3, 110.0, "silent")
+    assert apply(state, RecordDamped(again)) == (state, "node 1 is known to be damped")
+    for losses in range(4, 4 + DAMPED_MAX):
+        state, refusal = apply(state, RecordDamped(DampedNode("main", 1, losses, 110.0, "")))
+        assert refusal == ""
+    assert len(state.damped) == DAMPED_MAX
+    assert first not in state.damped
+    assert decode_state(encode(state)) == state

@@ -8,7 +8,7 @@ from msgspec import structs
 
 from cluster.agreed import Command, Member, SetGroup, SetMemberState, SetOrder, State
 from cluster.assignment import apply
-from hafw.messages import LeasedStatus
+from hafw.messages import DampedStatus, LeasedStatus
 from hafw.node.mover import REFUSED_S, Mover, Wish, fit_problem
 from tests.unit.hafw.test_status_rows import ASSIGNMENT, CONFIG, leased
 
@@ -93,6 +93,20 @@ def test_a_group_with_preempt_goes_back_once_the_better_node_was_fit_long_enough
     assert mover.observe(holding("gw2"), agreed(), now=12.0) == []  # No fail-back unless set.
     turned = agreed(SetGroup("main", True, 5.0), SetOrder("main", ("gw2", "gw1")))
     assert mover.observe(holding("gw2"), turned, now=13.0) == []
+
+
+def test_a_damped_node_gets_nothing_back_and_is_the_last_choice() -> None:
+    state, mover = agreed(SetGroup("main", True, 5.0)), Mover(CONFIG, "gw2")
+    damped = DampedStatus(1, 1, 3, "silent", 20.0, [])
+    for group, ahead in ((1, False), (2, True)):
+        flapped = structs.replace(holding("gw2"), damped=[structs.replace(damped, group=group)])
+        mover.observe(flapped, state, now=0.0)
+        assert bool(mover.observe(flapped, state, now=6.0)) == ahead
+    # Drained, its node gives the group even to who is damped.
+    drained = agreed(SetMemberState("gw2", "draining"))
+    flapped = structs.replace(holding("gw2"), damped=[damped])
+    [wish] = mover.observe(flapped, drained, now=7.0)
+    assert wish.target == "gw1"
 
 
 def test_fit_is_who_is_online_heard_and_synced() -> None:

@@ -6,10 +6,20 @@ from typing import Any
 
 from msgspec import structs
 
-from cluster.assignment import Move, RecordMove, SetGroup, SetMemberState, State, apply, encode
+from cluster.assignment import (
+    DampedNode,
+    Move,
+    RecordDamped,
+    RecordMove,
+    SetGroup,
+    SetMemberState,
+    State,
+    apply,
+    encode,
+)
 from hafw.human import make_epoch
-from hafw.messages import MoveReply
-from hafw.node.raft_relay import planned_move, unrecorded
+from hafw.messages import DampedStatus, MoveReply
+from hafw.node.raft_relay import newly_damped, planned_move, unrecorded
 from hafw.node.raft_rows import assigned_node, history_rows, member_rows, raft_row
 from tests.unit.hafw.test_status_rows import ASSIGNMENT, CONFIG, EPOCH, leased, raft
 
@@ -102,3 +112,20 @@ def test_members_say_how_they_are_heard() -> None:
     ]  # fmt: skip
     assert all(row["in_raft"] and row["in_lease"] and row["votes"] for row in rows)
     assert [row["in_lease"] for row in member_rows(raft("gw1"), None)] == [None] * 3
+
+
+def test_the_holder_reports_who_is_damped_once_for_each_loss() -> None:
+    at = DampedStatus(1, 2, 3, "silent", 60.0, [])
+    holder = structs.replace(leased("gw1", active=True, holder="gw1"), damped=[at])
+    [report] = newly_damped(CONFIG, holder, [], now_s=5.0)
+    assert report == RecordDamped(DampedNode("main", 2, 3, 5.0, "silent"))
+    assert newly_damped(CONFIG, holder, [at]) == []
+    assert newly_damped(CONFIG, holder, [structs.replace(at, losses=2)]) != []
+    assert newly_damped(CONFIG, structs.replace(leased("gw1"), damped=[at]), []) == []
+    told = structs.replace(at, losses=0, told_by=[2])
+    assert newly_damped(CONFIG, structs.replace(holder, damped=[told]), []) == []
+    state, refusal = apply(ASSIGNMENT, RecordDamped(DampedNode("main", 2, 3, 2e9, "silent")))
+    assert refusal == ""
+    row = history_rows(CONFIG, state)[-1]
+    assert (row["group"], row["from"], row["to"]) == ("main", "gw2", "-")
+    assert row["why"] == "damped after 3 losses: silent"

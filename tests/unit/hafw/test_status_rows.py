@@ -15,6 +15,7 @@ from hafw.cli.status import _loop, _replication, _survival
 from hafw.config.load import load_cluster
 from hafw.human import make_epoch
 from hafw.messages import (
+    DampedStatus,
     GroupLeaseStatus,
     LeasedStatus,
     LinkStatus,
@@ -175,7 +176,7 @@ def test_every_row_has_exactly_the_declared_keys() -> None:
     result = document(healthy())
     assert set(result) == {"cluster", "healthy", "problems", *COLUMNS}
     for table, columns in COLUMNS.items():
-        if table in ("alarms", "notes"):
+        if table in ("alarms", "damped", "notes"):
             continue
         assert result[table], table
         for row in result[table]:
@@ -408,3 +409,14 @@ def test_a_note_is_shown_and_no_problem() -> None:
     assert result["notes"] == [{"node": "gw1", "source": "hafwd", "note": "a chain of others"}]
     assert set(result["notes"][0]) == set(COLUMNS["notes"])
     assert result["healthy"]
+
+
+def test_who_is_damped_is_a_row_with_what_is_missing() -> None:
+    at = DampedStatus(1, 2, 4, "silent", 90.5, [9])
+    flapped = structs.replace(leased("gw1", active=True), damped=[at])
+    [row] = build_tables(CONFIG, replace(facts("gw1", active=True), leased=flapped))["damped"]
+    assert tuple(row) == COLUMNS["damped"]
+    assert row == {
+        "node": "gw1", "group": "main", "damped": "gw2", "losses": 4, "why": "silent",
+        "quiet_left_s": 90.5, "told_by": ["wit"],
+    }  # fmt: skip
