@@ -165,6 +165,8 @@ class FlapWatch:
         """At each heartbeat of this node: at itself, and for who is silent. Silence while this
         loop did not run, or while nobody is heard, may be this node's own fault."""
         view, params = self._view, self._view.params
+        if not self._groups:
+            return
         if now_ns - self._looked_ns > 2 * params.heartbeat_ns:
             self._listening_ns = now_ns
         self._looked_ns = now_ns
