@@ -21,7 +21,7 @@ def scope_of(file: str) -> str:
     """Tests of one scope run in one process: all that needs the lab, whose names are the
     machine's, and those of a module that shares what it builds. Empty: the file makes none."""
     text = (ROOT / file).read_text()
-    if re.search(r"\b(lab_alone|bare_lab)\b", text):
+    if re.search(r"\b(lab_alone|bare_lab|shared_lab)\b", text):
         return "lab"
     return file if 'scope="module"' in text else ""
 

@@ -70,11 +70,11 @@ def run(
     keep_lab: bool,
     json_file: Path | None,
 ) -> None:
-    """Run drills by name, or `all` of them (about 4 minutes); `hafwctl drill list` has the names.
+    """Run drills by name, or `all` of them (about 5 minutes); `hafwctl drill list` has the names.
 
     Exit 0 only if no flow established at least 1 s before the fault was lost, dual-ACTIVE is 0 by
     both judges, what moved is what should, the node came back synced and TCP was strict
-    throughout; else 1.
+    throughout; else 1. The last lines sum up each row, however often it was run.
     """
     from hafw.lab.drill_list import plan_drills
     from hafw.lab.drills import lab_for_drills, run_drills, save_logs

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["drain", "planned_move", "rolling_restart"]
 
 AGREE_BOUND_S = 10.0
-BETWEEN_S = 1.0
-"""Between two moves, so that each is of flows that have settled."""
+BETWEEN_S = 0.3
+"""Between two moves, so that each is of flows that have settled. All flows exchange something
+before and after it, which takes most of a second."""
 
 
 def planned_move(conductor: Conductor, _variant: str) -> None:
@@ -64,6 +65,8 @@ def rolling_restart(conductor: Conductor, _variant: str) -> None:
             f"restart of {node}",
             lambda _active, node=node: faults.restart(node),  # type: ignore[misc]
             takeover="stays",
+            # It may not move until the next step either, and the node takes seconds to come back.
+            hold_s=0.0,
         )
 
         def all_new(node: str = node, old: dict[str, int] = old) -> bool:

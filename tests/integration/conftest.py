@@ -20,8 +20,8 @@ def _root() -> None:
         pytest.fail("integration tests need root: they build network namespaces")
 
 
-@pytest.fixture(scope="module")
-def lab_alone() -> Iterator[None]:
+@pytest.fixture(scope="session")
+def _lab_lock() -> Iterator[None]:
     """The right to the lab's names on this machine, which has room for one lab only."""
     with (Path(tempfile.gettempdir()) / "hafw-test-lab.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -29,6 +29,30 @@ def lab_alone() -> Iterator[None]:
             pytest.fail("a lab is up on this machine; `hafwctl lab down` before the tests")
         yield
         Lab().down()
+
+
+@pytest.fixture(scope="module")
+def lab_alone(_lab_lock: None) -> Iterator[None]:
+    """No lab, and nobody else who makes one."""
+    Lab().down()
+    yield
+    Lab().down()
+
+
+@pytest.fixture(scope="module")
+def shared_lab(_lab_lock: None) -> Lab:
+    """The default lab, ready. It stays for the next module that asks for it, so whoever uses it
+    leaves it whole; what is broken is built anew."""
+    lab = Lab()
+    lab.up()
+    lab.heal_all()
+    lab.wait_ready(30)
+    return lab
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that share a lab come one after the other, last."""
+    items.sort(key=lambda item: "shared_lab" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="module")

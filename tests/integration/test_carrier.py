@@ -79,14 +79,8 @@ def test_lost_messages_are_made_up_for(space: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster(lab_alone: None) -> Iterator[Running]:
-    lab = Lab()
-    try:
-        lab.up()
-        lab.wait_ready(30)
-        yield Running(lab)
-    finally:
-        lab.down()
+def cluster(shared_lab: Lab) -> Running:
+    return Running(shared_lab)
 
 
 def test_group_leaves_a_node_without_carrier_and_its_flows_go_on(cluster: Running) -> None:

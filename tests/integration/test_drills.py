@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,8 @@ CLASSIC = ("power-cut", "freeze", "kill", "there-and-back")
 
 
 @pytest.fixture(scope="module")
-def lab(lab_alone: None) -> Iterator[Lab]:
-    lab = Lab()
-    lab.up()
-    lab.wait_ready(20)
-    yield lab
-    lab.down()
+def lab(shared_lab: Lab) -> Lab:
+    return shared_lab
 
 
 def hafwctl(*words: str, wait_s: float = ALL_WAIT_S) -> subprocess.CompletedProcess[str]:

@@ -6,6 +6,7 @@ others take longer than a few seconds.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -37,12 +38,10 @@ ALL_ROWS = [
 
 
 @pytest.fixture(scope="module")
-def lab(lab_alone: None) -> Iterator[Lab]:
-    lab = Lab()
-    lab.up()
-    lab.wait_ready(30)
-    yield lab
-    lab.down()
+def lab(shared_lab: Lab) -> Iterator[Lab]:
+    yield shared_lab
+    if any(os.path.ismount(shared_lab.paths(node).lib) for node in shared_lab.config.nodes):
+        shared_lab.down()  # A small disk stays until then.
 
 
 def run(lab: Lab, drill: str, variant: str) -> DrillResult:

@@ -23,11 +23,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(24
 
 
 @pytest.fixture(scope="module")
-def cluster(lab_alone: None) -> Running:
-    lab = Lab()
-    lab.up()
-    lab.wait_ready(30)
-    return Running(lab)
+def cluster(shared_lab: Lab) -> Running:
+    return Running(shared_lab)
 
 
 @pytest.fixture(autouse=True)

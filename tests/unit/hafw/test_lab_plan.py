@@ -9,9 +9,10 @@ import pytest
 from hafw.config.load import load_cluster
 from hafw.config.model import ClusterConfig
 from hafw.errors import ConfigError, StateError
+from hafw.lab.draw import draw
 from hafw.lab.files import LabState
 from hafw.lab.labd import BACKOFF_S_MAX, Backoff
-from hafw.lab.recipe import default_config_file, render_config
+from hafw.lab.recipe import default_config_file, render_config, with_upstream
 from hafw.lab.silence import fault_commands, heal_commands
 from hafw.lab.topology import plan
 
@@ -152,3 +153,15 @@ class TestBackoff:
             backoff.after(0.1)
         assert backoff.after(5.0) == 0.2
         assert backoff.after(0.1) == 0.4
+
+
+def test_an_upstream_check_is_added_to_one_group_and_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(with_upstream(draw(2, 2), "group2", "lan", "192.0.2.10"))
+    checked = load_cluster(file)
+    file.write_text(draw(2, 2))
+    plain = load_cluster(file)
+    check = checked.groups["group2"].upstream["lan"]
+    assert (str(check.address), check.interval_ms, check.count) == ("192.0.2.10", 200, 3)
+    assert checked.groups["main"] == plain.groups["main"]
+    assert checked.nodes == plain.nodes
