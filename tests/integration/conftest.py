@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from cluster.agreed import ClearLosses
 from hafw.lab.lab import Lab
+from hafw.node.client import Unavailable
+from hafw.node.raft_client import RaftClient
+from hafw.paths import NodePaths
+from tests.integration.running import Running, wait_for
 from tests.integration.syncd_world import World, syncd_world
 
 
@@ -42,11 +47,17 @@ def lab_alone(_lab_lock: None) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def shared_lab(_lab_lock: None) -> Lab:
     """The default lab, ready. It stays for the next module that asks for it, so whoever uses it
-    leaves it whole; what is broken is built anew."""
+    leaves it whole; what is broken is built anew, and nobody is damped for what was done to it."""
     lab = Lab()
-    lab.up()
+    built = lab.up()
     lab.heal_all()
     lab.wait_ready(30)
+    if not built:
+        for node in lab.gateways:
+            answer = RaftClient(NodePaths(node)).propose(ClearLosses(node))
+            assert not isinstance(answer, Unavailable), answer.reason
+            assert answer.ok, answer.reason
+        wait_for("nobody is damped", lambda: not any(map(Running(lab).damped, lab.gateways)))
     return lab
 
 

@@ -72,6 +72,10 @@ class Running:
         assert not isinstance(answer, Unavailable), f"{node}: {answer.reason}"
         return answer
 
+    def damped(self, node: str) -> list[str]:
+        """Why a node damps others, or itself."""
+        return [each.why for each in self.leased(node).damped]
+
     def group(self, node: str) -> GroupLeaseStatus:
         return next(group for group in self.leased(node).groups if group.group == GROUP)
 
