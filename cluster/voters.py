@@ -212,7 +212,7 @@ class VoterChange:
                 return False
             self.settles_ns = now_ns + self._wait_ns()
             eras = [peer.beat.era for peer in self._tellers(follows, now_ns) if peer.beat]
-            self._era_floor = max([view.era, *eras]) + 1
+            self._era_floor = max(view.era, max(eras, default=0)) + 1
         if not self._era_reached(self._era_floor) or now_ns < self.settles_ns:
             return False
         self._switch(follows)
