@@ -359,7 +359,7 @@ class LeaseCore:
         self.era_error = ""
         for group in self.groups.values():
             group.proposer.era_raised(now_ns)
-        effects: list[Effect] = []
+        effects = self._change_voters(now_ns)  # Before anything is granted in the new era.
         waiting, self._awaiting_era = self._awaiting_era, {}
         for (sender, _), message in waiting.items():
             effects += self._on_message(sender, message, -1, now_ns)

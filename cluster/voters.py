@@ -213,7 +213,12 @@ class VoterChange:
             self.settles_ns = now_ns + self._wait_ns()
             eras = [peer.beat.era for peer in self._tellers(follows, now_ns) if peer.beat]
             self._era_floor = max(view.era, max(eras, default=0)) + 1
-        if not self._era_reached(self._era_floor) or now_ns < self.settles_ns:
+        if now_ns < self.settles_ns:
+            # Ahead. What is granted in until then counts only in the end: an era above each
+            # promise would make the voters refuse that very claim, and the next, until the end.
+            view.want_era(self._era_floor)
+            return False
+        if not self._era_reached(self._era_floor):
             return False
         self._switch(follows)
         return True

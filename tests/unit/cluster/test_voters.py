@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.heartbeat import Accepted, Beat, Prepare, Promise, Voters
+from cluster.heartbeat import Accepted, Beat, Prepare, Promise, Propose, Voters
 from cluster.lease_types import (
     Effect,
     EraPersisted,
@@ -19,7 +19,8 @@ from cluster.lease_types import (
 )
 from cluster.voters import one_step
 from hafw.config.model import RESTART_WAIT_MS, VoterSet
-from tests.unit.cluster.lease_bench import HEARTBEAT, MS, VOTED, VOTERS, Bench, done, sent
+from hafw.human import make_epoch
+from tests.unit.cluster.lease_bench import HEARTBEAT, MS, VOTED, VOTERS, Bench, T, done, sent
 
 FOUR = VoterSet(id=2, members=(1, 2, 3, 9))
 TWO = VoterSet(id=2, members=(1, 9))
@@ -48,6 +49,12 @@ def ask(bench: Bench, voters: VoterSet) -> tuple[str, list[Effect]]:
     return reply.reason, effects
 
 
+def beat(
+    follows: VoterSet | None, *, current: Voters = VOTED, able: bool = True, era: int = 3
+) -> Beat:
+    return Beat(era, True, able, [], [], current, None if follows is None else told(follows))
+
+
 def tell(
     bench: Bench,
     node: int,
@@ -56,8 +63,7 @@ def tell(
     follows: VoterSet | None = None,
     era: int = 3,
 ) -> list[Effect]:
-    beat = Beat(era, True, node != 9, [], [], current, None if follows is None else told(follows))
-    return disk(bench, bench.hear(node, beat))
+    return disk(bench, bench.hear(node, beat(follows, current=current, able=node != 9, era=era)))
 
 
 def live(bench: Bench, duration_ns: int, follows: VoterSet | None, *nodes: int) -> list[Effect]:
@@ -152,6 +158,43 @@ def test_a_majority_of_the_new_set_alone_does_not_do() -> None:
     assert bench.core.view.voters == VOTERS
     live(bench, WAIT + 2 * HEARTBEAT, TWO, 9)
     assert bench.core.view.voters == TWO
+
+
+def test_a_claim_while_waiting_is_not_ended_by_an_era_above_its_promise() -> None:
+    bench = Bench()
+    live(bench, WAIT + HEARTBEAT, None, 2, 9)
+    stored(bench, FOUR)
+    live(bench, 2 * HEARTBEAT, FOUR, 2, 9)
+    era = bench.core.view.era  # Raised ahead.
+    claim = make_epoch(era, 7, 2)
+    [promise] = sent(disk(bench, bench.hear(2, Prepare(1, claim))), Promise)
+    assert promise.epoch == claim
+    live(bench, 2 * HEARTBEAT, FOUR, 2, 9)
+    assert bench.core.view.era == era
+    [grant] = sent(bench.hear(2, Propose(1, claim, 1, T, False)), Accepted)
+    assert grant.epoch == claim
+    live(bench, 2 * WAIT, FOUR, 2, 9)
+    assert bench.core.view.voters == FOUR
+    assert bench.core.view.era > era  # In the end it is left behind.
+
+
+def test_the_switch_comes_before_what_waits_for_its_era() -> None:
+    bench = Bench()
+    live(bench, WAIT + HEARTBEAT, None, 2, 9)
+    stored(bench, FOUR)
+    live(bench, WAIT - 5 * HEARTBEAT, FOUR, 2, 9)
+    disk(bench, bench.hear(2, Prepare(1, make_epoch(bench.core.view.era, 7, 2))))
+    effects: list[Effect] = []
+    for _ in range(6 * HEARTBEAT // MS):
+        bench.now += MS
+        effects = [e for node in (2, 9) for e in bench.hear(node, beat(FOUR))]
+        if done(effects, PersistEra):
+            break
+    assert bench.core.view.voters == VOTERS
+    [write] = done(effects, PersistEra)
+    bench.hear(2, Prepare(1, make_epoch(write.era, 1, 2)))  # Its disk was quicker.
+    bench.core.handle(EraPersisted(write.era), now_ns=bench.now)
+    assert bench.core.view.voters == FOUR
 
 
 def test_an_era_granted_in_while_waiting_is_left_behind() -> None:
