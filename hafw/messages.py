@@ -284,6 +284,9 @@ class SyncPeerStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     opens_keys: dict[int, int] = {}
     """The keys it opens with, by id: fingerprints."""
     name: str = ""
+    over: str = "links"
+    """What deltas for it go over: ``links``, or the segment that stands in (``segment lan``);
+    empty if neither brings anything of it."""
 
 
 class SyncdStatus(Message, frozen=True):

@@ -30,7 +30,8 @@ NACK_RANGES_MAX = 64
 GROUPS_MAX = 15
 NODES_MAX = 62
 KEYS_MAX = 8
-LINKS_MAX = 8
+WAYS_MAX = 16
+"""Eight links, eight segments."""
 PADDING_BYTES_MAX = 2048
 
 Seq = Annotated[int, msgspec.Meta(ge=0)]
@@ -60,7 +61,8 @@ class Beacon(msgspec.Struct, frozen=True, array_like=True):
     others only as a difference; `epochs` the newest epoch known, by group index. `low_water` is
     the oldest seq that can still be repaired. `boot` tells senders on one kernel, whose clock is
     the receiver's own, from others: 64 bits of its boot id, 0 if not known. `acks` is what the
-    sender has of each peer; `keys` the sync keys it opens, by id: fingerprints.
+    sender has of each peer; `keys` the sync keys it opens, by id: fingerprints. `deaf` are the
+    peers that it hears over no link (`sync.detour`).
     """
 
     high_water: Seq
@@ -70,6 +72,7 @@ class Beacon(msgspec.Struct, frozen=True, array_like=True):
     boot: Seq = 0
     acks: Annotated[dict[NodeId, Ack], msgspec.Meta(max_length=NODES_MAX)] = {}
     keys: Annotated[dict[KeyId, Fingerprint], msgspec.Meta(max_length=KEYS_MAX)] = {}
+    deaf: Annotated[list[NodeId], msgspec.Meta(max_length=NODES_MAX)] = []
 
 
 class Nack(msgspec.Struct, frozen=True, array_like=True):
@@ -97,14 +100,13 @@ class ChallengeReply(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Probe(msgspec.Struct, frozen=True, array_like=True):
-    """By unicast over one link, twice a second, as large as a datagram may be and as small: what
-    does not arrive shows what the way there cannot carry. `heard` is what arrives of the node
-    `to` over each link: its largest probe, and whether its multicast does (`sync.paths`)."""
+    """By unicast over one link or segment, twice a second, as large as a datagram may be and as
+    small: what does not arrive shows what the way there cannot carry. `heard` is what arrives of
+    the node `to` over each of them: its largest probe, and whether its multicast does
+    (`sync.paths`)."""
 
     to: NodeId
-    heard: Annotated[
-        dict[LinkName, tuple[DatagramBytes, bool]], msgspec.Meta(max_length=LINKS_MAX)
-    ]
+    heard: Annotated[dict[LinkName, tuple[DatagramBytes, bool]], msgspec.Meta(max_length=WAYS_MAX)]
     padding: Annotated[bytes, msgspec.Meta(max_length=PADDING_BYTES_MAX)] = b""
 
 

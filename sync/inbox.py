@@ -27,6 +27,7 @@ from sync.control import (
     nack_ranges,
 )
 from sync.delta import Delta, DeltaError
+from sync.detour import Detour, is_segment
 from sync.intake import BY_REFERENCE, Read
 from sync.outbox import STAMP, Outbox
 from sync.paths import Paths
@@ -92,6 +93,7 @@ class Inbox:
         *,
         boot: int,
         paths: Paths,
+        detour: Detour,
         read: Read = BY_REFERENCE,
     ) -> None:
         self._node_id = node_id
@@ -102,6 +104,7 @@ class Inbox:
         self._transport = transport
         self._boot = boot
         self._paths = paths
+        self._detour = detour
         self._read = read
         self.stream = StreamReceiver(
             draw_nonce=lambda: secrets.token_bytes(CHALLENGE_BYTES),
@@ -205,8 +208,7 @@ class Inbox:
             case Beacon():
                 if accepted:
                     if way is not None:
-                        link, by_multicast = way
-                        self._paths.on_beacon(sender_id, link, by_multicast=by_multicast, now=now)
+                        self._on_way(sender_id, way, now)
                     if not self._fresh(header):
                         return []
                     self.beacon_at[sender_id] = now
@@ -214,6 +216,7 @@ class Inbox:
                     for group, epoch in control.epochs.items():
                         self.epochs[group] = max(epoch, self.epochs.get(group, 0))
                     self.peer_keys.on_beacon(sender_id, header.key_id, control.keys, now)
+                    self._detour.on_beacon(sender_id, control.deaf, self._node_id)
                     self._on_ack(sender_id, control.acks.get(self._node_id), now)
                 effects = self.stream.on_beacon(
                     sender_id, session, control.high_water, control.low_water, now=now
@@ -234,6 +237,13 @@ class Inbox:
                 assert_never(control)
         return []
 
+    def _on_way(self, sender_id: int, way: Way, now: float) -> None:
+        """A beacon came by it, perhaps not for the first time."""
+        link, by_multicast = way
+        self._paths.on_beacon(sender_id, link, by_multicast=by_multicast, now=now)
+        if not is_segment(link):
+            self._detour.on_link(sender_id)
+
     def _on_probe(self, header: Header, probe: Probe, way: Way | None, now: float) -> None:
         # (One for another node, or heard before, is a recording.)
         if probe.to != self._node_id or way is None or not self._fresh(header):
@@ -241,6 +251,11 @@ class Inbox:
         size = HEADER_BYTES + header.payload_bytes + TAG_BYTES
         self._paths.on_probe(header.sender_id, way[0], size, now=now)
         self._paths.on_told(header.sender_id, probe.heard, now=now)
+        self._detour.on_told(header.sender_id, probe.heard, now=now)
+        if is_segment(way[0]):
+            self._detour.on_segment(header.sender_id, way[0], now=now)
+        else:
+            self._detour.on_link(header.sender_id)
 
     def _on_ack(self, peer_id: int, ack: Ack | None, now: float) -> None:
         outbox = self._outbox

@@ -317,9 +317,16 @@ class Syncd:
             self._beacon_at = max(self._beacon_at + self._beacon_s, now + self._beacon_s / 2)
             self._outbox.flush()
             epochs = {n: s.epoch for n, s in self._roles.states.items() if s.epoch}
-            self._outbox.beacon(epochs, self._inbox.acks(now=now), self._parts.ring.fingerprints)
-            self._on_roles(self._roles.tick(now=now))
             self._parts.prober.work(now=now)
+            self._outbox.beacon(
+                epochs,
+                self._inbox.acks(now=now),
+                self._parts.ring.fingerprints,
+                self._parts.detour.deaf,
+            )
+            self._on_roles(self._roles.tick(now=now))
+        elif self._parts.detour.pressing:
+            self._parts.prober.detour(now=now)
         if not due and now - self._judged_at < JUDGE_EVERY_S:
             return
         self._judged_at = now

@@ -18,7 +18,8 @@ cdef struct Sent:
     double sealed_at
 
 cdef struct SendLink:
-    sockaddr_in to
+    sockaddr_in6 to  # Or a sockaddr_in, which is smaller.
+    unsigned int to_size
     int fd
 
 cdef struct SendFailure:
@@ -83,20 +84,29 @@ cdef class Sender:
         self.published = self.pending_published = published
 
     def aim(self, links):
-        """(descriptor, IPv4 address as 4 bytes, port) of each link, whose place in the list is
+        """(descriptor, address as 4 or 16 bytes, port) of each link, whose place in the list is
         its name in `take_failures`. The caller tells before it closes one."""
         cdef SendLink* link
+        cdef sockaddr_in* to4
         links = list(links)
         assert len(links) <= SEND_LINKS_MAX, len(links)
         self.links_used = 0
         for fd, address, port in links:
-            assert len(address) == 4, address
+            assert len(address) in (4, 16), address
             link = &self.links[self.links_used]
             memset(link, 0, sizeof(SendLink))
             link.fd = fd
-            link.to.sin_family = AF_INET
-            put16(<uint8_t*>&link.to.sin_port, port)
-            memcpy(&link.to.sin_addr, <const char*>(<bytes>address), 4)
+            if len(address) == 4:
+                to4 = <sockaddr_in*>&link.to
+                to4.sin_family = AF_INET
+                put16(<uint8_t*>&to4.sin_port, port)
+                memcpy(&to4.sin_addr, <const char*>(<bytes>address), 4)
+                link.to_size = sizeof(sockaddr_in)
+            else:
+                link.to.sin6_family = AF_INET6
+                put16(<uint8_t*>&link.to.sin6_port, port)
+                memcpy(&link.to.sin6_addr, <const char*>(<bytes>address), 16)
+                link.to_size = sizeof(sockaddr_in6)
             self.links_used += 1
 
     @property
@@ -231,7 +241,7 @@ cdef class Sender:
         for link in range(self.links_used):
             for i in range(count):
                 self.messages[i].msg_hdr.msg_name = &self.links[link].to
-                self.messages[i].msg_hdr.msg_namelen = sizeof(sockaddr_in)
+                self.messages[i].msg_hdr.msg_namelen = self.links[link].to_size
             self.send_over(link, count)
         self.unsent = self.high_water + 1
 

@@ -39,10 +39,17 @@ cdef extern from "netinet/in.h" nogil:
         uint16_t sin_family
         uint16_t sin_port
         in_addr sin_addr
+    struct in6_addr:
+        uint8_t s6_addr[16]
+    struct sockaddr_in6:
+        uint16_t sin6_family
+        uint16_t sin6_port
+        in6_addr sin6_addr
 
 cdef extern from "sys/socket.h" nogil:
     enum:
         AF_INET
+        AF_INET6
     int sendmmsg(int fd, mmsghdr* messages, unsigned int count, int flags)
 
 cdef extern from "poll.h" nogil:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from sync.control import Ack, Beacon, Control, control_type, encode_control
 from sync.delta import Delta, encode_delta
@@ -145,10 +145,16 @@ class Outbox:
         return self.sealer.seal(kind, self._control_seq[kind], 0, encode_control(control))
 
     def beacon(
-        self, epochs: dict[int, int], acks: dict[int, Ack], keys: Mapping[int, int]
+        self,
+        epochs: dict[int, int],
+        acks: dict[int, Ack],
+        keys: Mapping[int, int],
+        deaf: Sequence[int] = (),
     ) -> None:
         ring = self.ring
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         low_water = max(ring.low_water, self._repairs_from)
-        beacon = Beacon(ring.high_water, now_ns, epochs, low_water, self._boot, acks, dict(keys))
+        beacon = Beacon(
+            ring.high_water, now_ns, epochs, low_water, self._boot, acks, dict(keys), list(deaf)
+        )
         self._to_all(self.seal(beacon))

@@ -23,6 +23,7 @@ from sync.adopt import TIMEOUT_SYSCTLS
 from sync.applier import Applier
 from sync.clean_epochs import CleanEpochs
 from sync.ctsocket import CONNTRACK_GROUPS, EXPECTATION_GROUPS, EventSocket
+from sync.detour import Detour
 from sync.dumper import Dumper, Waker
 from sync.event_reader import EventReader
 from sync.flowhash import FlowHash
@@ -76,7 +77,11 @@ class Parts:
         self.problems = self._filter_events()
         """What went wrong at the start and is no reason not to run: alarms of the status."""
         self.transport = Transport(config, node_name)
-        self.paths = Paths(self.transport.shared, unicast=self.transport.unicast_only)
+        segments = self.transport.segments
+        self.paths = Paths(
+            self.transport.shared, unicast=self.transport.unicast_only, segments=segments
+        )
+        self.detour = Detour(segments, beacon_s=config.sync.beacon_ms / 1e3)
         self.publisher = Publisher(self.registry, random)
         self.groups = {number: ReplicaGroup() for number in numbers}
         self._receiver = native.make_receiver(self.registry, self.groups, hold_s=hold_s)
@@ -115,7 +120,7 @@ class Parts:
         self.reception = Reception(self.transport, self.inbox, self.follower, arrivals)
         self._open_reader(random)
         self.prober = Prober(
-            config, self.paths, self.transport, self.outbox, self.reader, self.server
+            config, self.paths, self.detour, self.transport, self.outbox, self.reader, self.server
         )
         self.verifier = Verifier(
             node.id, self.registry, self.roles.states, self.follower.upkeep.watches, self.applier,
@@ -152,31 +157,25 @@ class Parts:
             self.transport,
             boot=boot,
             paths=self.paths,
+            detour=self.detour,
             read=reader(self._receiver),
         )
 
     def _open_snapshots(self, config: ClusterConfig, node_name: str, ring: Keyring) -> None:
-        addresses = {
-            name: [str(link.address.ip) for _, link in sorted(node.links.items())]
-            for name, node in config.nodes.items()
-            if node.role == "gateway"
-        }
-        peers = {config.nodes[n].id: a for n, a in addresses.items() if n != node_name}
-        port = config.sync.snapshot_port
-        node_id = config.nodes[node_name].id
+        node, port = config.nodes[node_name], config.sync.snapshot_port
         self.client = SnapshotClient(
             self.context,
             ring,
-            node_id=node_id,
-            peers=peers,
+            node_id=node.id,
+            ways_to=self.transport.addresses_to,
             port=port,
             seals=self.inbox.peer_keys.seals,
         )
         self.server = SnapshotServer(
             self.context,
             ring,
-            node_id=node_id,
-            addresses=addresses[node_name],
+            node_id=node.id,
+            addresses=[str(link.address.ip) for _, link in sorted(node.links.items())],
             port=port,
             registry=self.registry,
             serving=Serving(
@@ -236,7 +235,7 @@ class Parts:
 
     def counters(self) -> list[Counter[str]]:
         return [
-            self.bus.counters, self.transport.counters, self.outbox.tally(),
+            self.bus.counters, self.transport.counters, self.detour.counters, self.outbox.tally(),
             self.inbox.counters, self.inbox.stream.counters, self.publisher.counters,
             self.holder.counters, self.holder.expecting.counters,
             self.follower.counters, self.follower.table.counters,

@@ -12,6 +12,9 @@ Whoever is told that a link brings its unicast but not its multicast sends over 
 to that peer. Whoever is told that only smaller datagrams arrive makes its own no larger, on all
 links, since each datagram goes over all of them. Nothing is judged before a way has been heard
 for `JUDGE_S`, and what is not judged is not said: the last word stays in force.
+
+Segments, which carry nothing else until all links are cut (`sync.detour`), are probed in the same
+way, without multicast: so it is known before whether they would do, and their MTU counts always.
 """
 
 from __future__ import annotations
@@ -76,13 +79,20 @@ class _Way:
 class Paths:
     """All ways of one node."""
 
-    def __init__(self, links: Mapping[int, Iterable[str]], *, unicast: bool) -> None:
-        """`links`: of each peer, those shared with it. `unicast`: multicast is not used."""
-        self._ways = {
-            (peer_id, link): _Way()
-            for peer_id, names in sorted(links.items())
-            for link in sorted(names)
+    def __init__(
+        self,
+        links: Mapping[int, Iterable[str]],
+        *,
+        unicast: bool,
+        segments: Mapping[int, Iterable[str]] | None = None,
+    ) -> None:
+        """`links`: of each peer, those shared with it; and `segments`, by other names. `unicast`:
+        multicast is not used."""
+        self._segments = {
+            (peer_id, name) for peer_id, names in (segments or {}).items() for name in names
         }
+        of_links = {(peer_id, name) for peer_id, names in links.items() for name in names}
+        self._ways = {where: _Way() for where in sorted(of_links | self._segments)}
         self._unicast = unicast
         self._probe_at = 0.0
 
@@ -160,7 +170,8 @@ class Paths:
         return frozenset(
             where
             for where, way in self._ways.items()
-            if self._unicast or (way.told is not None and not way.told[1])
+            if where not in self._segments
+            and (self._unicast or (way.told is not None and not way.told[1]))
         )
 
     def small(self, *, now: float) -> list[tuple[int, str, int]]:
@@ -177,6 +188,7 @@ class Paths:
             where
             for where, way in self._ways.items()
             if not self._unicast
+            and where not in self._segments
             and way.told is not None
             and not way.told[1]
             and now - way.told_at <= ALARM_S

@@ -1,9 +1,11 @@
-"""Carries out what `sync.paths` finds: probes, smaller datagrams, unicast, alarms. Shell."""
+"""Carries out what `sync.paths` and `sync.detour` find: probes, smaller datagrams, unicast, ways
+over segments, alarms. Shell."""
 
 from __future__ import annotations
 
 from hafw.config.model import ClusterConfig
 from sync.control import Probe, padded
+from sync.detour import Detour, is_segment
 from sync.event_reader import EventReader
 from sync.outbox import Outbox
 from sync.paths import HEADERS_BYTES, SIZES, Paths
@@ -24,6 +26,7 @@ class Prober:
         self,
         config: ClusterConfig,
         paths: Paths,
+        detour: Detour,
         transport: Transport,
         outbox: Outbox,
         reader: EventReader,
@@ -31,6 +34,7 @@ class Prober:
     ) -> None:
         self._config = config
         self._paths = paths
+        self._detour = detour
         self._transport = transport
         self._outbox = outbox
         self._reader = reader
@@ -39,7 +43,8 @@ class Prober:
         self._transport.direct(paths.by_unicast)
 
     def work(self, *, now: float) -> None:
-        """With each beacon."""
+        """Before each beacon."""
+        self.detour(now=now)
         for probe in self._paths.due(now=now):
             said = Probe(probe.peer_id, self._paths.hears(probe.peer_id, now=now))
             whole = padded(said, probe.bytes - HEADER_BYTES - TAG_BYTES)
@@ -52,12 +57,18 @@ class Prober:
             carried = fits + HEADERS_BYTES - TCP_HEADERS_BYTES
             self._server.use_segments(None if fits == SIZES[0] else carried)
 
+    def detour(self, *, now: float) -> None:
+        """Whom links do not reach, as of now."""
+        self._detour.work(now=now)
+        self._transport.detour(self._detour.away)
+        self._server.stand_in(self._transport.standing_in())
+
     def alarms(self, *, now: float) -> list[str]:
         """What the network lacks, though replication copes with it."""
         name, device = self._config.node_name, self._transport.device
         small = [
-            f"sync link {link} ({device(link)}): datagrams of more than {size} bytes do not reach "
-            f"{name(peer)}; what lies between carries an MTU of less than "
+            f"{_title(link)} ({device(link)}): datagrams of more than {size} bytes do not "
+            f"reach {name(peer)}; what lies between carries an MTU of less than "
             f"{min(s for s in SIZES if s > size) + HEADERS_BYTES}. All datagrams are made smaller "
             "meanwhile"
             for peer, link, size in self._paths.small(now=now)
@@ -68,4 +79,14 @@ class Prober:
             "switch snoop IGMP without a querier? Or set sync.transport to unicast"
             for peer, link in self._paths.unheard(now=now)
         ]
-        return small + unheard
+        cut = [
+            f"all sync links to {name(peer)} are cut: it is replicated with over {over} "
+            f"({device(over)})"
+            for peer, over in self._detour.away.items()
+            if over and self._detour.proven(peer)
+        ]
+        return small + unheard + cut
+
+
+def _title(way: str) -> str:
+    return way if is_segment(way) else f"sync link {way}"

@@ -39,6 +39,8 @@ class Reporter:
         self._follower = parts.follower
         self._inbox = parts.inbox
         self._outbox = parts.outbox
+        self._transport = parts.transport
+        self._detour = parts.detour
         self._peer_ids = sorted(
             node.id
             for node in config.nodes.values()
@@ -182,10 +184,15 @@ class Reporter:
             confirm_p50_ms=c50,
             confirm_p99_ms=c99,
             name=self._config.node_name(sender_id),
+            over=self._over(sender_id),
             seals_key=None if keys is None else keys.seals,
             seals_key_s=0.0 if keys is None else now - keys.since,
             opens_keys={} if keys is None else dict(keys.opens),
         )
+
+    def _over(self, peer_id: int) -> str:
+        away = self._detour.away.get(peer_id)
+        return "links" if away is None else away
 
     def _reason(self, number: int, now: float) -> str:
         state, replica = self._roles[number], self._groups[number]
@@ -233,5 +240,5 @@ class Reporter:
         asked = self._follower.patience.unanswered[holder_id]
         if not asked:
             return ""
-        links = sorted(self._config.nodes[self._config.node_name(holder_id)].links)
-        return ", ".join(links) if asked >= len(links) else ""
+        ways = [name for name, _, _ in self._transport.addresses_to(holder_id)]
+        return ", ".join(ways) if asked >= len(ways) else ""

@@ -56,7 +56,7 @@ from sync.snapshot_wire import (
     decode_ask,
     encode_snapshot,
 )
-from sync.sockets import segmented
+from sync.sockets import literal, segmented
 
 __all__ = ["CHUNKS_IN_FLIGHT", "Serving", "SnapshotServer"]
 
@@ -73,7 +73,8 @@ another link) makes room for another node's request."""
 
 
 class SnapshotServer:
-    """ROUTER on every own link address, and the ZAP handler in front of it."""
+    """ROUTER on every own link address (and on those of segments that stand in for links), and the
+    ZAP handler in front of it."""
 
     def __init__(
         self,
@@ -91,7 +92,9 @@ class SnapshotServer:
         self._serving = serving
         self._jobs: dict[int, Job] = {}
         """By node: it has one request open at a time."""
-        self._endpoints = {f"tcp://{address}:{port}": False for address in addresses}
+        self._port = port
+        self._stand_ins: set[str] = set()
+        self._endpoints = {self._endpoint(address): False for address in addresses}
         self.counters: Counter[str] = Counter()
         self._zap = context.socket(zmq.ROUTER)
         self._zap.linger = 0
@@ -133,7 +136,24 @@ class SnapshotServer:
                 problems.append(f"snapshot server {endpoint}: {error.strerror}")
         return problems
 
+    def _endpoint(self, address: str) -> str:
+        return f"tcp://{literal(address)}:{self._port}"
+
+    def stand_in(self, addresses: set[str]) -> None:
+        """Listen on these own addresses as well, and on no others of segments any more. What is
+        connected stays."""
+        if addresses == self._stand_ins:
+            return
+        for address in sorted(self._stand_ins - addresses):
+            if self._endpoints.pop(self._endpoint(address)):
+                self._router.unbind(self._endpoint(address))
+        for address in sorted(addresses - self._stand_ins):
+            self._endpoints[self._endpoint(address)] = False
+        self._stand_ins = set(addresses)
+        self.bind()
+
     def _bind(self, endpoint: str) -> None:
+        self._router.setsockopt(zmq.IPV6, "[" in endpoint)
         if self._segment is None:
             self._router.bind(endpoint)
             return

@@ -23,6 +23,7 @@ from sync.snapshot_wire import (
     decode_reply,
     encode_snapshot,
 )
+from sync.sockets import is_ipv6, literal
 
 __all__ = ["SnapshotClient"]
 
@@ -40,17 +41,17 @@ class SnapshotClient:
         ring: Keyring,
         *,
         node_id: int,
-        peers: dict[int, list[str]],
+        ways_to: Callable[[int], list[tuple[str, str, str]]],
         port: int,
         seals: Callable[[int], int | None],
     ) -> None:
-        """`peers`: the link addresses of each peer, in the order of the links. `seals` tells
+        """`ways_to` tells the ways to a peer: name, own address, the peer's. `seals` tells
         which key a peer seals with, None if that is not known."""
         self._context = context
         self._ring = ring
         self._seals = seals
         self._node_id = node_id
-        self._peers = peers
+        self._ways_to = ways_to
         self._port = port
         self._socket: zmq.Socket[bytes] | None = None
         self._address, self._key = "", b""
@@ -98,14 +99,14 @@ class SnapshotClient:
         return True
 
     def _open(self, holder_id: int, attempt: int) -> bool:
-        addresses = self._peers[holder_id]
-        address = addresses[attempt % len(addresses)]
+        ways = self._ways_to(holder_id)
+        _, own, address = ways[attempt % len(ways)]
         key_id = self._seals(holder_id)
         known = (None if key_id is None else self._ring.get(key_id)) or self._ring.sealing
         if self._socket is None or (self._address, self._key) != (address, known.key):
             self.close()
             try:
-                self._connect(address, known.key)
+                self._connect(own, address, known.key)
             except zmq.ZMQError as error:
                 name = errno.errorcode.get(error.errno or 0, error.errno)
                 self.counters[f"snapshot_connect_{name}"] += 1
@@ -113,18 +114,20 @@ class SnapshotClient:
                 return False
         return True
 
-    def _connect(self, address: str, key: bytes) -> None:
+    def _connect(self, own: str, address: str, key: bytes) -> None:
         sock = self._context.socket(zmq.DEALER)
         self._socket, self._address, self._key = sock, address, key
-        own = curve_keys(key, "client")
+        pair = curve_keys(key, "client")
         sock.linger = 0
         sock.rcvhwm = 256
         sock.setsockopt(zmq.MAXMSGSIZE, REPLY_BYTES_MAX)
         sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         sock.curve_serverkey = curve_keys(key, "server").public
-        sock.curve_publickey = own.public
-        sock.curve_secretkey = own.secret
-        sock.connect(f"tcp://{address}:{self._port}")
+        sock.curve_publickey = pair.public
+        sock.curve_secretkey = pair.secret
+        sock.setsockopt(zmq.IPV6, is_ipv6(address))
+        # From its own address of that way: it is what the peer's firewall lets in.
+        sock.connect(f"tcp://{literal(own)}:0;{literal(address)}:{self._port}")
 
     def use_keys(self, ring: Keyring) -> None:
         """For connections to come."""

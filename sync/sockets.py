@@ -8,7 +8,7 @@ import struct
 
 from sync.event_filter import INSTRUCTION_BYTES
 
-__all__ = ["attach_filter", "segmented"]
+__all__ = ["attach_filter", "is_ipv6", "literal", "segmented"]
 
 _SO_ATTACH_FILTER = 26
 BACKLOG = 100
@@ -23,13 +23,25 @@ def attach_filter(sock: socket.socket, program: bytes) -> None:
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)
 
 
+def is_ipv6(address: str) -> bool:
+    """Of an address as text."""
+    return ":" in address
+
+
+def literal(address: str) -> str:
+    """As it stands in an endpoint."""
+    return f"[{address}]" if is_ipv6(address) else address
+
+
 def segmented(endpoint: str, segment: int) -> socket.socket:
     """For `endpoint`, as libzmq writes it; it takes the descriptor. A path that carries
     less than the devices at its ends, and says nothing of it (`sync.paths`), swallows full
     segments; the listener's bound goes into its SYN,ACK, so that it holds both ways. Raises
     OSError."""
     address, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    address = address.strip("[]")
+    family = socket.AF_INET6 if is_ipv6(address) else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,11 +1,13 @@
-"""syncd's UDP sockets: multicast and unicast over every link of the node.
+"""syncd's UDP sockets: multicast and unicast over every link of the node, unicast over segments.
 
 Two sockets a link, both tied to its device: one bound to the link's own address, which sends
 everything and hears unicast; one bound to the multicast group (none where `sync.transport` is
 unicast). Both hear the addresses of the link's peers alone. A link whose device or address is
 missing, or comes back with another interface index, is opened again once a second; the others go
 on. What is for all goes to the multicast group of each link, and to those peers one by one that
-`sync.paths` has found deaf to it. Nothing here is parsed.
+`sync.paths` has found deaf to it. A segment has one socket, for unicast; but for probes nothing
+goes over it, until `sync.detour` says that no link reaches a peer: then all that is for that peer
+goes over its segment as well. Nothing here is parsed.
 """
 
 from __future__ import annotations
@@ -15,17 +17,20 @@ import fcntl
 import socket
 import struct
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from hafw.config.model import ClusterConfig
+from hafw.config.segments import segment_ways
+from sync.detour import segment_name
 from sync.peer_filter import peer_filter
 from sync.sockets import attach_filter
 
 __all__ = ["DATAGRAM_BYTES_MAX", "REOPEN_S", "Transport", "Way"]
 
 Way = tuple[str, bool]
-"""How a datagram came: the link, and whether by multicast."""
+"""How a datagram came: the link or segment, and whether by multicast."""
 
 DATAGRAM_BYTES_MAX = 2048
 RCVBUF_BYTES = 16 << 20
@@ -51,6 +56,11 @@ class _Link:
     problem: str = ""
     peers: tuple[str, ...] = ()
     """Their addresses on this link."""
+    segment: bool = False
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return socket.AF_INET6 if ":" in self.address else socket.AF_INET
 
     def close(self) -> None:
         for sock in (self.own, self.group):
@@ -78,6 +88,15 @@ class Transport:
             )
             for name, link in sorted(node.links.items())
         ]  # fmt: skip
+        for way in segment_ways(config, node_name):
+            name = segment_name(way.segment)
+            of = {peer: str(at) for peer, at in way.peers.items() if peer in self._peers}
+            for peer, address in of.items():
+                self._peers[peer][name] = address
+            self._links.append(
+                _Link(name, way.device, str(way.own), peers=tuple(of.values()), segment=True)
+            )
+        self._away: dict[int, str] = {}
         self.unicast_only = config.sync.transport == "unicast"
         self._by_unicast: frozenset[tuple[int, str]] = frozenset()
         self._ways: dict[socket.socket, Way] = {}
@@ -95,8 +114,36 @@ class Transport:
     @property
     def shared(self) -> dict[int, list[str]]:
         """The links shared with each peer."""
-        names = {link.name for link in self._links}
+        names = {link.name for link in self._links if not link.segment}
         return {peer: sorted(names & of.keys()) for peer, of in sorted(self._peers.items())}
+
+    @property
+    def segments(self) -> dict[int, list[str]]:
+        """The segments shared with each peer, as ways, the best first."""
+        names = [link.name for link in self._links if link.segment]
+        return {peer: [n for n in names if n in of] for peer, of in sorted(self._peers.items())}
+
+    def detour(self, away: Mapping[int, str]) -> None:
+        """These peers no link reaches; all that is for them goes over this segment as well, and
+        questions over all segments."""
+        if away != self._away:
+            self._away = dict(away)
+            self._tell_aim()
+
+    def addresses_to(self, peer_id: int) -> list[tuple[str, str, str]]:
+        """Name, own and peer's address of each way that may bring an answer: the links, or the
+        segment that stands in for them."""
+        over = self._away.get(peer_id)
+        of = self._peers[peer_id]
+        return [
+            (link.name, link.address, of[link.name])
+            for link in self._links
+            if link.name in of and (link.name == over if over else not link.segment)
+        ]
+
+    def standing_in(self) -> set[str]:
+        """Own addresses on the segments that stand in for links now."""
+        return {link.address for link in self._links if link.name in self._away.values()}
 
     def device(self, link_name: str) -> str:
         return next(link.device for link in self._links if link.name == link_name)
@@ -113,10 +160,10 @@ class Transport:
 
     @property
     def link_count(self) -> int:
-        return len(self._links)
+        return sum(not link.segment for link in self._links)
 
     def aim(self, aim: Callable[[list[tuple[int, bytes, int]]], None]) -> None:
-        """Tell this one now and whenever it changes where `to_all` sends: descriptor, IPv4
+        """Tell this one now and whenever it changes where `to_all` sends: descriptor,
         address and port of each."""
         self._aim = aim
         self._tell_aim()
@@ -127,7 +174,7 @@ class Transport:
         targets = self._targets()
         self._aimed = [link for link, _ in targets]
         self._aim([
-            (link.own.fileno(), socket.inet_aton(address), self._port)
+            (link.own.fileno(), ip_address(address).packed, self._port)
             for link, address in targets if link.own is not None
         ])  # fmt: skip
 
@@ -138,11 +185,11 @@ class Transport:
             for link in self._links
             if link.own is not None
             for address in (
-                *(() if self.unicast_only else (self._multicast,)),
+                *(() if self.unicast_only or link.segment else (self._multicast,)),
                 *(
                     of[link.name]
                     for peer, of in self._peers.items()
-                    if (peer, link.name) in self._by_unicast
+                    if (peer, link.name) in self._by_unicast or self._away.get(peer) == link.name
                 ),
             )
         ]
@@ -151,7 +198,7 @@ class Transport:
         """Of what somebody else sent there: its place, errno, datagrams."""
         for place, code, count in failures:
             name = errno.errorcode.get(code, "E?")
-            self.counters[f"send_{self._aimed[place].name}_{name}"] += count
+            self.counters[f"send_{self._aimed[place].name.replace(' ', '_')}_{name}"] += count
 
     def sockets(self) -> list[socket.socket]:
         return [s for link in self._links for s in (link.own, link.group) if s is not None]
@@ -161,7 +208,7 @@ class Transport:
         return [
             f"sync link {link.name} ({link.device}, {link.address}): {link.problem}"
             for link in self._links
-            if link.problem
+            if link.problem and not link.segment  # Of segments leased and hafwd tell.
         ]
 
     def refresh(self, *, now: float) -> None:
@@ -185,7 +232,7 @@ class Transport:
                     link.problem = f"{error.strerror or error}"
                 continue
             if link.own is not None and link.index == index:
-                link.problem = "" if _is_there(link.address) else "the device has no such address"
+                link.problem = "" if _is_there(link) else "the device has no such address"
                 continue
             if link.own is not None:
                 self._shut(link)
@@ -230,31 +277,35 @@ class Transport:
         self._count("receive", error)
 
     def to_all(self, datagram: bytes) -> None:
-        """Over every link: a receiver drops the copies by seq."""
+        """Over every link, and to whom they do not reach: a receiver drops the copies by seq."""
         for link, address in self._targets():
             self._send(link, datagram, address)
 
     def over(self, peer_id: int, link_name: str, datagram: bytes) -> None:
-        """By unicast over this link."""
+        """By unicast over this link or segment."""
         for link in self._links:
             if link.name == link_name:
                 self._send(link, datagram, self._peers[peer_id][link_name])
 
     def unicast(self, peer_id: int, datagram: bytes, *, attempt: int) -> None:
-        """Over one link; another `attempt` takes the next one."""
-        addresses = self._peers[peer_id]
-        usable = [k for k in self._links if k.own is not None and k.name in addresses]
-        if not usable:
+        """Over one link; another `attempt` takes the next one. Where links do not reach, over the
+        segment too."""
+        addresses, over = self._peers[peer_id], self._away.get(peer_id)
+        ways = [k for k in self._links if k.own is not None and k.name in addresses]
+        usable = [link for link in ways if not link.segment]
+        chosen = [usable[attempt % len(usable)]] if usable else []
+        chosen += [link for link in ways if link.name == over]
+        if not chosen:
             self.counters["send_no_link"] += 1
-            return
-        link = usable[attempt % len(usable)]
-        self._send(link, datagram, addresses[link.name])
+        for link in chosen:
+            self._send(link, datagram, addresses[link.name])
 
     def unicast_everywhere(self, peer_id: int, datagram: bytes) -> None:
-        """Over every link: for the few questions and answers that all else waits for."""
+        """Over every link: for the few questions and answers that all else waits for. Where links
+        do not reach, over every segment too: none is heard before it has brought an answer."""
         for link in self._links:
             address = self._peers[peer_id].get(link.name)
-            if address is not None:
+            if address is not None and (not link.segment or peer_id in self._away):
                 self._send(link, datagram, address)
 
     def _send(self, link: _Link, datagram: bytes, address: str) -> None:
@@ -264,7 +315,7 @@ class Transport:
             link.own.sendto(datagram, (address, self._port))
         except OSError as error:
             # A full buffer, a link without carrier: loss, repaired like loss.
-            self._count(f"send_{link.name}", error)
+            self._count(f"send_{link.name.replace(' ', '_')}", error)
 
     def _count(self, what: str, error: OSError) -> None:
         self.counters[f"{what}_{errno.errorcode.get(error.errno or 0, 'E?')}"] += 1
@@ -272,6 +323,9 @@ class Transport:
     def _open(self, link: _Link) -> None:
         link.own = self._socket(link, link.address)
         self._ways[link.own] = link.name, False
+        if link.segment:
+            _keep_on_segment(link.own)
+            return
         for option, value in (
             (socket.IP_MULTICAST_TTL, struct.pack("=I", 1)),
             (socket.IP_MULTICAST_LOOP, struct.pack("=I", 0)),
@@ -287,7 +341,7 @@ class Transport:
         link.group.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
 
     def _socket(self, link: _Link, address: str) -> socket.socket:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        sock = socket.socket(link.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -303,11 +357,19 @@ class Transport:
         return sock
 
 
-def _is_there(address: str) -> bool:
+def _keep_on_segment(sock: socket.socket) -> None:
+    """A router that is given one of these drops it."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
+
+
+def _is_there(link: _Link) -> bool:
     """Does this node have the address? A socket bound to one that was taken away stays bound."""
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.bind((address, 0))
+        with socket.socket(link.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.bind((link.address, 0))
     except OSError as error:
         return error.errno != errno.EADDRNOTAVAIL
     return True

@@ -53,7 +53,7 @@ def list_drills(fmt: str) -> None:
 @click.option(
     "--without",
     multiple=True,
-    type=click.Choice(["sync", "gate"]),
+    type=click.Choice(["sync", "segments", "gate"]),
     help="UNSAFE: leave a protection out, to see the drill fail. Repeatable.",
 )
 @click.option("--heartbeat-ms", type=click.IntRange(1), help="Override lease.heartbeat_ms.")

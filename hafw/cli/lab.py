@@ -49,7 +49,7 @@ def lab() -> None:
 @click.option(
     "--without",
     multiple=True,
-    type=click.Choice(["sync", "gate"]),
+    type=click.Choice(["sync", "segments", "gate"]),
     help="UNSAFE: leave a protection out, to see that drills catch it. Repeatable.",
 )
 @click.option(

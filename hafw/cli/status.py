@@ -218,6 +218,7 @@ def _stream(row: dict[str, Any]) -> dict[str, Any]:
         "at risk": row["at_risk"],
         "confirmed p50": _ms(row["confirm_p50_ms"]),
         "confirmed p99": _ms(row["confirm_p99_ms"]),
+        "over": row["over"] or None,
     }
 
 

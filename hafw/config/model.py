@@ -169,6 +169,12 @@ class SyncConfig(Model):
         description="unicast sends no multicast; auto sends to a peer by unicast where its "
         "multicast is not heard.",
     )
+    segments: list[SegmentName] | None = Field(
+        None,
+        max_length=8,
+        description="Segments that carry replication to a peer while all links to it are cut, the "
+        "best first; an empty list forbids it. Default: all.",
+    )
     beacon_ms: int = Field(20, ge=5, le=1000, description="Between beacons.")
     ring_datagrams: int = Field(8192, ge=64, le=1 << 20, description="Kept for repair by NACK.")
     hold_s: int = Field(

@@ -29,6 +29,7 @@ RELATIONS = (
     "An address is used once, with the prefix length of its network.",
     "Links, and segments, of one name are one network on every node.",
     "Any two nodes have a link of one name.",
+    "`sync.segments` names segments of the gateways, each once.",
     "A group's candidates are gateways with all of its segments, each listed once.",
     "A gateway has an IPv4 address of its own where its group has an IPv4 VIP.",
     "A VIP is nobody's own address, is used once, and is a unicast address that is not "
@@ -48,6 +49,7 @@ def cluster_problems(cluster: ClusterConfig) -> list[str]:
         *_shared_networks(cluster),
         *_own_addresses(cluster),
         *_links_in_common(cluster),
+        *_sync_segments(cluster),
         *_groups(cluster),
         *_vips(cluster),
         *_upstream(cluster),
@@ -169,6 +171,17 @@ def _links_in_common(cluster: ClusterConfig) -> Iterator[str]:
                 f"nodes.{other}.links: no link has the same name as one of {one} "
                 f"({', '.join(a.links)}), so the two could not talk"
             )
+
+
+def _sync_segments(cluster: ClusterConfig) -> Iterator[str]:
+    known = sorted({name for node in cluster.nodes.values() for name in node.segments})
+    there = ", ".join(known)
+    named = cluster.sync.segments or []
+    for place, name in enumerate(named):
+        if name not in known:
+            yield f"sync.segments.{place}: no segment is named {name}; there are {there}"
+        elif name in named[:place]:
+            yield f"sync.segments.{place}: {name} is listed twice"
 
 
 def _groups(cluster: ClusterConfig) -> Iterator[str]:

@@ -9,7 +9,15 @@ from hafw.lab.conductor import Conductor
 from hafw.lab.faults import DRILL_GROUP, wait_until
 from hafw.lab.silence import Direction
 
-__all__ = ["carrier", "one_way", "segment", "sync_link", "sync_links", "witness"]
+__all__ = [
+    "carrier",
+    "one_way",
+    "segment",
+    "sync_link",
+    "sync_links",
+    "sync_links_power",
+    "witness",
+]
 
 OUT_S = 1.0
 """How long a fault that moves something lasts after the takeover."""
@@ -116,7 +124,36 @@ def sync_links(conductor: Conductor, variant: str) -> None:
     conductor.fault(
         f"all sync links of {node} cut", lambda _: faults.cut(node, devices), takeover="never"
     )
+    (backup,) = sight.others(active)
+    conductor.require("deltas run over a segment", bool(sight.stands_in(active, backup)))
+    conductor.require("the BACKUP is synced", sight.is_synced(backup))
+    conductor.expect_replica("while all sync links are cut")
     faults.heal(node)
+    conductor.await_claim(
+        "deltas run over links again", SHOWN_BOUND_S, lambda: not sight.stands_in(active, backup)
+    )
+    conductor.returned()
+
+
+def sync_links_power(conductor: Conductor, _variant: str) -> None:
+    """All flows begin while the links are cut: what the other gateway knows of them, it knows by
+    way of a segment."""
+    lab, sight, faults = conductor.lab, conductor.sight, conductor.faults
+    active = sight.holder().node
+    (backup,) = sight.others(active)
+    faults.cut(active, [link.device for link in lab.config.nodes[active].links.values()])
+    over = wait_until(SHOWN_BOUND_S, lambda: bool(sight.stands_in(active, backup)))
+    conductor.establish()
+    synced = sight.is_synced(backup)
+    conductor.fault(
+        f"power cut of {active}, its sync links cut before the flows began",
+        faults.silence,
+        takeover="must",
+    )
+    conductor.require("deltas ran over a segment", over)
+    conductor.require("the BACKUP was synced", synced)
+    time.sleep(OUT_S)
+    faults.heal(active)
     conductor.returned()
 
 

@@ -153,14 +153,26 @@ DRILLS: tuple[Drill, ...] = (
             Row(
                 "active",
                 "both sync links cut, on the ACTIVE node",
-                f"{_NOTHING}: segments carry heartbeats and votes",
+                f"{_NOTHING}: segments carry heartbeats, votes and deltas",
             ),
             Row(
                 "backup",
                 "both sync links cut, on the BACKUP",
-                f"{_NOTHING}: segments carry heartbeats and votes",
+                f"{_NOTHING}: segments carry heartbeats, votes and deltas",
             ),
         ),
+    ),
+    Drill(
+        "sync-links-power",
+        drill_links.sync_links_power,
+        (
+            Row(
+                "",
+                "both sync links of the ACTIVE node cut; flows begin; then its power cut",
+                f"{_TAKES_OVER}, with the flows of the cut",
+            ),
+        ),
+        flows_first=False,
     ),
     Drill(
         "one-way",

@@ -136,6 +136,23 @@ class Sight:
         peers = answer.peers if answer else []
         return next((p.rtt_ms or 0.0 for p in peers if p.node_id == peer_id), 0.0)
 
+    def stands_in(self, node: str, peer: str) -> str:
+        """The segment over which a node's syncd replicates with a peer because all links to it
+        are cut, if both nodes say so; else empty."""
+        found = {self._replicates_over(node, peer), self._replicates_over(peer, node)}
+        return found.pop() if len(found) == 1 and "links" not in found else ""
+
+    def _replicates_over(self, node: str, peer: str) -> str:
+        answer = LocalClient(NodePaths(node)).ask_syncd()
+        peers = [] if isinstance(answer, Unavailable) else answer.peers
+        return next((p.over for p in peers if p.name == peer), "")
+
+    def is_synced(self, node: str) -> bool:
+        """By its syncd's own word, for the group of the drills."""
+        answer = LocalClient(NodePaths(node)).ask_syncd()
+        groups = [] if isinstance(answer, Unavailable) else answer.groups
+        return any(g.group == self._group.index and g.synced for g in groups)
+
     def raft_leader(self) -> tuple[str, int]:
         """The node that leads and its term, by its own word; ("", 0) if none says so."""
         found = ("", 0)

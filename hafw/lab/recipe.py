@@ -22,7 +22,7 @@ __all__ = [
     "with_upstream",
 ]
 
-FEATURES = frozenset({"sync", "gate"})
+FEATURES = frozenset({"sync", "segments", "gate"})
 """What a lab can be built without, for drills that must fail."""
 
 
@@ -63,6 +63,7 @@ def render_config(source: Path, config: ClusterConfig, wanted: LabState) -> str:
     for section, values in (
         ("lease", lease),
         ("sync", {"enabled": False} if "sync" in wanted.without else {}),
+        ("sync", {"segments": []} if "segments" in wanted.without else {}),
     ):
         if values:
             document.setdefault(section, {}).update(values)

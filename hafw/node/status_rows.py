@@ -97,7 +97,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "streams": (
         "node", "peer", "accepted", "lag_deltas", "applied_seq", "high_water_seq",
         "beacon_age_ms", "delay_p50_ms", "delay_p99_ms", "at_risk", "confirm_p50_ms",
-        "confirm_p99_ms",
+        "confirm_p99_ms", "over",
     ),
     "policy": ("node", "state", "hash", "generation", "rules", "file", "loaded_at", "error"),
     "counters": ("node", "daemon", "counter", "value"),
@@ -308,7 +308,7 @@ def _add_syncd(tables: Tables, config: ClusterConfig, node: str, syncd: SyncdSta
             "delay_p50_ms": _rounded(peer.delay_p50_ms),
             "delay_p99_ms": _rounded(peer.delay_p99_ms), "at_risk": peer.flows_at_risk,
             "confirm_p50_ms": _rounded(peer.confirm_p50_ms),
-            "confirm_p99_ms": _rounded(peer.confirm_p99_ms),
+            "confirm_p99_ms": _rounded(peer.confirm_p99_ms), "over": peer.over,
         }
         for peer in syncd.peers
     ]  # fmt: skip

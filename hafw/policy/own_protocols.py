@@ -2,14 +2,17 @@
 
 ====================== =================== ================================================
 heartbeats              UDP `lease.port`    links and segments: sets `peers4`, `peers6`
-deltas and beacons      UDP `sync.port`     links, between gateways: set `links4`
-snapshots               TCP                 links, between gateways: set `links4`
+deltas and beacons      UDP `sync.port`     between gateways: links (set `links4`), segments
+                                            (`segments4`, `segments6`)
+snapshots               TCP                 as deltas
 Raft                    UDP `raft.port`     links: set `peers4`, to a link's address
 ====================== =================== ================================================
 
-A segment is shared with strangers, and any of them can take a peer's address there. So nothing
-but a heartbeat (authenticated, to one port) is let in from a segment, and an answer of a snapshot
-server may not open a connection: else its port as a source would reach every service of the node.
+A segment is shared with strangers, and any of them can take a peer's address there. So nothing is
+let in from a segment but what is authenticated, to one port each: heartbeats, and replication from
+the address that stands in where links are cut (`hafw.config.segments`; the port of snapshots is
+open only then). An answer of a snapshot server may not open a connection: else its port as a
+source would reach every service of the node.
 """
 
 from __future__ import annotations
@@ -39,8 +42,9 @@ Matches = list[Expression]
 
 
 def peer_sets(table: TableWriter, site: Site) -> None:
-    """Sets of (device, address): `peers` send heartbeats, `links` replicate."""
-    for name, found in (("peers", site.peers()), ("links", site.replicas())):
+    """Sets of (device, address): `peers` send heartbeats, `links` and `segments` replicate."""
+    kinds = (("peers", site.peers()), ("links", site.replicas()), ("segments", site.stand_ins()))
+    for name, found in kinds:
         for family, of in ((4, "ipv4_addr"), (6, "ipv6_addr")):
             pairs = [
                 {"concat": [peers.device, str(address)]}
@@ -48,13 +52,17 @@ def peer_sets(table: TableWriter, site: Site) -> None:
                 for address in peers.others
                 if address.version == family
             ]
-            if name == "peers" or family == 4:  # A link's address is IPv4.
+            if name != "links" or family == 4:  # A link's address is IPv4.
                 table.set(f"{name}{family}", ["ifname", of], pairs)
 
 
 def arriving(site: Site) -> list[Matches]:
     """Conditions of what peers send to this node. Addressed to it: what is to be forwarded is
     tracked, whatever its ports."""
+    return [*_datagrams(site), *(matches for pair in _snapshots(site) for matches in pair)]
+
+
+def _datagrams(site: Site) -> list[Matches]:
     lease, sync = site.cluster.lease, site.cluster.sync
     found: list[Matches] = []
     for family in (4, 6):
@@ -63,15 +71,35 @@ def arriving(site: Site) -> list[Matches]:
         if to_us is not None:
             heartbeat = payload("udp", "dport", lease.port)
             found.append([peer(family, "in"), to_us, heartbeat])
-    found.append(
-        [*_linked(site, [sync.multicast]), payload("udp", "dport", sync.port)],
-    )
+    delta = payload("udp", "dport", sync.port)
+    found += [[*way, delta] for way in (_linked(site, [sync.multicast]), *_over_segments(site))]
     raft = payload("udp", "dport", site.cluster.raft.port)
     for link in site.node.links.values():  # No witness is in `links4`.
         to_link = payload("ip", "daddr", str(link.address.ip))
         found.append([iifname(link.device), peer(4, "in"), to_link, raft])
-    found.append([*_linked(site), payload("tcp", "dport", sync.snapshot_port)])
-    found.append([*_linked(site), payload("tcp", "sport", sync.snapshot_port), syn("!=")])
+    return found
+
+
+def _snapshots(site: Site) -> list[tuple[Matches, Matches]]:
+    """Conditions of what asks our snapshot server and of what answers our client, by way."""
+    port = site.cluster.sync.snapshot_port
+    return [
+        (
+            [*way, payload("tcp", "dport", port)],
+            [*way, payload("tcp", "sport", port), syn("!=")],
+        )
+        for way in (_linked(site), *_over_segments(site))
+    ]
+
+
+def _over_segments(site: Site) -> list[Matches]:
+    """From a gateway's address on a segment that may stand in, to ours."""
+    own = _own(site.stand_ins())
+    found = []
+    for family in (4, 6):
+        to_us = address_in("daddr", own, family)
+        if to_us is not None:
+            found.append([peer(family, "in", "segments"), to_us])
     return found
 
 
@@ -80,31 +108,39 @@ def leaving(site: Site) -> list[Matches]:
     lease, sync = site.cluster.lease, site.cluster.sync
     heartbeat = payload("udp", "dport", lease.port)
     delta = payload("udp", "dport", sync.port)
-    link = peer(4, "out", "links")
     raft = payload("udp", "dport", site.cluster.raft.port)
-    return [
+    found: list[Matches] = [
         [peer(4, "out"), heartbeat],
         [peer(6, "out"), heartbeat],
         [payload("ip", "daddr", str(lease.multicast)), heartbeat],
-        [link, delta],
         [payload("ip", "daddr", str(sync.multicast)), delta],
         [peer(4, "out"), raft],
-        [link, payload("tcp", "dport", sync.snapshot_port)],
-        [link, payload("tcp", "sport", sync.snapshot_port)],
     ]
+    for family, of in ((4, "links"), (4, "segments"), (6, "segments")):
+        way = peer(family, "out", of)
+        found += [
+            [way, delta],
+            [way, payload("tcp", "dport", sync.snapshot_port)],
+            [way, payload("tcp", "sport", sync.snapshot_port)],
+        ]
+    return found
 
 
 def accept_own(table: TableWriter, site: Site) -> None:
     """Rules of chain input. New snapshot connections are bounded, each peer for itself: what is
-    over the limit meets the rules, and no zone has a link."""
-    *others, asked, answers = arriving(site)
-    for matches in (*others, answers):
+    over the limit meets the rules."""
+    snapshots = _snapshots(site)
+    for matches in (*_datagrams(site), *(answers for _, answers in snapshots)):
         table.rule("input", *matches, ACCEPT)
-    table.rule("input", *asked, syn("!="), ACCEPT)
-    for link in site.replicas():
-        for address in link.others:
-            source = [iifname(link.device), payload("ip", "saddr", str(address))]
-            table.rule("input", *source, *asked[1:], syn(), SNAPSHOT_LIMIT, ACCEPT)
+    for asked, _ in snapshots:
+        table.rule("input", *asked, syn("!="), ACCEPT)
+    port = payload("tcp", "dport", site.cluster.sync.snapshot_port)
+    for way in (*site.replicas(), *site.stand_ins()):
+        for address in way.others:
+            protocol = "ip" if address.version == 4 else "ip6"
+            to_us = payload(protocol, "daddr", str(way.own[0]))
+            source = [iifname(way.device), payload(protocol, "saddr", str(address))]
+            table.rule("input", *source, to_us, port, syn(), SNAPSHOT_LIMIT, ACCEPT)
 
 
 def _own(found: Sequence[Peers]) -> list[Ip]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from hafw.config.model import ClusterConfig, GroupConfig, NodeConfig
+from hafw.config.segments import segment_ways
 from hafw.errors import RefusedError
 from hafw.policy.model import Policy
 
@@ -91,6 +92,13 @@ class Site:
     def replicas(self) -> list[Peers]:
         """The other gateways by link: who replicates with this node."""
         return self._linked(frozenset({"gateway"}))
+
+    def stand_ins(self) -> list[Peers]:
+        """The other gateways by segment, where one may carry replication while links are cut."""
+        return [
+            Peers(way.device, (way.own,), tuple(way.peers.values()))
+            for way in segment_ways(self.cluster, self.name)
+        ]
 
     def peers(self) -> list[Peers]:
         """By device: links first, then segments, which heartbeats go over too."""

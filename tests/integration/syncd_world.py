@@ -1,9 +1,10 @@
 """Real syncds in namespaces of their own, two sync links, and a leased that the test plays.
 
-    gw1, gw2 (, gw3) -- sync0, sync1 -- a switch namespace with a bridge for each link
+    gw1, gw2 (, gw3) -- sync0, sync1 (, lan0) -- a switch namespace with a bridge for each
 
-No segment is built: flows are put into the holder's table as a policy would have made them. The
-test says who holds the group and reads what syncd tells leased.
+A segment is built where a test wants it (`lan`; its number is `LAN`). Flows are put into the
+holder's table as a policy would have made them. The test says who holds the group and reads what
+syncd tells leased.
 """
 
 from __future__ import annotations
@@ -60,6 +61,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CREATED = 0x0E  # CONFIRMED | ASSURED | SEEN_REPLY
 VIP4, VIP6 = ip_address("198.51.100.254").packed, ip_address("2001:db8:2::fe").packed
 SERVER4, SERVER6 = ip_address("198.51.100.10").packed, ip_address("2001:db8:2::10").packed
+LAN = 2
+"""Among the links of a world."""
+LAN4, LAN6 = "192.0.2.{n}/24", "2001:db8:1::{n}/64"
 ESTABLISHED = TcpState(3, 0x23, 0x23, 7, 7)
 
 CONFIG = """
@@ -71,13 +75,13 @@ groups:
     index: 1
     vrid: 1
     order: [{order}]
-    vips: {{lan: [192.0.2.254], wan: [198.51.100.254]}}
+    vips: {{{vip}wan: [198.51.100.254]}}
 sync: {{{sync}}}
 """
 NODE = """  gw{n}:
     id: {n}
     segments:
-      lan: {{device: lan0, addresses: [192.0.2.{n}/24]}}
+      lan: {{device: lan0, addresses: [{lan}]}}
       wan: {{device: wan0, addresses: [198.51.100.{n}/24]}}
     links:
       sync0: {{device: sync0, address: 203.0.113.{n}/25}}
@@ -88,7 +92,8 @@ NODE = """  gw{n}:
 GATEWAY_RULES = """
 table inet gateway {
   chain translate { type nat hook postrouting priority srcnat; }
-  chain from_peers { type filter hook prerouting priority raw; iifname "sync*" notrack; }
+  chain from_peers { type filter hook prerouting priority raw; iifname "sync*" notrack
+    iifname "lan*" notrack; }
   chain to_peers { type filter hook output priority raw; notrack; }
 }
 """
@@ -420,21 +425,25 @@ class World:
 
 
 @contextmanager
-def syncd_world(folder: Path, count: int = 2, *, sync: str = "") -> Iterator[World]:
-    """`count` gateways, their syncds not started yet."""
+def syncd_world(folder: Path, count: int = 2, *, sync: str = "", lan: str = "") -> Iterator[World]:
+    """`count` gateways, their syncds not started yet. `lan`: build that segment, with these
+    addresses (`LAN4` or `LAN6`)."""
     prefix = f"hafw-t-sync-{os.getpid()}"
     switch = f"{prefix}-sw"
     names = [f"{prefix}-gw{number}" for number in range(1, count + 1)]
     config = folder / "cluster.yaml"
-    nodes = "".join(NODE.format(n=n, m=128 + n) for n in range(1, count + 1))
+    nodes = "".join(
+        NODE.format(n=n, m=128 + n, lan=(lan or LAN4).format(n=n)) for n in range(1, count + 1)
+    )
     order = ", ".join(f"gw{n}" for n in range(1, count + 1))
-    config.write_text(CONFIG.format(nodes=nodes, order=order, sync=sync))
+    vip = "" if lan == LAN6 else "lan: [192.0.2.254], "
+    config.write_text(CONFIG.format(nodes=nodes, order=order, sync=sync, vip=vip))
     roots = {"HAFW_RUN_ROOT": str(folder / "r"), "HAFW_ETC_ROOT": str(folder / "e")}
     saved = {name: os.environ.get(name) for name in roots}
     os.environ.update(roots)
     gateways: list[Gateway] = []
     try:
-        _build_network(switch, names)
+        _build_network(switch, names, lan)
         key = os.urandom(32)
         for number, name in enumerate(names, 1):
             paths = NodePaths(f"gw{number}")
@@ -468,14 +477,15 @@ def write_key(paths: NodePaths, key: bytes) -> None:
         file.write(key)
 
 
-def _build_network(switch: str, names: list[str]) -> None:
+def _build_network(switch: str, names: list[str], lan: str) -> None:
     bridges, ports = [], []
-    for link in (0, 1):
+    devices = ("sync0", "sync1", *(("lan0",) if lan else ()))
+    for link, device in enumerate(devices):
         bridges.append(f"link add br{link} type bridge mcast_snooping 0")
         bridges.append(f"link set br{link} up")
         for number, name in enumerate(names, 1):
             port = f"l{link}p{number}"
-            ports.append(f"link add {port} type veth peer sync{link} netns {name}")
+            ports.append(f"link add {port} type veth peer {device} netns {name}")
             ports.append(f"link set {port} master br{link} up")
     run("ip", "netns", "add", switch)
     for name in names:
@@ -488,4 +498,6 @@ def _build_network(switch: str, names: list[str]) -> None:
         for link in (0, 1):
             plan.append(f"address add 203.0.113.{128 * link + number}/25 dev sync{link}")
             plan.append(f"link set sync{link} up")
+        if lan:
+            plan += [f"address add {lan.format(n=number)} dev lan0 nodad", "link set lan0 up"]
         batch(name, *plan)

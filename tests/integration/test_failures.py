@@ -21,8 +21,9 @@ pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(18
 QUICK = frozenset(
     {
         ("carrier", "lan"), ("segment", "unchecked"), ("sync-links", "active"),
-        ("one-way", "from-active"), ("one-way", "to-active"), ("witness", "gone"),
-        ("witness", "slow"), ("raft", "leader"), ("clock", "ahead"), ("cold-start", ""),
+        ("sync-links-power", ""), ("one-way", "from-active"), ("one-way", "to-active"),
+        ("witness", "gone"), ("witness", "slow"), ("raft", "leader"), ("clock", "ahead"),
+        ("cold-start", ""),
     }
 )  # fmt: skip
 IN_TEST_DRILLS = frozenset({"power-cut", "freeze", "kill", "there-and-back"})
@@ -119,6 +120,22 @@ def test_a_row_can_fail(
     assert any(words in reason for reason in result.reasons), result.reasons
     monkeypatch.undo()
     lab.wait_ready(30)
+
+
+@pytest.mark.long
+def test_where_no_segment_may_carry_deltas_the_flows_of_a_cut_are_lost(lab_alone: None) -> None:
+    lab = Lab()
+    lab.down()
+    lab.up(without=frozenset({"segments"}))
+    try:
+        lab.wait_ready(30)
+        result = run(lab, "sync-links-power", "")
+    finally:
+        lab.down()
+    assert any("deltas ran over a segment" in reason for reason in result.reasons), result.reasons
+    assert any("tcp" in probe.name for probe in result.probes if probe.lost)
+    assert result.gate is not None
+    assert result.gate.dual_ms == 0
 
 
 @pytest.fixture(scope="module")

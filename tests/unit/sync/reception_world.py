@@ -23,6 +23,7 @@ from sync.control import (
 )
 from sync.ctsocket import RequestSocket
 from sync.delta import Delta, ExpectDestroy, ExpectUpsert, encode_delta
+from sync.detour import Detour
 from sync.follower import Follower, FollowerPorts
 from sync.inbox import Inbox
 from sync.intake import reader
@@ -94,6 +95,7 @@ class Receiving:
         self.inbox = Inbox(
             keys, 2, CLUSTER, own, transport, boot=BOOT, read=reader(self.receiver),
             paths=Paths({1: ["sync0"], 3: ["sync0"]}, unicast=False),
+            detour=Detour({}, beacon_s=0.02),
         )  # fmt: skip
         nonces = count(1)
         self.inbox.stream = StreamReceiver(draw_nonce=lambda: next(nonces).to_bytes(16, "big"))

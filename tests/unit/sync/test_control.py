@@ -96,7 +96,7 @@ def test_garbage_raises_only_the_documented_error(kind: MessageType, garbage: by
         (MessageType.PROBE, [63, {}]),
         (MessageType.PROBE, [1, {"x" * 33: [1, True]}]),
         (MessageType.PROBE, [1, {"a": [65536, True]}]),
-        (MessageType.PROBE, [1, {str(n): [1, True] for n in range(9)}]),
+        (MessageType.PROBE, [1, {str(n): [1, True] for n in range(17)}]),
         (MessageType.PROBE, [1, {}, bytes(2049)]),
     ],
 )

@@ -9,6 +9,7 @@ from typing import cast
 
 from sync.control import Beacon, Challenge
 from sync.delta import Destroy, Version
+from sync.detour import Detour, segment_name
 from sync.inbox import CHALLENGES_ANSWERED_PER_S, CHALLENGES_REMEMBERED_MAX, Inbox
 from sync.outbox import Outbox
 from sync.paths import Paths
@@ -17,6 +18,7 @@ from sync.wire import Sealer
 from tests.unit.sync.sync_flows import tcp
 
 MASTER = bytes(range(32))
+LAN = segment_name("lan")
 
 
 @dataclass
@@ -62,9 +64,11 @@ class Node:
         self.wire = Wire(list(peer_ids))
         transport = cast(Transport, self.wire)
         self.paths = Paths({peer: ["sync0"] for peer in peer_ids}, unicast=False)
+        self.detour = Detour({peer: [LAN] for peer in peer_ids}, beacon_s=0.02)
         self.inbox = Inbox(
-            {0: MASTER}, node_id, 7, self.outbox, transport, boot=0, paths=self.paths
-        )
+            {0: MASTER}, node_id, 7, self.outbox, transport, boot=0, paths=self.paths,
+            detour=self.detour,
+        )  # fmt: skip
 
     def beacon(self, now: float = 0.0) -> bytes:
         acks = self.inbox.acks(now=now)

@@ -1,0 +1,186 @@
+"""Whom no link reaches and what stands in, as `sync.detour` judges it. Two nodes, ways between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sync.detour import BACK_S, CUT_S, HEARD_S, TOLD_S, Detour, is_segment, segment_name
+from sync.paths import JUDGE_S, PROBE_S
+
+BEACON_S = 0.02
+LAN, WAN = segment_name("lan"), segment_name("wan")
+Passes = Callable[[int, str], bool]
+"""Sender and way -> does it arrive?"""
+
+
+def all_pass(_sender: int, _way: str) -> bool:
+    return True
+
+
+def no_links(_sender: int, way: str) -> bool:
+    return is_segment(way)
+
+
+def nothing(_sender: int, _way: str) -> bool:
+    return False
+
+
+class Two:
+    """Nodes 1 and 2 with one link, `lan` and `wan`, as `sync.inbox` and `sync.prober` join them:
+    beacons over the link and over the segment in use, probes over everything."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.nodes = {n: Detour({3 - n: [LAN, WAN]}, beacon_s=BEACON_S) for n in (1, 2)}
+        self.heard: dict[tuple[int, str], float] = {}
+        self.stopped: set[int] = set()
+        self.switches = 0
+        """How often node 1 took another way."""
+
+    def __getitem__(self, number: int) -> Detour:
+        return self.nodes[number]
+
+    def over(self, number: int = 1) -> str:
+        return self[number].away.get(3 - number, "links")
+
+    def run(self, seconds: float, passes: Passes = all_pass) -> None:
+        until = self.now + seconds
+        while self.now < until - 1e-9:
+            self.now += BEACON_S
+            before = self.over()
+            for sender in (1, 2):
+                if sender not in self.stopped:
+                    self._turn(sender, passes)
+            self.switches += before != self.over()
+
+    def _turn(self, sender: int, passes: Passes) -> None:
+        to, mine, its = 3 - sender, self[sender], self[3 - sender]
+        mine.work(now=self.now)
+        deaf = mine.deaf
+        for way in {"link", mine.away.get(to) or "link"}:
+            if passes(sender, way) and to not in self.stopped:
+                its.on_beacon(sender, deaf, to)
+                if not is_segment(way):
+                    its.on_link(sender)
+        if round(self.now / BEACON_S) % round(PROBE_S / BEACON_S) == 0:
+            self._probe(sender, passes)
+
+    def _probe(self, sender: int, passes: Passes) -> None:
+        to = 3 - sender
+        said = [
+            way for way in (LAN, WAN)
+            if self.now - self.heard.get((sender, way), -99.0) <= JUDGE_S
+        ]  # fmt: skip
+        for way in (LAN, WAN):
+            if passes(sender, way) and to not in self.stopped:
+                self.heard[to, way] = self.now
+                self[to].on_segment(sender, way, now=self.now)
+                self[to].on_told(sender, said, now=self.now)
+
+
+def test_links_that_work_are_never_left() -> None:
+    two = Two()
+    two.run(20)
+    assert two.over(1) == two.over(2) == "links"
+    assert not two[1].counters
+
+
+def test_a_cut_of_the_link_leads_over_the_first_segment_and_back() -> None:
+    two = Two()
+    two.run(10)
+    two.run(CUT_S - 2 * BEACON_S, no_links)
+    assert two.over() == "links"
+    two.run(4 * BEACON_S, no_links)
+    assert two.over(1) == two.over(2) == LAN
+    two.run(30, no_links)
+    assert two.over() == LAN
+    assert two[1].deaf == two[2].deaf == [2] or two[2].deaf == [1]
+    two.run(BACK_S - 0.1)
+    assert two.over() == LAN, "for a moment more"
+    two.run(0.2)
+    assert two.over(1) == two.over(2) == "links"
+    assert two.switches == 2
+
+
+def test_a_link_that_carries_in_one_direction_counts_as_cut_for_both() -> None:
+    for dead in (1, 2):
+        two = Two()
+        two.run(10)
+        two.run(1, lambda sender, way, dead=dead: is_segment(way) or sender != dead)  # type: ignore[misc]
+        assert two.over(1) == two.over(2) == LAN
+        assert (two[1].deaf, two[2].deaf) == (([], [1]) if dead == 1 else ([2], []))
+        two.run(BACK_S + 0.2)
+        assert two.over(1) == two.over(2) == "links"
+
+
+def test_a_link_that_comes_and_goes_is_not_gone_back_to() -> None:
+    two = Two()
+    two.run(10)
+    for _ in range(10):
+        two.run(2 * CUT_S, no_links)
+        two.run(BACK_S / 2)
+    assert two.over() == LAN
+    assert two.switches == 1
+
+
+def test_who_was_stopped_does_not_take_his_own_pause_for_a_cut() -> None:
+    two = Two()
+    two.run(10)
+    two.stopped.add(1)
+    two.run(5)
+    two.stopped.clear()
+    two.run(0.1)
+    assert two.over(1) == "links"
+    assert not two[1].counters
+    assert two[2].counters["detours_begun"] == 1, "it did not hear node 1"
+
+
+def test_to_a_dead_peer_nothing_is_sent_over_a_segment() -> None:
+    two = Two()
+    two.run(10)
+    two.run(CUT_S + HEARD_S + 0.1, nothing)
+    assert two.over() == ""
+    assert not two[1].proven(2)
+    two.run(0.02, nothing)
+    assert two[1].away == {2: ""}, "questions go everywhere"
+
+
+def test_a_peer_that_is_cut_off_is_told_from_a_dead_one() -> None:
+    two = Two()
+    two.run(10)
+    two.run(0.3, nothing)
+    assert two.over() == LAN
+    assert not two[1].proven(2)
+    two.run(1, no_links)
+    assert two[1].proven(2)
+
+
+def test_a_segment_that_dies_is_left_for_the_next_and_not_taken_again() -> None:
+    two = Two()
+    two.run(10)
+    two.run(3, no_links)
+    assert two.over() == LAN
+    two.run(HEARD_S + 0.1, lambda _, way: way == WAN)
+    assert two.over(1) == two.over(2) == WAN
+    two.run(TOLD_S + 1, no_links)
+    assert two.over() == WAN, "it works"
+
+
+def test_a_segment_that_works_in_one_direction_only_is_left() -> None:
+    two = Two()
+    two.run(10)
+    two.run(3, no_links)
+    two.run(JUDGE_S + TOLD_S + 1, lambda sender, way: way == WAN or (way == LAN and sender == 2))
+    assert two.over() == WAN
+    # The same, but from before the cut.
+    two = Two()
+    one_way: Passes = lambda sender, way: way != LAN or sender == 2  # noqa: E731
+    two.run(10, one_way)
+    two.run(1, lambda sender, way: is_segment(way) and one_way(sender, way))
+    assert two.over() == WAN
+
+
+def test_two_that_start_without_a_link_find_each_other() -> None:
+    two = Two()
+    two.run(CUT_S + PROBE_S + 0.1, no_links)
+    assert two.over(1) == two.over(2) == LAN
