@@ -392,10 +392,12 @@ def test_a_peers_address_and_port_reach_no_service_of_the_node(
 ) -> None:
     own = OWN_LAN if side == "lan" else {4: "198.51.100.1", 6: "2001:db8:2::1"}
     space = site.client if side == "lan" else site.server
-    for dport in (22, 5009, 7412):
+    # Where all gateways have an IPv4 address, replication stands in by IPv4 alone.
+    services = (22, 5009) if family == 4 else (22, 5009, 7412)
+    for dport in services:
         site.listen(site.gateway, family, dport)
     with _taken(site, family, side) as peer:
-        for dport in (22, 5009, 7412):
+        for dport in services:
             stranger = site.socket(space, family, socket.SOCK_STREAM, peer, sport)
             stranger.settimeout(0.3)
             with pytest.raises(TimeoutError):
@@ -404,7 +406,32 @@ def test_a_peers_address_and_port_reach_no_service_of_the_node(
         daemon = site.socket(site.gateway, family, socket.SOCK_DGRAM, own[family], 7411)
         delta = site.socket(space, family, socket.SOCK_DGRAM, peer, sport)
         delta.sendto(b"no", (own[family], 7411))
-        assert silent(daemon)
+        assert silent(daemon) == (family == 6)
+
+
+@pytest.mark.parametrize("side", ["lan", "wan"])
+def test_a_segment_carries_replication_of_gateways_alone_untracked(site: Site, side: str) -> None:
+    own = OWN_LAN[4] if side == "lan" else "198.51.100.1"
+    space = site.client if side == "lan" else site.server
+    daemon = site.socket(site.gateway, 4, socket.SOCK_DGRAM, own, 7411)
+    listener = site.listen(site.gateway, 4, 7412)
+    stranger = site.socket(space, 4, socket.SOCK_STREAM)
+    stranger.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        stranger.connect((own, 7412))
+    site.socket(space, 4, socket.SOCK_DGRAM).sendto(b"no", (own, 7411))
+    assert silent(daemon)
+    with _taken(site, 4, side) as peer:
+        site.socket(space, 4, socket.SOCK_DGRAM, peer).sendto(b"delta", (own, 7411))
+        stream = site.socket(space, 4, socket.SOCK_STREAM, peer)
+        stream.settimeout(WAIT_S)
+        stream.connect((own, 7412))
+        accepted, _ = site.accept(listener)
+        accepted.sendall(b"snapshot")
+        assert stream.recv(20) == b"snapshot"
+        daemon.settimeout(WAIT_S)
+        assert daemon.recv(10) == b"delta"
+        assert [flow for flow in site.flows() if f"src={peer} dst={own}" in flow] == []
 
 
 @both

@@ -233,6 +233,11 @@ def test_relations_inside_a_section_have_their_own_line(tmp_path: Path) -> None:
         ("lease: {multicast: 224.0.1.1}", "lease.multicast: must be in 224.0.0.0/24"),
         ("sync: {multicast: 10.1.2.3}", "sync.multicast: must be in 239.0.0.0/8"),
         ("sync: {multicast: 224.0.0.142}", "sync.multicast: must be in 239.0.0.0/8"),
+        (
+            "sync: {segments: [lan, dmz]}",
+            "sync.segments.1: no segment is named dmz; there are lan",
+        ),
+        ("sync: {segments: [lan, lan]}", "sync.segments.1: lan is listed twice"),
     ],
 )
 def test_relations_between_sections(tmp_path: Path, section: str, said: str) -> None:

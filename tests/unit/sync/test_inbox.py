@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import cast
 
-from sync.control import Beacon, Challenge
+from sync.control import Beacon, Challenge, Probe
 from sync.delta import Destroy, Version
 from sync.detour import Detour, segment_name
 from sync.inbox import CHALLENGES_ANSWERED_PER_S, CHALLENGES_REMEMBERED_MAX, Inbox
@@ -197,3 +197,42 @@ def test_what_came_before_a_hole_was_filled_is_not_confirmed() -> None:
         assert confirmed.seq == (1, 1, 3)[seq - 1]
     gw2.inbox.note_applied(lambda _: True, now=9.0)
     assert gw2.inbox.acks(now=9.0)[1].age_us == 6_000_000, "since it came, not since it is told"
+
+
+def test_what_comes_over_a_segment_does_not_count_as_a_link_and_no_replay_as_heard() -> None:
+    gw1, gw2 = Node(1, 11, 2), Node(2, 22, 1)
+    gw1.meet(gw2)
+    gw2.meet(gw1)
+    for step in range(20):  # 0.4 s in which links bring nothing.
+        gw1.inbox.on_datagram(gw2.beacon(), now=step * 0.02, way=(LAN, False))
+        gw1.detour.work(now=step * 0.02)
+    assert gw1.detour.deaf == [2]
+    assert gw1.detour.away == {2: ""}, "beacons alone may be anybody's copies"
+    probe = gw2.outbox.seal(Probe(1, {LAN: (1400, False)}))
+    gw1.inbox.on_datagram(probe, now=0.4, way=(LAN, False))
+    gw1.detour.work(now=0.4)
+    assert gw1.detour.away == {2: LAN}
+    for step in range(20, 200):
+        gw1.inbox.on_datagram(probe, now=step * 0.02, way=(LAN, False))
+        gw1.detour.work(now=step * 0.02)
+    assert gw1.detour.away == {2: ""}, "the same probe, replayed"
+    gw1.inbox.on_datagram(gw2.beacon(), now=4.0, way=("sync0", True))
+    gw1.detour.work(now=4.0)
+    assert gw1.detour.deaf == []
+
+
+def test_a_peer_that_hears_nothing_over_links_is_believed_once() -> None:
+    gw1, gw2 = Node(1, 11, 2), Node(2, 22, 1)
+    gw1.meet(gw2)
+    gw2.meet(gw1)
+    recorded = gw2.outbox.seal(Beacon(0, 0, {}, 0, 0, {}, {}, [1]))
+    gw1.inbox.on_datagram(recorded, now=0.0, way=("sync0", True))
+    assert gw1.detour.pressing
+    gw1.detour.work(now=0.0)
+    assert gw1.detour.away == {2: ""}
+    gw1.inbox.on_datagram(gw2.beacon(), now=0.02, way=("sync0", True))
+    gw1.inbox.on_datagram(recorded, now=0.04, way=(LAN, False))  # Somebody's copy of it.
+    for step in range(2, 80):
+        gw1.inbox.on_datagram(gw2.beacon(), now=step * 0.02, way=("sync0", True))
+        gw1.detour.work(now=step * 0.02)
+    assert gw1.detour.away == {}
