@@ -76,12 +76,7 @@ class Parts:
         self.applier = Applier(hold_s=hold_s, expectations_of=self.registry.expectations.of)
         self.problems = self._filter_events()
         """What went wrong at the start and is no reason not to run: alarms of the status."""
-        self.transport = Transport(config, node_name)
-        segments = self.transport.segments
-        self.paths = Paths(
-            self.transport.shared, unicast=self.transport.unicast_only, segments=segments
-        )
-        self.detour = Detour(segments, beacon_s=config.sync.beacon_ms / 1e3)
+        self._open_ways(config, node_name)
         self.publisher = Publisher(self.registry, random)
         self.groups = {number: ReplicaGroup() for number in numbers}
         self._receiver = native.make_receiver(self.registry, self.groups, hold_s=hold_s)
@@ -126,6 +121,14 @@ class Parts:
             node.id, self.registry, self.roles.states, self.follower.upkeep.watches, self.applier,
             start_dump=self._start_dump, answer=self.bus.answer,
         )  # fmt: skip
+
+    def _open_ways(self, config: ClusterConfig, node_name: str) -> None:
+        self.transport = Transport(config, node_name)
+        segments = self.transport.segments
+        self.paths = Paths(
+            self.transport.shared, unicast=self.transport.unicast_only, segments=segments
+        )
+        self.detour = Detour(segments, beacon_s=config.sync.beacon_ms / 1e3)
 
     def _open_reader(self, random: RandomBits) -> None:
         self.reader = EventReader(

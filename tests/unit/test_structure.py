@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOUNDATIONS = {
     "hafw.config.load",
     "hafw.config.model",
+    "hafw.config.segments",
     "hafw.cpus",
     "hafw.daemon_main",
     "hafw.errors",
