@@ -228,7 +228,10 @@ class Lab:
         hold_file(node).unlink(missing_ok=True)
 
     def start(self, node: str) -> None:
-        """Power on: labd starts hafwd within 50 ms."""
+        """Power on: labd starts hafwd within 50 ms. The folders of a machine that was installed
+        anew meanwhile are the lab's as well, and go with it."""
+        if self.exists():
+            files.claim_node_folders(self.paths(node))
         self.release(node)
 
     def power_off(self, node: str) -> None:

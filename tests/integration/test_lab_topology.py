@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 import subprocess
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from hafw.errors import RefusedError
 from hafw.keyring import read_key
+from hafw.lab.files import MARKER, is_marked
 from hafw.lab.inside import namespace_inode
 from hafw.lab.lab import Lab
 from hafw.paths import NodePaths
@@ -171,3 +173,11 @@ def test_status_tells_the_same(bare_lab: Lab) -> None:
     assert {b: set(ports) for b, ports in status["bridges"].items()} == PORTS
     assert all(well for ports in status["bridges"].values() for well in ports.values())
     assert set(status["hosts"]) == {"gw1", "gw2", "wit", "client", "server"}
+
+
+def test_a_node_installed_anew_is_still_the_labs(bare_lab: Lab) -> None:
+    paths = bare_lab.paths("wit")
+    shutil.rmtree(paths.lib)
+    assert is_marked("wit")
+    bare_lab.start("wit")
+    assert [entry.name for entry in paths.lib.iterdir()] == [MARKER], "so `down` removes it"
