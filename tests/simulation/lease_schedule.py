@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from random import Random
 
+from cluster.lease_types import DampingParams
 from hafw.messages import Standing
 from tests.simulation.lease_mistakes import (
     FOCUS,
@@ -82,6 +83,8 @@ KINDS = (
 GROUPS_SHARE = 0.1
 WIRE_SHARE = 0.1
 """Of all schedules: those with two groups, and those whose datagrams are sealed and opened."""
+DAMPING = DampingParams(losses=2, quiet_ns=2 * LEASE_NS, quiet_ns_max=8 * LEASE_NS)
+"""Of every other schedule, so that nodes are damped in so short a time."""
 SHAPES: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
     ((1, 2), (9,)),
     ((1, 2), (9,)),
@@ -114,6 +117,7 @@ class Schedule(VoterFaults):
             groups=1 + (rng.random() < GROUPS_SHARE or focus in GROUPS_FOCUS),
             on_the_wire=rng.random() < WIRE_SHARE or focus in WIRE_FOCUS,
         )
+        self.world.damping = rng.choice((None, DAMPING))
         self.world.network.loss = rng.choice((0.0, 0.0, 0.01, 0.1))
         self.world.network.least_ns = rng.choice((10_000, 100_000, 500_000))
         self.world.network.double = rng.choice((0.0, 0.1))

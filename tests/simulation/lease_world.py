@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.lease import LeaseCore
 from cluster.lease_types import (
+    DampingParams,
     GroupParams,
     LeaseParams,
     MoveAsked,
@@ -50,6 +51,7 @@ class World(Engine):
         super().__init__(rng, **shape)
         self.heartbeat_ns = HEARTBEAT_NS
         self.two_node = False
+        self.damping: DampingParams | None = None
         self.no_restart_wait = False
         self.loss_of_voters_unnoticed = False
 
@@ -89,6 +91,7 @@ class World(Engine):
             beacon_ns=BEACON_NS,
             drift_ppm=DRIFT_PPM,
             two_node=self.two_node,
+            damping=self.damping,
         )
         now_ns = node.local(self.now)
         seed = Random(self.rng.randrange(1 << 60))
