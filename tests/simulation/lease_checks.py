@@ -156,6 +156,8 @@ class Judged:
     def note_owed(self, sender: int, peer: Node, envelope: Envelope) -> None:
         """`peer` hears it."""
         settled = self.now - 4 * LEASE_NS
+        if peer.core is None or peer.core.view.voters.id != envelope.voters_id:
+            return  # It acts on nothing that is said in another voter set.
         for message in envelope.messages:
             if (
                 type(message) is Release

@@ -17,7 +17,7 @@ SEEDS = 10_000
 BLOCK_LONG = 10_000
 SEEDS_LONG = 1_000_000
 CATCH_MAX = 1_000
-"""Schedules within which a planted mistake must be caught. All are caught within half of it."""
+"""Schedules within which a planted mistake must be caught."""
 
 
 def run_block(seeds: Iterable[int]) -> tuple[int, int]:
