@@ -33,6 +33,7 @@ __all__ = [
     "SetMemberState",
     "SetOrder",
     "SetPolicy",
+    "SetVotes",
     "State",
     "Token",
     "Voters",
@@ -52,6 +53,7 @@ PREEMPT_AFTER_S = 60.0
 """How long a better node must have been fit before a group with `preempt` goes back to it."""
 COMMAND_BYTES_MAX = 32768
 
+Wish = Literal["", "yes", "no"]
 MemberState = Literal["online", "draining", "maintenance", "left"]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Text = Annotated[str, msgspec.Meta(max_length=300)]
@@ -69,7 +71,8 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Member(_Part, frozen=True):
     """A node of the cluster. `addresses` by link; `why` it is in its state, in an operator's
     words, and since when (0: always). `cleared`: how often an operator had what damps it
-    forgotten (`cluster.damping`)."""
+    forgotten (`cluster.damping`). `votes`: whether it is wanted in the voter set of the lease
+    (empty: as it is); `forced`: even if too few of the voters are heard then."""
 
     name: Name
     id: Annotated[int, msgspec.Meta(ge=1, le=62)]
@@ -79,6 +82,8 @@ class Member(_Part, frozen=True):
     why: Reason = ""
     since_s: float = 0.0
     cleared: Annotated[int, msgspec.Meta(ge=0)] = 0
+    votes: Wish = ""
+    forced: bool = False
 
 
 class Group(_Part, frozen=True):
@@ -101,7 +106,8 @@ class Group(_Part, frozen=True):
 
 
 class Voters(_Part, frozen=True):
-    """The voter set of the lease, as `hafw.config.model.VoterSet` names it."""
+    """The voter set that the cluster was founded with, as `hafw.config.model.VoterSet` names it.
+    The one in force is leased's to know."""
 
     id: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
     members: tuple[NodeId, ...]
@@ -162,7 +168,8 @@ class _Command(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True
 
 class Configure(_Command, frozen=True):
     """What cluster.yaml says. States and preemption of those that stay are kept; a member that
-    the file no longer has is gone, and so is an operator's order once the file's has changed."""
+    the file no longer has is gone, and so is an operator's order once the file's has changed. The
+    members of the first such command vote, those that come later join by a token."""
 
     members: tuple[Member, ...]
     groups: tuple[Group, ...]
@@ -224,8 +231,17 @@ class AddToken(_Command, frozen=True):
     now_s: float
 
 
+class SetVotes(_Command, frozen=True):
+    """Whether a member is wanted among the voters, though it stays what it is."""
+
+    name: Name
+    votes: Literal["yes", "no"]
+    forced: bool = False
+
+
 class Join(_Command, frozen=True):
-    """A member that left is online again, for one unused token."""
+    """A member that left, or that has come later than the others, is online and wanted as a
+    voter, for one unused token."""
 
     name: Name
     token_hash: Hash
@@ -233,7 +249,11 @@ class Join(_Command, frozen=True):
 
 
 class Leave(_Command, frozen=True):
+    """`votes`: it goes on voting, as two nodes without a witness must."""
+
     name: Name
+    votes: bool = False
+    forced: bool = False
 
 
 Command = (
@@ -242,6 +262,7 @@ Command = (
     | SetGroup
     | SetOrder
     | SetPolicy
+    | SetVotes
     | RecordMove
     | RecordDamped
     | ClearLosses

@@ -6,9 +6,9 @@ refusal changes nothing, so nodes that apply the same commands in the same order
 state, byte for byte (`digest`).
 
 It *assigns*; the lease *executes*. Nothing here opens or shuts a gate, and a cluster whose Raft is
-gone goes on with the leases it has. Members, roles, addresses, orders and voters come from
-cluster.yaml (`Configure`, proposed by the leader when its file says otherwise); states,
-preemption, tokens, policy generation and history live only here.
+gone goes on with the leases it has. Members, roles, addresses, orders and founders come from
+cluster.yaml (`Configure`, proposed by the leader when its file says otherwise); states, who is to
+vote, preemption, tokens, policy generation and history live only here.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from cluster.agreed import (
     SetMemberState,
     SetOrder,
     SetPolicy,
+    SetVotes,
     State,
     Token,
     Voters,
@@ -70,6 +71,7 @@ __all__ = [
     "SetMemberState",
     "SetOrder",
     "SetPolicy",
+    "SetVotes",
     "State",
     "Token",
     "Voters",
@@ -125,8 +127,10 @@ def apply(state: State, command: Command) -> tuple[State, str]:
             return _add_token(state, command)
         case Join():
             return _join(state, command)
-        case Leave(name):
-            return _leave(state, name)
+        case Leave():
+            return _leave(state, command)
+        case SetVotes():
+            return _set_votes(state, command)
         case _:
             assert_never(command)
 
@@ -150,8 +154,10 @@ def _configure(state: State, command: Configure) -> tuple[State, str]:
         if known is not None:
             member = msgspec.structs.replace(
                 member, state=known.state, why=known.why, since_s=known.since_s,
-                cleared=known.cleared,
+                cleared=known.cleared, votes=known.votes, forced=known.forced,
             )  # fmt: skip
+        elif not state.members:
+            member = msgspec.structs.replace(member, votes="yes")
         members.append(member)
     groups = []
     for group in command.groups:
@@ -240,7 +246,7 @@ def _join(state: State, command: Join) -> tuple[State, str]:
     member = _find(state.members, command.name)
     if member is None:
         return state, f"{command.name} is not in the cluster's cluster.yaml: add it there first"
-    if member.state != "left":
+    if member.state != "left" and member.votes == "yes":
         return state, f"{command.name} is a member already ({member.state})"
     token = next((token for token in state.tokens if token.hash == command.token_hash), None)
     if token is None:
@@ -253,10 +259,12 @@ def _join(state: State, command: Join) -> tuple[State, str]:
     state = msgspec.structs.replace(
         state, tokens=tuple(used if t is token else t for t in state.tokens)
     )
-    return _with_member(state, msgspec.structs.replace(member, state="online")), ""
+    joined = msgspec.structs.replace(member, state="online", votes="yes", forced=False)
+    return _with_member(state, joined), ""
 
 
-def _leave(state: State, name: str) -> tuple[State, str]:
+def _leave(state: State, command: Leave) -> tuple[State, str]:
+    name = command.name
     member = _find(state.members, name)
     if member is None:
         return state, f"there is no member {name}"
@@ -264,7 +272,25 @@ def _leave(state: State, name: str) -> tuple[State, str]:
         return state, f"{name} has left already"
     if member.role == "gateway" and not _others_online(state, name):
         return state, f"{name} is the last gateway that is online"
-    return _with_member(state, msgspec.structs.replace(member, state="left")), ""
+    gone = msgspec.structs.replace(member, state="left")
+    if not command.votes:
+        if not _others_vote(state, name):
+            return state, f"{name} is the last that votes"
+        gone = msgspec.structs.replace(gone, votes="no", forced=command.forced)
+    return _with_member(state, gone), ""
+
+
+def _set_votes(state: State, command: SetVotes) -> tuple[State, str]:
+    name = command.name
+    member = _find(state.members, name)
+    if member is None:
+        return state, f"there is no member {name}"
+    if member.state == "left" and command.votes == "yes":
+        return state, f"{name} has left; it comes back by hafwctl node join"
+    if command.votes == "no" and not _others_vote(state, name):
+        return state, f"{name} is the last that votes"
+    changed = msgspec.structs.replace(member, votes=command.votes, forced=command.forced)
+    return _with_member(state, changed), ""
 
 
 def assigned(state: State, group: str) -> str | None:
@@ -305,6 +331,11 @@ def _others_online(state: State, name: str) -> bool:
         member.name != name and member.role == "gateway" and member.state == "online"
         for member in state.members
     )
+
+
+def _others_vote(state: State, name: str) -> bool:
+    """Whether somebody else is wanted among the voters, or is left there if it is one."""
+    return any(member.name != name and member.votes != "no" for member in state.members)
 
 
 def _with_member(state: State, member: Member) -> State:

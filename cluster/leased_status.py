@@ -134,6 +134,7 @@ def _peer_status(core: LeaseCore, node: int, now_ns: int, links: LinkMeter) -> P
         round_trip=links.read_peer(node, now_ns),
         votes=peer.beat is not None and peer.beat.votes,
         able=peer.beat is not None and peer.beat.able,
+        voters_id=0 if peer.beat is None else peer.beat.voters.id,
     )
 
 
@@ -162,8 +163,8 @@ def _voters_alarms(core: LeaseCore, now_ns: int) -> list[str]:
         alarms.append(f"the voters file cannot be written: {change.error}")
     if change.rival is not None and change.next is not None:
         alarms.append(
-            f"two different voter sets {change.rival.id} are stored: neither comes to pass, set "
-            f"{view.voters.id} goes on"
+            f"two different voter sets {change.rival.id} are stored: set {view.voters.id} goes "
+            "on, until enough of its voters are heard for one of the two to give way"
         )
     return alarms
 

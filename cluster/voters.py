@@ -12,8 +12,8 @@ Theory of operation
         current  --a peer's current has a higher number: durable, own era raised-->  that one
 
     1. A node keeps {current, next} in one file. It stores as `next` only what follows its current
-       by one number and one voter, never another in its place, and tells it once it is durable.
-       So whoever tells `next` = n + 1 acts in n, and will never again act in a set below n.
+       by one number and one voter, another in its place only by rule 6, and tells it once it is
+       durable. So whoever tells `next` = n + 1 acts in n, and will never again act in a set below.
     2. When a majority of n has told n + 1, no majority of n - 1 is left that could grant: every
        lease of n - 1 was granted before, and has ended M(1+ε) later. That is what is waited for
        before the first node acts in n + 1; all others may follow it at once.
@@ -26,9 +26,21 @@ Theory of operation
        forgotten. It follows, stores nothing and does not vote, until it was taken out of the set
        and in again.
 
-    Which change is wanted is for others to say (Raft, people). Two that are wanted at once can at
-    worst be stored by half of the nodes each: then neither ever comes to pass, and the current
-    set goes on.
+    6. Of rivals, different sets n + 1 stored at once, at most one is ever told by a majority of n,
+       which a set must be to come into force. Sets are ordered by their members. A node leaves the
+       one it has stored for another one only
+
+       - *up*, if so many voters of n tell higher ones that no majority is left for its own;
+       - to one that a majority of n tells.
+
+       Take the first node to go up from some A. Those higher voters never told A, or one of them
+       would have gone up from it before; they cannot come to it upwards, and not by a majority of
+       n, which they themselves leave no room for. So A never gets one, and a set that got one is
+       never gone up from. Hence two sets with a majority each are impossible: of a voter in both
+       majorities, neither way from one set to the other is open. While too many voters of n are
+       silent neither rule may apply; then the current set goes on until they are heard.
+
+    Which change is wanted is for others to say (Raft, people); none of this rests on them.
 """
 
 from __future__ import annotations
@@ -76,7 +88,7 @@ class VoterChange:
         self.settles_ns: int | None = None
         """When the next set may be acted in; None: not both majorities have told it yet."""
         self.rival: VoterSet | None = None
-        """Another `next` than ours that a peer has stored: neither may ever come to pass."""
+        """Another `next` than ours that a peer has stored: one of the two must give way."""
         self._view = view
         self._acceptors = acceptors
         self._asked: VoterSet | None = None
@@ -156,6 +168,8 @@ class VoterChange:
             self.rival = offered
 
     def on_persisted(self, record: VoterRecord) -> None:
+        if record.next != self.record.next:
+            self.rival, self.settles_ns = None, None
         self.record = record
         self._writing, self.error, self._idle = False, "", False
         self._view.beat_soon = True
@@ -296,14 +310,37 @@ class VoterChange:
             return VoterRecord(higher.voters, None, lost and not joins)
         if self.record.current.id > view.voters.id:
             return self.record  # Of a higher set: about to be acted in.
-        if self._asked is not None and one_step(view.voters, self._asked):
-            return VoterRecord(view.voters, self._asked, lost)
+        follows = self._asked or self._way_given()
+        if follows is not None and one_step(view.voters, follows):
+            return VoterRecord(view.voters, follows, lost)
         if self.record.current is not view.voters and self.record.current != view.voters:
             return VoterRecord(view.voters, None, lost)
         return self.record if self.record.lost == lost else replace(self.record, lost=lost)
 
+    def _way_given(self) -> VoterSet | None:
+        """The rival that takes the place of the stored next set by rule 6; None: it stays."""
+        view, stored = self._view, self.next
+        if self.rival is None or stored is None or not self._may_store():
+            return None
+        voters = view.voters
+        told = {view.params.node_id: stored} if view.is_voter else {}
+        for peer in view.peers.values():
+            beat = peer.beat
+            if beat is not None and beat.next is not None and view.in_set(peer):
+                told[peer.node_id] = _voter_set(beat.next)
+        if all(rival == stored for rival in told.values()):
+            self.rival = None  # The other gave way.
+            return None
+        for rival in told.values():
+            if list(told.values()).count(rival) >= voters.majority:
+                return rival
+        higher = [rival for rival in told.values() if rival.members > stored.members]
+        if len(voters.members) - len(higher) >= voters.majority:
+            return None  # A majority may have told ours, or may do so yet.
+        return max(higher, key=lambda rival: rival.members)
+
     def _free(self) -> bool:
-        """No next set is stored, nor about to be: what was told is never taken back."""
+        """No next set is stored, nor about to be: what was told is taken back by rule 6 alone."""
         return self.next is None and self._asked is None
 
     def _may_store(self) -> bool:

@@ -66,6 +66,8 @@ class PeerStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     round_trip: Spread | None = None
     votes: bool = False
     able: bool = False
+    voters_id: int = 0
+    """The number of the voter set that it acts in."""
 
 
 class GroupLeaseStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

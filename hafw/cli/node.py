@@ -126,6 +126,18 @@ def online(
     click.echo(f"{member.name} is online and could take over", err=True)
 
 
+def _wait_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--wait",
+        "wait_s",
+        type=click.FloatRange(0, 600),
+        default=20.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Wait this long for the voter set to follow; 0: only say what is wanted.",
+    )(command)
+
+
 @node.command()
 @click.argument("name", metavar="NODE")
 @scope_options
@@ -146,43 +158,66 @@ def undamp(name: str, node: str | None, config_file: Path | None) -> None:
 
 @node.command()
 @click.argument("given", metavar="TOKEN")
+@_wait_option
 @scope_options
-def join(given: str, node: str | None, config_file: Path | None) -> None:
-    """Be a member again after `leave`, with a TOKEN of hafwctl cluster token ("-": from stdin)."""
+def join(given: str, wait_s: float, node: str | None, config_file: Path | None) -> None:
+    """Be a member that votes, after `leave` or as a new node of cluster.yaml.
+
+    Takes a TOKEN of hafwctl cluster token ("-": from stdin). The node is taken into the voters
+    once it is heard in the set in force for three seconds.
+    """
     require_root()
     from cluster.assignment import Join, hash_token
+    from hafw.cli.voters import member_of, wait_for_change
+    from hafw.node.client import LocalClient, Unavailable
 
-    name = own_node(find_scope(node, config_file))
+    scope = find_scope(node, config_file)
+    name = own_node(scope)
     text = sys.stdin.readline().strip() if given == "-" else given
     propose(name, Join(name, hash_token(text), round(time.time())))
     click.echo(f"{name} is a member of the cluster, online", err=True)
+    if isinstance(LocalClient(NodePaths(name)).ask_leased(), Unavailable):
+        click.echo("its leased does not answer: it votes once that is heard", err=True)
+    elif wait_s and scope.config().quorum != "two-node":
+        wait_for_change(scope, member_of(scope, name), add=True, wait_s=wait_s)
 
 
 @node.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Even if too few of the other voters are heard.")
+@_wait_option
 @scope_options
-def leave(yes: bool, node: str | None, config_file: Path | None) -> None:
-    """No longer be assigned anything. To come back takes a token.
+def leave(
+    yes: bool, force: bool, wait_s: float, node: str | None, config_file: Path | None
+) -> None:
+    """No longer be assigned anything, nor vote. To come back takes a token.
 
-    Refused while this node is ACTIVE for a group (move it away first) and for the last gateway
-    that is online. The node goes on voting until it is taken out of cluster.yaml.
+    Refused while this node is ACTIVE for a group (move it away first), for the last gateway that
+    is online, and if too few of the other voters are heard. Then the node is taken out of the
+    voters; two nodes without a witness keep theirs.
     """
     require_root()
     from cluster.assignment import Leave
     from hafw.node.client import LocalClient, Unavailable
 
-    name = own_node(find_scope(node, config_file))
+    scope = find_scope(node, config_file)
+    name = own_node(scope)
     leased = LocalClient(NodePaths(name)).ask_leased()
     if not isinstance(leased, Unavailable) and any(group.active for group in leased.groups):
         raise RefusedError(
             f"{name} is ACTIVE: move its groups away first, with hafwctl group move; "
             "nothing was changed"
         )
+    voting = None if scope.config().quorum == "two-node" else _own_vote(scope, name, force)
     click.echo(f"{name} leaves the cluster; it comes back by a token alone", err=True)
     if not yes:
         click.confirm("Leave?", abort=True, err=True)
-    propose(name, Leave(name))
+    propose(name, Leave(name, votes=scope.config().quorum == "two-node", forced=force))
     click.echo(f"{name} has left", err=True)
+    if voting is not None and wait_s:
+        from hafw.cli.voters import wait_for_change
+
+        wait_for_change(scope, voting, add=False, wait_s=wait_s)
 
 
 # ---- parts ----------------------------------------------------------------------------------
@@ -206,6 +241,24 @@ def _member(scope: Scope, name: str | None) -> tuple[Member, State]:
             "a majority of the members; nothing was changed"
         )
     return member, state
+
+
+def _own_vote(scope: Scope, name: str, force: bool) -> Member | None:
+    """This node as a member, if it votes, as far as is known; None: it does not. Raises
+    RefusedError if too few would be left."""
+    import msgspec
+
+    from hafw.cli.voters import check_change, member_of
+    from hafw.node.client import LocalClient, Unavailable
+
+    leased = LocalClient(NodePaths(name)).ask_leased()
+    if isinstance(leased, Unavailable):
+        return None
+    member = msgspec.structs.replace(member_of(scope, name), forced=force)
+    if leased.voters is None or member.id not in leased.voters.members:
+        return None
+    check_change(scope, member, add=False)
+    return member
 
 
 def _set(

@@ -2,56 +2,73 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from hafw.cli.raft_asking import ask_raft, propose
 from hafw.cli.render import format_option, render
 from hafw.cli.where import Scope, find_scope, require_root, scope_options
 from hafw.errors import RefusedError, StateError
 from hafw.paths import NodePaths
 
 if TYPE_CHECKING:
+    from cluster.agreed import Member
     from hafw.config.model import ClusterConfig
     from hafw.messages import LeasedStatus
 
-__all__ = ["voters"]
+__all__ = ["ask_leased", "check_change", "member_of", "voters", "wait_for_change"]
+
+POLL_S = 0.2
+WAIT_S = 20.0
 
 
 @click.command()
-@click.option("--add", metavar="NODE", help="Let NODE, of cluster.yaml, vote from now on.")
-@click.option("--remove", metavar="NODE", help="Let NODE vote no longer.")
+@click.option("--add", metavar="NODE", help="Let NODE, a member, vote from now on.")
+@click.option("--remove", metavar="NODE", help="Let NODE vote no longer; it stays a member.")
 @click.option("--force", is_flag=True, help="Even if too few of the new voters are heard.")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(0, 600),
+    default=WAIT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="Wait this long for a change to be in force; 0: only say what is wanted.",
+)
 @scope_options
 @format_option
 def voters(
     add: str | None,
     remove: str | None,
     force: bool,
+    wait_s: float,
     node: str | None,
     config_file: Path | None,
     fmt: str,
 ) -> None:
     """Who votes for leases; with --add or --remove, change it by one node.
 
-    A change comes into force once majorities of the old and of the new voters have it on disk,
-    two seconds after. Until then it is shown as "next", with the nodes that have stored it. It
-    cannot be taken back; the next change waits for it.
+    What is wanted is agreed on by Raft; hafwd beside its leader has it done. A change comes into
+    force once majorities of the old and of the new voters have it on disk, two seconds after.
+    Until then it is shown as "next", with the nodes that have stored it. It cannot be taken back;
+    the next change waits for it. Exit 1 if it is not in force after --wait; it goes on.
     """
     require_root()
     scope = find_scope(node, config_file)
     config = scope.config()
-    asked, leased = _ask(scope)
-    if add is not None or remove is not None:
-        if add is not None and remove is not None:
-            raise RefusedError("one node at a time: --add or --remove")
-        _change(config, asked, leased, add, remove, force=force)
-        _, leased = _ask(scope)
+    if add is not None and remove is not None:
+        raise RefusedError("one node at a time: --add or --remove")
+    name = add or remove
+    if name is not None:
+        _change(scope, name, add=add is not None, force=force, wait_s=wait_s)
+    _, leased = ask_leased(scope)
     click.echo(render(_rows(config, leased), fmt), nl=False)
 
 
-def _ask(scope: Scope) -> tuple[str, LeasedStatus]:
+def ask_leased(scope: Scope) -> tuple[str, LeasedStatus]:
     """The first node of the scope whose leased answers. Raises StateError."""
     from hafw.node.client import LocalClient, Unavailable
 
@@ -64,45 +81,71 @@ def _ask(scope: Scope) -> tuple[str, LeasedStatus]:
     raise StateError("; ".join(reasons))
 
 
-def _change(
-    config: ClusterConfig,
-    asked: str,
-    leased: LeasedStatus,
-    add: str | None,
-    remove: str | None,
-    *,
-    force: bool,
-) -> None:
-    from hafw.messages import VotersRequest
-    from hafw.node.client import LocalClient, Unavailable
+def member_of(scope: Scope, name: str) -> Member:
+    """As agreed on. Raises RefusedError if there is no such member."""
+    from cluster.agreed import decode_state
+    from cluster.assignment import find_member
 
-    name = add or remove
-    assert name is not None
-    current = leased.voters
-    if current is None:
+    _, status = ask_raft(scope)
+    state = decode_state(status.state)
+    member = find_member(state, name)
+    if member is None:
+        known = ", ".join(m.name for m in state.members) or "none: Raft has no state yet"
+        raise RefusedError(f"there is no member {name}; members are {known}; nothing was changed")
+    return member
+
+
+def check_change(scope: Scope, member: Member, *, add: bool) -> None:
+    """Raises RefusedError if it could not be done now, as the leased asked here sees it."""
+    from hafw.node.voters import change_problem
+
+    asked, leased = ask_leased(scope)
+    if leased.voters is None:
         raise StateError(f"{asked} runs a leased of another release")
-    if name not in config.nodes:
-        raise RefusedError(f"{name} is not in cluster.yaml; there are {', '.join(config.nodes)}")
-    number = config.nodes[name].id
-    if (number in current.members) is (add is not None):
-        raise RefusedError(f"{name} {'votes' if add else 'does not vote'} already")
-    members = sorted(set(current.members) ^ {number})
-    if not members:
-        raise RefusedError(f"{name} is the last voter")
-    heard = {peer.node_id for peer in leased.peers if peer.alive} | {leased.node_id}
-    if len(heard.intersection(members)) < len(members) // 2 + 1 and not force:
-        raise RefusedError(
-            f"{asked} hears too few of the voters that there would be: nobody could hold a group "
-            "(--force if that is meant); nothing was changed"
-        )
-    active = {group.holder_id for group in leased.groups}
-    if remove is not None and number in active and not force:
-        raise RefusedError(f"{name} is ACTIVE: move its groups away first; nothing was changed")
-    reply = LocalClient(NodePaths(asked)).ask_voters(VotersRequest(current.id + 1, members))
-    if isinstance(reply, Unavailable):
-        raise StateError(f"{reply.reason}; whether it is stored is not known")
-    if reply.reason:
-        raise RefusedError(f"{reply.reason}; nothing was changed")
+    if (member.id in leased.voters.members) is add:
+        raise RefusedError(f"{member.name} {'votes' if add else 'does not vote'} already")
+    problem = change_problem(leased, member, add=add)
+    if problem:
+        forced = "" if member.forced else " (--force if that is meant)"
+        raise RefusedError(f"{asked}: {problem}{forced}; nothing was changed")
+
+
+def wait_for_change(scope: Scope, member: Member, *, add: bool, wait_s: float) -> None:
+    """Until the set in force has the member, or no longer has it. Raises RefusedError."""
+    from hafw.node.voters import change_words
+
+    deadline = time.monotonic() + wait_s
+    while True:
+        asked, leased = ask_leased(scope)
+        voters = leased.voters
+        if voters is not None and (member.id in voters.members) is add:
+            word = "votes" if add else "no longer votes"
+            click.echo(f"{member.name} {word}: voter set {voters.id} is in force", err=True)
+            return
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(POLL_S)
+    member = member_of(scope, member.name)
+    words = change_words(leased, member) or "nobody has asked for it yet"
+    raise RefusedError(
+        f"after {wait_s:g} s {asked} still acts without that change: {member.name} {words}; "
+        "it goes on trying: hafwctl cluster members"
+    )
+
+
+def _change(scope: Scope, name: str, *, add: bool, force: bool, wait_s: float) -> None:
+    import msgspec
+
+    from cluster.agreed import SetVotes
+
+    if scope.config().quorum == "two-node":
+        raise RefusedError("two nodes without a witness keep their voters; nothing was changed")
+    member = msgspec.structs.replace(member_of(scope, name), forced=force)
+    check_change(scope, member, add=add)
+    asked, _ = ask_raft(scope)
+    propose(asked, SetVotes(name, "yes" if add else "no", force))
+    if wait_s:
+        wait_for_change(scope, member, add=add, wait_s=wait_s)
 
 
 def _rows(config: ClusterConfig, leased: LeasedStatus) -> list[dict[str, object]]:

@@ -6,7 +6,8 @@ until a majority has it. Without a Raft leader nothing is lost but takes of one 
 follows before there is one again.
 
 Down: what was agreed on that ranks candidates, at each look, and into a file for the next leased;
-and the moves that follow from it (`hafw.node.mover`), which only the holder makes.
+the moves that follow from it (`hafw.node.mover`), which only the holder makes; and the next step
+of the voter set (`hafw.node.voters`), which hafwd beside the Raft leader asks for.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from hafw.messages import DampedStatus, LeasedStatus, MoveReply, MoveRequest, St
 from hafw.node.client import LocalClient, Unavailable
 from hafw.node.mover import Mover, Wish
 from hafw.node.raft_client import RaftClient
+from hafw.node.voters import VoterKeeper
 from hafw.paths import NodePaths
 from hafw.raft_messages import RaftStatus
 
@@ -129,6 +131,8 @@ class RaftRelay:
         self._file_error = ""
         self.mover = Mover(config, node)
         self._damped: list[DampedStatus] = []
+        self._voters = VoterKeeper(config)
+        self._leased: LeasedStatus | None = None
         self.moved = self.refused = 0
 
     async def look(self, leased: LeasedStatus, raft: RaftStatus) -> None:
@@ -146,6 +150,8 @@ class RaftRelay:
         self._client.tell_standing(standing)
         if standing != self._written:
             await asyncio.to_thread(self._write, standing)
+        self._leased = leased
+        await self._change_voters(leased, state, leads=raft.role == "leader" and raft.quorum)
         for wish in self.mover.observe(leased, state, now=time.monotonic()):
             await self._move(wish, state)
 
@@ -158,7 +164,15 @@ class RaftRelay:
             alarms.append(
                 f"what Raft agreed on is not kept for the next start: {self._file_error}"
             )
-        return alarms
+        return alarms + self._voters.alarms(self._leased, time.monotonic())
+
+    async def _change_voters(self, leased: LeasedStatus, state: State, *, leads: bool) -> None:
+        request = self._voters.observe(leased, state, leads=leads, now=time.monotonic())
+        if request is None:
+            return
+        answer = await asyncio.to_thread(self._client.ask_voters, request)
+        reason = answer.reason
+        self._log.info("voters_asked", id=request.id, members=request.members, reason=reason)
 
     def _write(self, standing: Standing) -> None:
         try:

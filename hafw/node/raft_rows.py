@@ -9,6 +9,7 @@ from cluster.assignment import State, assigned, decode_state, find_member
 from hafw.config.model import ClusterConfig
 from hafw.human import format_epoch
 from hafw.messages import LeasedStatus
+from hafw.node.voters import change_words
 from hafw.raft_messages import RaftStatus
 
 __all__ = [
@@ -51,9 +52,11 @@ def assigned_node(raft: RaftStatus | None, group: str) -> str | None:
 
 
 def member_rows(raft: RaftStatus, leased: LeasedStatus | None) -> list[Row]:
-    """`in_raft`, `in_lease`: heard by this node's raftd and leased; True for itself. None: leased
-    cannot be asked."""
+    """`in_raft`, `in_lease`: heard by this node's raftd and leased; True for itself. `votes`: in
+    the voter set in force, as its leased says; `voting`: the change of that under way. None:
+    leased cannot be asked."""
     state = decode_state(raft.state)
+    voters = None if leased is None else leased.voters
     in_raft = {peer.node_id for peer in raft.peers if peer.connected} | {raft.node_id}
     in_lease: set[int] | None = None
     if leased is not None:
@@ -65,7 +68,8 @@ def member_rows(raft: RaftStatus, leased: LeasedStatus | None) -> list[Row]:
             "role": member.role,
             "state": member.state,
             "why": member.why,
-            "votes": member.id in state.voters.members,
+            "votes": None if voters is None else member.id in voters.members,
+            "voting": change_words(leased, member),
             "raft": _place(raft, member.id),
             "in_raft": member.id in in_raft,
             "in_lease": None if in_lease is None else member.id in in_lease,

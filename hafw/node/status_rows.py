@@ -33,6 +33,7 @@ from hafw.node.raft_rows import assigned_node, member_state, raft_row
 from hafw.node.rotation import conflicts, peers_of, step_of
 from hafw.node.survival import survival_rows
 from hafw.node.verdict import find_problems
+from hafw.node.voters import voters_notes
 
 __all__ = [
     "COLUMNS",
@@ -245,6 +246,9 @@ def _add_leased(tables: Tables, config: ClusterConfig, node: str, leased: Leased
         {"node": node, "late_up_to_ms": (1 << bucket) / 1000, "count": count}
         for bucket, count in enumerate(leased.loop_delay.buckets)
         if count
+    ]
+    tables["notes"] += [
+        {"node": node, "source": "voters", "note": note} for note in voters_notes(config, leased)
     ]
     tables["survival"] = survival_rows(config, node, leased)
     names = {group.index: name for name, group in config.groups.items()}

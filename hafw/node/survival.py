@@ -44,9 +44,10 @@ class _View:
         self._peers = {config.node_name(peer.node_id): peer for peer in leased.peers}
         self._own = {group.group: group for group in leased.groups}
         self._votes = leased.may_vote
-        self._members = [config.node_name(node_id) for node_id in config.voters.members]
+        voters = config.voters.members if leased.voters is None else leased.voters.members
+        self._members = [config.node_name(node_id) for node_id in voters]
         self._two_node = config.quorum == "two-node"
-        self._majority = 1 if self._two_node else config.voters.majority
+        self._majority = 1 if self._two_node else len(voters) // 2 + 1
 
     def losses(
         self, group: GroupConfig, status: GroupLeaseStatus

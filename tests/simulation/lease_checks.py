@@ -130,6 +130,12 @@ class Judged:
             for voters in self.sets_in_play()
         )
 
+    def voters_settled(self) -> bool:
+        """Everybody acts in one set, and has no other one stored."""
+        cores = [node.core for node in self.nodes.values() if node.core is not None]
+        sets = {core.view.voters.members for core in cores}
+        return len(sets) == 1 and all(core.voters.next is None for core in cores)
+
     def in_all_sets(self, node: int) -> bool:
         return all(node in voters.members for voters in self.sets_in_play())
 

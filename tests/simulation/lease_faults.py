@@ -130,6 +130,9 @@ class Faults:
             self._later(LEASE_NS, lambda node=node: self.world.start(node))  # type: ignore[misc]
 
     def _cut(self, pairs: set[tuple[int, int]]) -> None:
+        self._cut_for(pairs, self.rng.randrange(1, 8 * LEASE_NS))
+
+    def _cut_for(self, pairs: set[tuple[int, int]], for_ns: int) -> None:
         world = self.world
         world.network_disturbed_at = world.now
         cut = world.network.cut
@@ -141,7 +144,7 @@ class Faults:
             cut.difference_update(pairs)  # What stays cut for good is another set.
             world.say(f"healed {sorted(pairs)}")
 
-        self._later(8 * LEASE_NS, heal)
+        world.at(world.now + for_ns, heal)
 
     def _cut_one_way(self) -> None:
         a, b = self.rng.sample(sorted(self.world.nodes), 2)

@@ -44,6 +44,8 @@ FOCUS: dict[str, tuple[str, ...]] = {
     "both_majorities_unasked": ("leave_behind",),
     "voters_without_wait": ("leave_behind", "change_voters"),
     "next_voters_replaced": ("rival_voters", "rival_voters", "isolate", "change_voters"),
+    "rival_that_lives_left": ("rival_comes_late",),
+    "rivals_stay": ("rival_voters", "rival_voters", "isolate"),
     "anybody_votes": ("change_voters", "isolate"),
     "voters_told_early": ("leave_behind", "crash_while_writing"),
     "loss_of_voters_unnoticed": ("lose_and_leave_behind", "change_voters"),
@@ -75,6 +77,8 @@ VOTER_FOCUS = frozenset(
         "loss_of_voters_unnoticed",
         "next_voters_replaced",
         "old_voters_accepted",
+        "rival_that_lives_left",
+        "rivals_stay",
         "voters_told_early",
         "voters_without_wait",
     )
@@ -94,6 +98,7 @@ FOCUS_PACE = {
     "both_majorities_unasked": (2_000 * MS, 500 * MS),
     "voters_without_wait": (1_500 * MS, 300 * MS),
     "next_voters_replaced": (1_500 * MS, 100 * MS),
+    "rival_that_lives_left": (400 * MS, 200 * MS),
     "anybody_votes": (700 * MS, 60 * MS),
     "old_voters_accepted": (2_000 * MS, 500 * MS),
     "voters_told_early": (2_000 * MS, 500 * MS),
@@ -153,6 +158,12 @@ def _new_majority(self: VoterChange, follows: VoterSet, now_ns: int) -> bool:
     told = {peer.node_id for peer in self._tellers(follows, now_ns)}
     told.add(self._view.params.node_id)
     return len(told.intersection(follows.members)) >= follows.majority
+
+
+def _highest(self: VoterChange) -> VoterSet | None:
+    if self.rival is None or self.next is None:
+        return None
+    return max(self.rival, self.next, key=lambda voters: voters.members)
 
 
 def _votes_anyway(self: NodeView, now_ns: int) -> bool:
@@ -230,6 +241,8 @@ MISTAKES: dict[str, str] = {
     "both_majorities_unasked": "a voter set comes into force by a majority of the new set alone",
     "voters_without_wait": "a voter set comes into force as soon as both majorities have it",
     "next_voters_replaced": "another next set takes the place of the one stored",
+    "rival_that_lives_left": "a higher rival is stored although ours may have its majority",
+    "rivals_stay": "no node ever leaves the next set that it has stored for a rival",
     "anybody_votes": "newcomers vote, and are counted, before their set is in force",
     "voters_told_early": "a next set is told before it is durable",
     "loss_of_voters_unnoticed": "a node without its voters file goes on with the founders",
@@ -269,6 +282,8 @@ def planted(mistake: str | None, world: World | None = None) -> Iterator[None]:
         "both_majorities_unasked": (VoterChange, "_both_majorities", _new_majority),
         "voters_without_wait": (VoterChange, "_wait_ns", lambda _self: 0),
         "next_voters_replaced": (VoterChange, "_free", lambda _self: True),
+        "rival_that_lives_left": (VoterChange, "_way_given", _highest),
+        "rivals_stay": (VoterChange, "_way_given", lambda _self: None),
         "anybody_votes": (NodeView, "counts", lambda _self, _node: True),
         "renewed_in_hand_over": (HandOver, "gate_frozen", property(lambda _self: False)),
         "release_of_all_groups": (LeaseCore, "_on_message", _release_all),

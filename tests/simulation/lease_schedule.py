@@ -145,7 +145,7 @@ class Schedule(VoterFaults):
             world.at(at, self.rng.choice(self.kinds))
         world.every(HEARTBEAT_NS // 5, until, world.look)
         world.run(until)
-        well = self._mend()
+        well, nodes = self._mend(), world.nodes.values()
         if not world.are_majority(well) or not any(map(world.in_all_sets, world.gateways)):
             return world  # Too few may vote, or carry the group, in a set that may come.
         held = 0
@@ -154,7 +154,18 @@ class Schedule(VoterFaults):
                 raise ViolationError(f"nobody is ACTIVE and stays so, although {well} are well")
             world.run(world.now + LEASE_NS)
             held = held + 1 if world.served_by(well) else 0
+        if well == sorted(world.nodes) and not any(n.record and n.record.lost for n in nodes):
+            self._change_ends()
         return world
+
+    def _change_ends(self) -> None:
+        """With all nodes well no change of the voters stays under way, whatever they stored."""
+        world = self.world
+        until = world.now + HEAL_BOUND_NS
+        while not world.voters_settled():
+            if world.now >= until:
+                raise ViolationError("a change of the voters does not end, although all are well")
+            world.run(world.now + LEASE_NS)
 
     def _barely_enough(self) -> list[int]:
         """A gateway, and no more nodes than a majority of every set in play needs."""

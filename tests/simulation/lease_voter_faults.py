@@ -6,7 +6,7 @@ from cluster.lease_types import VoterRecord
 from hafw.config.model import VoterSet
 from tests.simulation.lease_checks import FIRST_SET
 from tests.simulation.lease_faults import Faults
-from tests.simulation.lease_node import LEASE_NS, MS, RESTART_WAIT_NS, Node
+from tests.simulation.lease_node import HEARTBEAT_NS, LEASE_NS, MS, RESTART_WAIT_NS, Node
 
 __all__ = ["VoterFaults"]
 
@@ -119,6 +119,28 @@ class VoterFaults(Faults):
         for node in self.rng.sample(list(world.nodes.values()), 2):
             if node.core is not None:
                 world.ask_voters(node, self._another_set(node.core.view.voters))
+
+    def _rival_comes_late(self) -> None:
+        """A node stores a higher set than all others. One of those is alone when theirs comes
+        into force, and the others hear of the rival shortly before."""
+        world, rng = self.world, self.rng
+        members = self._acting_members()
+        if len(members) < 3 or any(world.nodes[node].core is None for node in members):
+            return
+        late, alone, other = (world.nodes[node] for node in rng.sample(members, 3))
+        assert late.core is not None
+        voters = late.core.view.voters
+        sets = [self._another_set(voters), self._another_set(voters)]
+        lower, higher = sorted(sets, key=lambda each: each.members)
+        world.ask_voters(other, lower)
+        world.ask_voters(late, higher)
+        self._apart(late.id, 0, rng.randrange(2 * HEARTBEAT_NS, RESTART_WAIT_NS))
+        self._apart(alone.id, HEARTBEAT_NS + rng.randrange(HEARTBEAT_NS), 4 * RESTART_WAIT_NS)
+
+    def _apart(self, node: int, in_ns: int, for_ns: int) -> None:
+        """Cut the node off from everybody else."""
+        pairs = {p for n in self.world.nodes if n != node for p in ((n, node), (node, n))}
+        self.world.at(self.world.now + in_ns, lambda: self._cut_for(pairs, for_ns))
 
     def _change_and_isolate(self) -> None:
         """Some hear of the change, and are cut off before, while or after it settles."""

@@ -1,0 +1,145 @@
+"""Which step of the voter set hafwd asks for, when, and what is said of it."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec import structs
+
+from cluster.agreed import Command, Configure, Join, Leave, Member, SetVotes, State, hash_token
+from cluster.assignment import AddToken, apply, find_member
+from hafw.messages import LeasedStatus, VoterSetStatus, VotersRequest
+from hafw.node.raft_rows import member_rows
+from hafw.node.survival import survival_rows
+from hafw.node.voters import SETTLED_S, VoterKeeper, change_problem, change_words, voters_notes
+from tests.unit.hafw.test_status_rows import ASSIGNMENT, CONFIG, leased, raft
+
+ALL = (1, 2, 9)
+FOUNDED, _ = apply(State(), Configure(ASSIGNMENT.members, ASSIGNMENT.groups, ASSIGNMENT.voters))
+
+
+def agreed(*commands: Command) -> State:
+    state = FOUNDED
+    for command in commands:
+        state, refusal = apply(state, command)
+        assert refusal == ""
+    return state
+
+
+def acting(*members: int, silent: tuple[int, ...] = (), number: int = 4) -> LeasedStatus:
+    """leased of gw1 acts in this set; peers outside of it do not vote."""
+    status = leased("gw1", active=True)
+    peers = [
+        structs.replace(
+            p, alive=p.node_id not in silent, votes=p.node_id in members, voters_id=number
+        )
+        for p in status.peers
+    ]
+    voters = VoterSetStatus(number, list(members), list(members))
+    return structs.replace(status, peers=peers, voters=voters, may_vote=1 in members)
+
+
+def member(state: State, name: str) -> Member:
+    found = find_member(state, name)
+    assert found is not None
+    return found
+
+
+def test_founders_are_to_vote_and_later_members_once_they_joined() -> None:
+    assert {m.votes for m in FOUNDED.members} == {"yes"}
+    later = Member("gw3", 3, "gateway", {})
+    with_gw3 = Configure((*FOUNDED.members, later), FOUNDED.groups, FOUNDED.voters)
+    state, _ = apply(FOUNDED, with_gw3)
+    assert member(state, "gw3").votes == ""
+    assert VoterKeeper(CONFIG).observe(acting(*ALL), state, leads=True, now=0.0) is None
+    state, _ = apply(state, AddToken(hash_token("t"), 60.0, 0.0))
+    state, refusal = apply(state, Join("gw3", hash_token("t"), 1.0))
+    assert (refusal, member(state, "gw3").votes) == ("", "yes")
+    state, _ = apply(state, with_gw3)
+    assert member(state, "gw3").votes == "yes"
+    assert "is a member already" in apply(state, Join("gw3", hash_token("t"), 1.0))[1]
+
+
+def test_who_leaves_is_taken_out_and_who_joins_again_is_added() -> None:
+    keeper = VoterKeeper(CONFIG)
+    assert keeper.observe(acting(*ALL), FOUNDED, leads=True, now=0.0) is None
+    left = agreed(Leave("gw2"))
+    assert keeper.observe(acting(*ALL), left, leads=False, now=0.0) is None
+    assert keeper.observe(acting(*ALL), left, leads=True, now=0.0) == VotersRequest(5, [1, 9])
+    assert keeper.observe(acting(1, 9), left, leads=True, now=1.0) is None
+    assert member(agreed(Leave("gw2", votes=True)), "gw2").votes == "yes"
+
+
+def test_a_node_is_added_when_it_has_been_heard_for_a_while() -> None:
+    keeper = VoterKeeper(CONFIG)
+    silent = acting(1, 9, silent=(2,))
+    assert keeper.observe(silent, FOUNDED, leads=True, now=0.0) is None
+    assert keeper.observe(acting(1, 9), FOUNDED, leads=True, now=1.0) is None
+    late = 1.0 + SETTLED_S
+    assert keeper.observe(acting(1, 9), FOUNDED, leads=True, now=late - 0.1) is None
+    request = keeper.observe(acting(1, 9), FOUNDED, leads=True, now=late)
+    assert request == VotersRequest(5, [1, 2, 9])
+    stranger = acting(1, 9)
+    stranger = structs.replace(
+        stranger, peers=[structs.replace(peer, voters_id=1) for peer in stranger.peers]
+    )
+    assert "does not know set 4 yet" in change_problem(stranger, member(FOUNDED, "gw2"), add=True)
+
+
+def test_nothing_is_asked_for_while_a_change_is_under_way() -> None:
+    status = structs.replace(acting(*ALL), voters_next=VoterSetStatus(5, [1, 9], [1], 1500.0))
+    state = agreed(Leave("gw2"))
+    assert VoterKeeper(CONFIG).observe(status, state, leads=True, now=0.0) is None
+    assert change_words(status, member(state, "gw2")) == "leaves with set 5, stored so far"
+    assert voters_notes(CONFIG, status) == [
+        "voter set 5 (gw1, wit) follows, stored by gw1: in force in 1.5 s"
+    ]
+
+
+def test_what_would_leave_no_majority_waits_with_an_alarm_unless_forced() -> None:
+    keeper, status = VoterKeeper(CONFIG), acting(*ALL, silent=(9,))
+    state = agreed(SetVotes("gw2", "no"))
+    assert keeper.observe(status, state, leads=True, now=0.0) is None
+    assert keeper.alarms(status, 1.0) == []
+    assert keeper.observe(status, state, leads=True, now=10.0) is None
+    [alarm] = keeper.alarms(status, 10.0)
+    assert "gw2 is to leave: only 1 of the 2 voters" in alarm
+    forced = agreed(SetVotes("gw2", "no", forced=True))
+    assert keeper.observe(status, forced, leads=True, now=11.0) == VotersRequest(5, [1, 9])
+    assert keeper.alarms(status, 11.0) == []
+
+
+def test_a_holder_is_not_taken_out() -> None:
+    state = agreed(SetVotes("gw1", "no"))
+    problem = change_problem(acting(*ALL), member(state, "gw1"), add=False)
+    assert problem == "gw1 is ACTIVE: its groups move away first"
+
+
+def test_one_is_added_before_another_is_taken_out() -> None:
+    keeper, state = VoterKeeper(CONFIG), agreed(SetVotes("wit", "no"))
+    keeper.observe(acting(1, 9), state, leads=True, now=0.0)
+    request = keeper.observe(acting(1, 9), state, leads=True, now=SETTLED_S)
+    assert request == VotersRequest(5, [1, 2, 9])
+
+
+@pytest.mark.parametrize("last", ["gw1", "wit"])
+def test_somebody_is_always_to_vote(last: str) -> None:
+    others = [m.name for m in FOUNDED.members if m.name != last]
+    state = agreed(*(SetVotes(name, "no") for name in others))
+    assert apply(state, SetVotes(last, "no"))[1] == f"{last} is the last that votes"
+
+
+def test_members_and_status_say_who_votes_by_the_set_in_force() -> None:
+    rows = {row["member"]: row for row in member_rows(raft("gw1"), acting(1, 9))}
+    assert {name: row["votes"] for name, row in rows.items()} == {
+        "gw1": True, "gw2": False, "wit": True,
+    }  # fmt: skip
+    assert voters_notes(CONFIG, acting(2, 9)) == ["this node does not vote: set 4 is gw2, wit"]
+    survives = survival_rows(CONFIG, "gw1", acting(1, 9))
+    [loss] = [row for row in survives if (row["kind"], row["losing"]) == ("node", "wit")]
+    assert (loss["survives"], loss["why"]) == (False, "no quorum: gw1 of 2 voters would vote")
+
+
+def test_a_voter_that_the_file_no_longer_has_is_an_alarm() -> None:
+    status = acting(1, 7, 9)
+    [alarm] = VoterKeeper(CONFIG).alarms(status, 0.0)
+    assert alarm.startswith("node 7 votes and is not in cluster.yaml")
