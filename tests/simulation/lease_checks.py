@@ -12,7 +12,7 @@ from cluster.asks import FORCE_MS
 from cluster.heartbeat import Envelope, Release
 from cluster.lease_types import VoterRecord
 from hafw.config.model import VoterSet
-from hafw.human import format_epoch
+from hafw.human import epoch_era, format_epoch
 from tests.simulation.lease_node import (
     CALM_NS,
     DRIFT_PPM,
@@ -281,7 +281,7 @@ class Judged:
         Judged only if they, and the network between all, have been undisturbed for long. A slow
         disk is no excuse, nor is what happens to the other nodes' processes. A voter that started
         after the lease was won must be able to carry it on if disks are quick: a new claim needs
-        its era, and eras need disks.
+        its era, and eras need disks. So does one that had not written its era when it was won.
         """
         calm_from, network = self.now - CALM_NS, self.network
         if self.network_disturbed_at > calm_from or network.loss or network.slow or network.cut:
@@ -294,7 +294,7 @@ class Judged:
 
     def _check_lost(self, lane: Lane, calm_from: int) -> None:
         """Nobody holds the group."""
-        won_at = lane.takeovers[-1][0] if lane.takeovers else 0
+        won_at, era = lane.takeovers[-1][0] if lane.takeovers else 0, epoch_era(lane.top_epoch)
         quick = all(
             node.disk_ns <= 50 * MS and node.disk_slow_until < self.now
             for node in self.nodes.values()
@@ -304,7 +304,7 @@ class Judged:
             for node in self.nodes.values()
             if node.core is not None
             and max(node.disturbed_at, node.unanswered_at) < calm_from
-            and (quick or node.started_at < won_at)
+            and (quick or (node.started_at < won_at and node.disk_era >= era))
             and not (node.late or node.disk_fails or node.disk_hangs or node.unanswered)
         ]
         if lane.holder in calm and self.in_all_sets(lane.holder) and self.are_majority(calm):
