@@ -194,10 +194,16 @@ class HandOver:
         move.epoch = held.epoch
         move.until_ns = now_ns + POSITION_BEATS * view.params.heartbeat_ns
         return [
-            SetGate(index, 0, self._group.gate_ns),
+            self._silence(now_ns),
             AskPosition(index, held.epoch),
             Note("move_began", (("group", index), ("target_id", move.target))),
         ]
+
+    def _silence(self, now_ns: int) -> SetGate:
+        """Shut announce. Accept stays, for at most a usual lease: one may have been a long one."""
+        lease_ns = self._view.params.shorter(self._view.params.lease_ns)
+        accept_ns = min(self._group.gate_ns, now_ns + lease_ns)
+        return SetGate(self._group.params.index, 0, accept_ns)
 
     def _wait_position(self, move: _Move, now_ns: int) -> list[Effect]:
         if now_ns < move.until_ns:
@@ -296,7 +302,7 @@ class HandOver:
         move = _Move(None, node, Step.POSITION, until_ns, epoch=epoch)
         self._move, self._worse_since_ns = move, None
         facts = (("group", index), ("target_id", node), ("why", fault))
-        shut: list[Effect] = [SetGate(index, 0, self._group.gate_ns), Note("move_began", facts)]
+        shut: list[Effect] = [self._silence(now_ns), Note("move_began", facts)]
         if view.syncd_silent_ns(now_ns):
             return [*shut, *self._release(move, None, now_ns)]
         return [*shut, AskPosition(index, epoch)]
@@ -315,12 +321,11 @@ class HandOver:
             self._silent_since_ns = now_ns
         if now_ns - self._silent_since_ns < SYNCD_SILENT_MS * NS_PER_MS:
             return []
-        index = group.params.index
         for node in heirs_of(view, group.params, now_ns):
             self._silent_since_ns = None
             view.counters["moves_syncd_silent"] += 1
             move = _Move(None, node, Step.POSITION, now_ns, epoch=held.epoch)
             self._move = move
-            shut = SetGate(index, 0, group.gate_ns)
+            shut = self._silence(now_ns)
             return [shut, *self._release(move, None, now_ns)]
         return []

@@ -45,6 +45,7 @@ from cluster.lease_types import (
     EraFailed,
     EraPersisted,
     Event,
+    HeavyUntil,
     LeaseParams,
     MoveAsked,
     Note,
@@ -162,6 +163,9 @@ class LeaseCore:
             case StandingSaid(standing):
                 self.view.standing = standing
                 self.view.flaps.stand(standing.cleared)
+            case HeavyUntil(until_ns):
+                self.view.heavy_until_ns = until_ns
+                self.view.beat_soon = True  # Renew now, by the lease that is wanted now.
             case StopAsked():
                 self.view.stopping = True
                 for group in self.groups.values():

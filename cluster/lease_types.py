@@ -34,6 +34,7 @@ __all__ = [
     "EraPersisted",
     "Event",
     "GroupParams",
+    "HeavyUntil",
     "LeaseParams",
     "MoveAsked",
     "Note",
@@ -239,6 +240,14 @@ class SegmentsDown:
 
 
 @dataclass(frozen=True, slots=True)
+class HeavyUntil:
+    """The machine is busy until then, as somebody on this node says: leases may be renewed late,
+    so holders ask for long ones. 0: it is done."""
+
+    until_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class StandingSaid:
     """What Raft has agreed on, as hafwd says it, or as it was when it was written last."""
 
@@ -264,6 +273,7 @@ Event = (
     | StopAsked
     | SegmentsDown
     | StandingSaid
+    | HeavyUntil
     | Unreadable
 )
 

@@ -41,7 +41,6 @@ from cluster.lease_types import (
     AskPosition,
     Effect,
     LeaseParams,
-    MoveAsked,
     Note,
     PersistEra,
     PersistVoters,
@@ -50,22 +49,20 @@ from cluster.lease_types import (
     SegmentsDown,
     Send,
     SetGate,
-    StandingSaid,
     StopAsked,
-    SyncdSaid,
     TellSyncd,
     Unreadable,
-    VotersAsked,
 )
 from cluster.leased_io import LinkSockets, LocalSocket, Recent, plan_paths
 from cluster.leased_status import GateFacts, leased_status
+from cluster.local_events import local_event
 from cluster.meters import DelayMeter, FirstCopy, LinkMeter
 from cluster.realtime import Collector, Punctuality, make_realtime, read_clocks
 from cluster.refusals import LEASED, Refusals
 from cluster.standing import read_standing
 from cluster.upstream import plan_checks
 from cluster.upstream_io import UpstreamSockets
-from hafw.config.model import ClusterConfig, VoterSet
+from hafw.config.model import ClusterConfig
 from hafw.cpus import lease_cpu, usable_cpus
 from hafw.daemon_main import daemon_main
 from hafw.errors import StateError
@@ -74,16 +71,9 @@ from hafw.keyring import read_key
 from hafw.logs import configure_logs
 from hafw.messages import (
     LeasedStatus,
-    MoveReply,
-    MoveRequest,
-    NewEpochRequest,
-    PositionReply,
     PositionRequest,
-    Standing,
     StatusRequest,
-    SyncBeacon,
     VotersReply,
-    VotersRequest,
     decode_leased,
     encode,
 )
@@ -280,22 +270,13 @@ class Leased:
                 self._core.view.counters["local_malformed"] += 1
                 continue
             now_ns = now_boottime_ns()
-            match message:
-                case SyncBeacon() | PositionReply() | NewEpochRequest():
-                    self._do(self._core.handle(SyncdSaid(message), now_ns=now_ns))
-                case MoveRequest():
-                    self._do(self._core.handle(MoveAsked(sender, message), now_ns=now_ns))
-                case Standing():
-                    self._do(self._core.handle(StandingSaid(message), now_ns=now_ns))
-                case VotersRequest(number, members):
-                    asked = VotersAsked(sender, VoterSet(id=number, members=tuple(members)))
-                    self._do(self._core.handle(asked, now_ns=now_ns))
-                case StatusRequest():
-                    askers.append(sender)
-                case MoveReply() | VotersReply() | LeasedStatus():
-                    self._core.view.counters["local_unexpected"] += 1
-                case _:
-                    assert_never(message)
+            event = local_event(message, sender, now_ns)
+            if event is not None:
+                self._do(self._core.handle(event, now_ns=now_ns))
+            elif isinstance(message, StatusRequest):
+                askers.append(sender)
+            else:
+                self._core.view.counters["local_unexpected"] += 1
         if askers:  # One status a turn for all: a flood of questions must not hold the loop.
             status = encode(self._status(now_boottime_ns()))
             for asker in askers:

@@ -64,6 +64,8 @@ def leased_status(
         voters=_voters_status(core, view.voters, now_ns),
         voters_next=_voters_status(core, core.voters.next, now_ns),
         voters_lost=view.voters_lost,
+        lease_ms=view.lease_asked_ns(now_ns, opened=True) / NS_PER_MS,
+        heavy_left_s=max(0, view.heavy_until_ns - now_ns) / 1e9,
         damped=[status for index in core.groups for status in _damped_status(core, index, now_ns)],
     )
 

@@ -53,6 +53,7 @@ class Phase(Enum):
 @dataclass(slots=True)
 class Request:
     sent_ns: int
+    lease_ns: int
     voters: set[int] = field(default_factory=set)
 
 
@@ -155,10 +156,10 @@ class Proposer:
 
     def _propose(self, claim: Claim, now_ns: int) -> Propose:
         request = self._view.next_request()
-        claim.requests[request] = Request(sent_ns=now_ns)
+        lease_ns = self._view.lease_asked_ns(now_ns, opened=claim.opened)
+        claim.requests[request] = Request(now_ns, lease_ns)
         while len(claim.requests) > REQUESTS_MAX:
             del claim.requests[next(iter(claim.requests))]
-        lease_ns = self._view.params.lease_ns
         return Propose(self._group, claim.epoch, request, lease_ns, claim.opened)
 
     def era_raised(self, now_ns: int) -> None:
@@ -262,8 +263,7 @@ class Proposer:
         others = len(request.voters) - (own in request.voters)
         needed = self._needed(now_ns)
         if others >= needed - 1 and own not in request.voters and view.may_vote(now_ns):
-            lease_ns = view.params.lease_ns
-            ask = Propose(self._group, claim.epoch, number, lease_ns, claim.opened)
+            ask = Propose(self._group, claim.epoch, number, request.lease_ns, claim.opened)
             answer = self._acceptor.propose(own, ask, era=view.era, now_ns=now_ns)
             if isinstance(answer, Accepted):
                 request.voters.add(own)
@@ -298,7 +298,7 @@ class Proposer:
     def deadline_of(self, request: Request, now_ns: int) -> int:
         """The end of the right that a majority's grant of `request` gives."""
         assert request.sent_ns <= now_ns
-        return request.sent_ns + self._view.params.shorter(self._view.params.lease_ns)
+        return request.sent_ns + self._view.params.shorter(request.lease_ns)
 
     def voters_changed(self, now_ns: int) -> list[Effect]:
         """Grants of two voter sets are not added up: what is under way begins anew."""

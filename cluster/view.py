@@ -96,6 +96,7 @@ class NodeView:
         self.standing = Standing({}, [], [])
         self.unanswered: frozenset[tuple[int, str]] = frozenset()
         self.stopping = False
+        self.heavy_until_ns = 0
         self.beat_soon = False
         self.act_in(params.voters)
         self.pair = PairWatch(params, now_ns) if params.two_node else None
@@ -248,6 +249,13 @@ class NodeView:
             self.want_era(era)
             return None
         return make_epoch(era, counter, self.params.node_id)
+
+    def lease_asked_ns(self, now_ns: int, *, opened: bool) -> int:
+        """What to ask voters for. During heavy work on its machine a holder renews by the longest
+        lease. Who is alone with one peer does not: silence is weighed against the usual one."""
+        if opened and now_ns < self.heavy_until_ns and self.pair is None:
+            return self.params.lease_ns_max
+        return self.params.lease_ns
 
     def next_request(self) -> int:
         self._request += 1

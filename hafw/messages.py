@@ -21,11 +21,14 @@ from hafw.lease_facts import (
     Spread,
     VoterSetStatus,
 )
+from hafw.sync_facts import SyncDigestStatus, SyncPassStatus
 
 __all__ = [
     "DATAGRAM_BYTES_MAX",
+    "HEAVY_S_MAX",
     "DampedStatus",
     "GroupLeaseStatus",
+    "HeavyWork",
     "LeasedMessage",
     "LeasedStatus",
     "LinkStatus",
@@ -42,7 +45,9 @@ __all__ = [
     "Standing",
     "StatusRequest",
     "SyncBeacon",
+    "SyncDigestStatus",
     "SyncGroupStatus",
+    "SyncPassStatus",
     "SyncPeerStatus",
     "SyncdMessage",
     "SyncdStatus",
@@ -55,6 +60,8 @@ __all__ = [
 ]
 
 DATAGRAM_BYTES_MAX = 65536
+HEAVY_S_MAX = 5.0
+"""Longest that one word about heavy work holds."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -148,6 +155,13 @@ class Standing(Message, frozen=True):
     cleared: dict[int, int] = {}
 
 
+class HeavyWork(Message, frozen=True):
+    """To leased: for `for_s` seconds from now the machine does what may hold up its loop; repeated
+    while it lasts, 0 when it is done (`cluster.view.NodeView.lease_asked_ns`)."""
+
+    for_s: Annotated[float, msgspec.Meta(ge=0, le=HEAVY_S_MAX)]
+
+
 class MoveRequest(Message, frozen=True):
     """Planned hand-over of a group this node holds (or forwarded refusal). `wait_s` bounds how
     long an unsynced target is waited for; 0 refuses at once. `force` (`cluster.asks`): asked of
@@ -213,32 +227,9 @@ class LeasedStatus(Message, frozen=True):
     voters_lost: bool = False
     """This node has lost its voters file, and does not vote until it is added anew."""
     damped: list[DampedStatus] = []
-
-
-class SyncPassStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The holder's pass over its own entries. `kind`: ``take`` (a takeover: adoption), ``repair``
-    (after lost events) or ``refresh``. `total` as far as is known; `adopted`: entries that were
-    replicas and have our mark and a normal timeout now; `per_s` since it began."""
-
-    kind: str
-    running: bool
-    done: int
-    total: int
-    adopted: int
-    per_s: float
-
-
-class SyncDigestStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A follower's comparison with the holder's digests. `clean_age_s`: since all buckets were
-    equal last; None if they never were. `differing`: buckets that differ or are being repaired.
-    `repairs` and the `repaired` flows are since the start of this syncd."""
-
-    clean_age_s: float | None
-    differing: int
-    missing: int
-    repairs: int
-    repaired: int
-    in_vain: int
+    lease_ms: float = 0.0
+    """What its holders ask for now; `heavy_left_s`: for how long that is a long lease."""
+    heavy_left_s: float = 0.0
 
 
 class SyncGroupStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -358,6 +349,7 @@ LeasedMessage = (
     | MoveRequest
     | MoveReply
     | Standing
+    | HeavyWork
     | VotersRequest
     | VotersReply
     | LeasedStatus

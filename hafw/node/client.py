@@ -26,6 +26,7 @@ import zmq
 from hafw.instance import process_state, running_pid
 from hafw.messages import (
     DATAGRAM_BYTES_MAX,
+    HeavyWork,
     LeasedStatus,
     MoveReply,
     MoveRequest,
@@ -130,10 +131,18 @@ class LocalClient:
         return self._ask(question, ASK_S)
 
     def tell_standing(self, standing: Standing) -> bool:
-        """To leased, which does not answer; False if it is not there to hear it."""
+        """See `_tell_leased`."""
+        return self._tell_leased(standing)
+
+    def tell_heavy_work(self, for_s: float) -> bool:
+        """See `_tell_leased`."""
+        return self._tell_leased(HeavyWork(for_s))
+
+    def _tell_leased(self, message: Standing | HeavyWork) -> bool:
+        """Without an answer; False if it is not there to hear it."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as telling:
             try:
-                telling.sendto(encode(standing), str(self._paths.leased_socket))
+                telling.sendto(encode(message), str(self._paths.leased_socket))
             except OSError:
                 return False
         return True

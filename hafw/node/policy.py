@@ -21,6 +21,8 @@ import msgspec
 
 from hafw.errors import KernelError, RefusedError, StateError
 from hafw.instance import write_atomically
+from hafw.node.client import LocalClient
+from hafw.node.heavy import heavy_work
 from hafw.node.status_rows import PolicyFacts
 from hafw.node.worker import run_worker
 from hafw.paths import NodePaths
@@ -197,9 +199,10 @@ class PolicyKeeper:
 
     async def _load(self, file: Path, *, by_hand: bool) -> PolicyRecord:
         source = self._source(file)
-        result = await run_worker(
-            [*self._command, "--policy", str(file)], timeout_s=LOAD_S_MAX, cpus=self._cpus
-        )
+        async with heavy_work(LocalClient(self._paths)):
+            result = await run_worker(
+                [*self._command, "--policy", str(file)], timeout_s=LOAD_S_MAX, cpus=self._cpus
+            )
         report = parse_result(result.stdout)
         error = (report.error if report is not None else "") or result.error
         if not error and (report is None or not report.ok):

@@ -73,6 +73,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "lease": (
         "node", "realtime", "may_vote", "votes_in_ms", "era", "voters_id", "voters_hash",
         "loop_p50_ms", "loop_p99_ms", "loop_max_ms", "loop_worst_ms", "loop_worst_age_s",
+        "lease_ms", "heavy_left_s",
     ),
     "loop": ("node", "late_up_to_ms", "count"),
     "peers": (
@@ -240,6 +241,8 @@ def _add_leased(tables: Tables, config: ClusterConfig, node: str, leased: Leased
             "loop_max_ms": _rounded(leased.loop_delay.max_ms),
             "loop_worst_ms": _rounded(leased.loop_delay.worst_ms),
             "loop_worst_age_s": _rounded(leased.loop_delay.worst_age_s),
+            "lease_ms": leased.lease_ms,
+            "heavy_left_s": _rounded(leased.heavy_left_s),
         }
     )
     tables["loop"] = [

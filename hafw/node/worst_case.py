@@ -147,6 +147,16 @@ _APART = (
 )
 
 
+def _during_a_load(late: Term, claim: tuple[Term, ...], fastest_ms: float) -> Fault:
+    longest = LEASE_MS_MAX * (1 + DRIFT)
+    return Fault(
+        "power cut or freeze while the ACTIVE node loads a policy, or within a second after",
+        (Term(longest, f"long lease of {LEASE_MS_MAX} ms + 1 % drift"), late, *claim),
+        fastest_ms,
+        "so that a load that holds up the lease loop moves nothing",
+    )
+
+
 def _cold_start(lease: LeaseConfig, claim: tuple[Term, ...], fastest_ms: float) -> Fault:
     return Fault(
         "start of the whole cluster",
@@ -223,6 +233,7 @@ def worst_cases(config: ClusterConfig, measured: Measured) -> list[Fault]:
             trip / 2 + fastest,
             f"after {SYNCD_SILENT_MS / 1000:.0f} s in which it forwards as before",
         ),
+        *(() if config.quorum == "two-node" else (_during_a_load(late, claim, fastest),)),
         *_QUIET,
         *(_APART if config.quorum == "two-node" else ()),
         _cold_start(lease, claim, fastest),

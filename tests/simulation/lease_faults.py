@@ -49,6 +49,15 @@ class Faults:
         node = self._holder_or_any()
         self.world.pause(node, self.rng.randrange(5 * MS, 4 * LEASE_NS))
 
+    def _heavy(self) -> None:
+        """Work that may be told of, and then hold the node up, and may be over early."""
+        node = self._holder_or_any()
+        self.world.heavy(node, self.rng.randrange(1, 8 * LEASE_NS))
+        if self.rng.random() < 0.3:
+            self._later(LEASE_NS, lambda: self.world.pause(node, self.rng.randrange(LEASE_NS)))
+        if self.rng.random() < 0.5:
+            self._later(4 * LEASE_NS, lambda: self.world.heavy(node, 0))
+
     def _kill(self) -> None:
         node = self._holder_or_any()
         self.world.kill(node)

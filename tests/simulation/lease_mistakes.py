@@ -14,7 +14,7 @@ from cluster.handover import HandOver
 from cluster.heartbeat import Accepted, Codec, Envelope, Message, Promise, Release
 from cluster.lease import LeaseCore
 from cluster.lease_group import GroupCore
-from cluster.lease_types import LeaseParams
+from cluster.lease_types import LeaseParams, SetGate
 from cluster.proposer import Phase, Proposer, Request
 from cluster.view import NodeView, PeerView
 from cluster.voters import VoterChange
@@ -66,6 +66,9 @@ FOCUS: dict[str, tuple[str, ...]] = {
     "position_lost_on_the_wire": ("move",),
     "given_to_anybody": ("upstream",),
     "upstream_ignored": ("upstream",),
+    "long_grant_cut_short": ("heavy", "heavy", "isolate_holder"),
+    "long_lease_backdated": ("heavy", "heavy", "isolate_holder", "slow_network"),
+    "long_accept_kept": ("heavy", "heavy", "move"),
 }
 """Kinds of faults that together reach a mistake sooner than the whole mix does. The right code
 must stand the same schedules."""
@@ -112,6 +115,23 @@ FOCUS_PACE = {
 
 def _from_receipt(self: Proposer, request: Request, now_ns: int) -> int:
     return now_ns + self._view.params.shorter(LEASE_NS)
+
+
+def _as_asked_now(self: Proposer, request: Request, now_ns: int) -> int:
+    asked_ns = self._view.lease_asked_ns(now_ns, opened=True)
+    return request.sent_ns + self._view.params.shorter(asked_ns)
+
+
+_propose = Acceptor.propose
+
+
+def _usual_grant(self: Acceptor, sender: int, ask: Any, *, era: int, now_ns: int) -> Any:
+    usual = msgspec.structs.replace(ask, lease_ns=min(ask.lease_ns, LEASE_NS))
+    return _propose(self, sender, usual, era=era, now_ns=now_ns)
+
+
+def _all_accept_kept(self: HandOver, _now_ns: int) -> SetGate:
+    return SetGate(self._group.params.index, 0, self._group.gate_ns)
 
 
 def _release_anything(self: Acceptor, sender: int, epoch: int, to: int) -> bool:
@@ -251,6 +271,9 @@ MISTAKES: dict[str, str] = {
     "position_lost_on_the_wire": "the decoder drops the position of a release",
     "given_to_anybody": "a holder without an upstream gives to nodes that have none either",
     "upstream_ignored": "a holder without an upstream keeps its group",
+    "long_grant_cut_short": "a voter counts every grant as a usual lease, long ones too",
+    "long_lease_backdated": "a usual lease that was granted counts as long once the work begins",
+    "long_accept_kept": "the accept that a long lease opened outlasts a usual one in a move",
 }
 
 
@@ -266,6 +289,9 @@ def planted(mistake: str | None, world: World | None = None) -> Iterator[None]:
         world.loss_of_voters_unnoticed = mistake == "loss_of_voters_unnoticed"
     patches: dict[str, tuple[type, str, object]] = {
         "lease_from_receipt": (Proposer, "deadline_of", _from_receipt),
+        "long_lease_backdated": (Proposer, "deadline_of", _as_asked_now),
+        "long_grant_cut_short": (Acceptor, "propose", _usual_grant),
+        "long_accept_kept": (HandOver, "_silence", _all_accept_kept),
         "grants_to_another": (Acceptor, "blocks", lambda _self, _node, _now: 0),
         "old_voters_accepted": (LeaseCore, "_same_voters", lambda _self, _envelope: True),
         "unsynced_at_once": (Candidacy, "_due_ns", _at_once),

@@ -81,8 +81,10 @@ KINDS = (
 )
 """Kinds of faults: methods of `Schedule`. Each schedule draws four."""
 GROUPS_SHARE = 0.1
+HEAVY_SHARE = 0.1
 WIRE_SHARE = 0.1
-"""Of all schedules: those with two groups, and those whose datagrams are sealed and opened."""
+"""Of all schedules: those with two groups, those in which nodes have heavy work (drawn apart, so
+that the others are what they were), and those whose datagrams are sealed and opened."""
 DAMPING = DampingParams(losses=2, quiet_ns=2 * LEASE_NS, quiet_ns_max=8 * LEASE_NS)
 """Of every other schedule, so that nodes are damped in so short a time."""
 SHAPES: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
@@ -128,6 +130,8 @@ class Schedule(VoterFaults):
         self.faulty_ns, self.gap_ns = rng.choices(
             ((200 * MS, 20 * MS), (400 * MS, 50 * MS), (2_000 * MS, 500 * MS)), (9, 6, 1)
         )[0]
+        if Random(f"heavy {seed}").random() < HEAVY_SHARE:
+            self.kinds.append(self._heavy)
         if focus in FOCUS:
             self.kinds = [getattr(self, f"_{kind}") for kind in FOCUS[focus]]
             self.faulty_ns, self.gap_ns = FOCUS_PACE.get(

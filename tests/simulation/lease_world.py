@@ -15,6 +15,7 @@ from cluster.lease import LeaseCore
 from cluster.lease_types import (
     DampingParams,
     GroupParams,
+    HeavyUntil,
     LeaseParams,
     MoveAsked,
     SegmentsDown,
@@ -151,6 +152,12 @@ class World(Engine):
         self.stood = True
         self.say(f"node {node.id} hears {standing}")
         self._event(node, node.process, StandingSaid(standing))
+
+    def heavy(self, node: Node, for_ns: int) -> None:
+        """Somebody on this node says that it will be busy for so long; 0: no more."""
+        self.say(f"node {node.id} is told of {for_ns / MS:.1f} ms of heavy work")
+        until_ns = node.local(self.now) + for_ns if for_ns else 0
+        self._event(node, node.process, HeavyUntil(until_ns))
 
     def _beacon(self, node: Node, process: int) -> None:
         """The node's syncd, as far as leased hears it."""

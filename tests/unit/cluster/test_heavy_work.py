@@ -1,0 +1,162 @@
+"""Long leases around heavy work: asked of the voters, bounded, and over when the work is."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from msgspec import structs
+
+import tests.unit.cluster.lease_bench as lease_bench
+from cluster.heartbeat import Propose
+from cluster.lease_types import HeavyUntil, MoveAsked, SetGate
+from cluster.local_events import local_event
+from hafw.messages import HEAVY_S_MAX, HeavyWork, LeasedStatus, MoveRequest
+from hafw.node.client import Unavailable
+from hafw.node.heavy import REPEAT_S, heavy_work, holds_long
+from tests.unit.cluster.lease_bench import HEARTBEAT, MS, Bench, T, done, sent
+from tests.unit.cluster.test_leased_status import status
+
+LONG = 1000 * MS
+USABLE_LONG = 990 * MS
+S = 1000 * MS
+
+
+def busy(bench: Bench, for_ns: int = S) -> None:
+    bench.core.handle(HeavyUntil(bench.now + for_ns), now_ns=bench.now)
+
+
+def renewed(bench: Bench) -> tuple[list[int], int]:
+    """The leases asked for in a heartbeat, and how long the gate is open after it."""
+    effects = bench.renew()
+    asked = [ask.lease_ns for ask in sent(effects, Propose)]
+    return asked, bench.core.groups[1].gate_ns - bench.now
+
+
+@pytest.fixture
+def bench() -> Bench:
+    bench = Bench()
+    bench.hold()
+    bench.now += HEARTBEAT
+    bench.renew()
+    return bench
+
+
+def test_a_holder_renews_by_the_longest_lease_and_its_own_voter_counts_it(bench: Bench) -> None:
+    busy(bench)
+    bench.now += HEARTBEAT
+    renewed(bench)
+    bench.now += HEARTBEAT
+    asked, left = renewed(bench)
+    assert set(asked) == {LONG}
+    assert USABLE_LONG - 2 * HEARTBEAT <= left <= USABLE_LONG
+    voter = bench.core.groups[1].acceptor
+    assert voter.until_ns - bench.now > bench.core.groups[1].gate_ns - bench.now
+    assert status(bench).lease_ms == 1000
+    assert 0.9 < status(bench).heavy_left_s < 1
+
+
+def test_what_was_granted_runs_out_once_the_work_is_done(bench: Bench) -> None:
+    busy(bench)
+    for _ in range(3):
+        bench.now += HEARTBEAT
+        renewed(bench)
+    bench.core.handle(HeavyUntil(0), now_ns=bench.now)
+    begun, lefts = bench.now, []
+    while bench.now < begun + 2 * S:
+        bench.now += HEARTBEAT
+        asked, left = renewed(bench)
+        assert set(asked) == {T}
+        lefts.append(left)
+    assert min(lefts) > 0, "held all the time"
+    assert lefts[0] > S // 2
+    assert max(lefts[-20:]) <= T
+    assert status(bench).lease_ms == T // MS
+    assert status(bench).heavy_left_s == 0
+
+
+def test_it_ends_by_itself_and_a_claim_is_never_long(bench: Bench) -> None:
+    busy(bench, 3 * HEARTBEAT)
+    bench.now += 4 * HEARTBEAT
+    bench.core.tick(now_ns=bench.now)
+    assert set(renewed(bench)[0]) == {T}
+    fresh = Bench()
+    fresh.core.handle(HeavyUntil(fresh.now + 60 * S), now_ns=fresh.now)
+    claims: list[int] = []
+    for _ in range(200):
+        effects = fresh.pass_time(HEARTBEAT, fresh.calm)
+        claims += [ask.lease_ns for ask in sent(effects, Propose) if not ask.opened]
+        effects = fresh.answer(effects)
+        claims += [ask.lease_ns for ask in sent(effects, Propose) if not ask.opened]
+        if fresh.core.groups[1].active:
+            break
+    assert fresh.core.groups[1].active
+    assert set(claims) == {T}
+
+
+def test_a_move_leaves_accept_open_for_a_usual_lease_only(bench: Bench) -> None:
+    busy(bench)
+    for _ in range(3):
+        bench.now += HEARTBEAT
+        renewed(bench)
+    ask = MoveAsked("me", MoveRequest(group=1, target_id=2, wait_s=0.0))
+    shut = done(bench.core.handle(ask, now_ns=bench.now), SetGate)[0]
+    assert shut.announce_ns == 0
+    assert shut.accept_ns == bench.now + lease_bench.USABLE
+
+
+def test_the_word_on_the_socket_is_bounded() -> None:
+    assert local_event(HeavyWork(2.5), "", 7) == HeavyUntil(7 + 2500 * MS)
+
+
+class Leased:
+    """Grants the long lease after a few looks."""
+
+    def __init__(self, bench: Bench, *, looks: int = 3, there: bool = True) -> None:
+        self.told: list[float] = []
+        self.looks, self.there = looks, there
+        group = structs.replace(status(bench).groups[0], active=True, lease_left_ms=80.0)
+        self.status = structs.replace(status(bench), groups=[group], lease_ms=1000.0)
+
+    def tell_heavy_work(self, for_s: float) -> bool:
+        self.told.append(for_s)
+        return self.there
+
+    async def ask_leased_async(self, timeout_s: float = 1.0) -> LeasedStatus | Unavailable:
+        assert self.there
+        self.looks -= 1
+        if self.looks > 0:
+            return self.status
+        group = structs.replace(self.status.groups[0], lease_left_ms=950.0)
+        return structs.replace(self.status, groups=[group])
+
+
+def test_the_work_begins_with_the_lease_and_ends_it(bench: Bench) -> None:
+    async def work(leased: Leased) -> None:
+        async with heavy_work(leased):
+            assert leased.told == [HEAVY_S_MAX]
+            assert leased.looks == 0
+            raise ValueError("the load failed")
+
+    leased = Leased(bench)
+    with pytest.raises(ValueError, match="the load failed"):
+        asyncio.run(work(leased))
+    assert leased.told == [HEAVY_S_MAX, 0.0]
+    assert 0 < REPEAT_S < HEAVY_S_MAX / 2
+
+
+def test_without_a_leased_nothing_is_waited_for(bench: Bench) -> None:
+    async def work(leased: Leased) -> None:
+        async with heavy_work(leased):
+            pass
+
+    asyncio.run(work(Leased(bench, there=False)))
+
+
+def test_who_holds_nothing_need_not_wait(bench: Bench) -> None:
+    held = Leased(bench).status
+    assert not holds_long(held)
+    assert holds_long(
+        structs.replace(held, groups=[structs.replace(held.groups[0], active=False)])
+    )
+    assert holds_long(structs.replace(held, lease_ms=100.0)), "two nodes never ask for more"
