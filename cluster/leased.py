@@ -22,10 +22,9 @@ import socket
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 import msgspec
-import structlog
 
 from cluster.announce import Announcer, announced_ports
 from cluster.carrier import CarrierWatch
@@ -78,6 +77,9 @@ from hafw.messages import (
     encode,
 )
 from hafw.paths import NodePaths
+
+if TYPE_CHECKING:
+    import structlog
 
 __all__ = ["Leased", "main", "now_boottime_ns"]
 

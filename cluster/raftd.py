@@ -13,9 +13,7 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, assert_never
-
-import structlog
+from typing import TYPE_CHECKING, Any, assert_never
 
 from cluster.assignment import (
     Command,
@@ -49,6 +47,9 @@ from hafw.raft_messages import (
     RaftStatus,
     RaftStatusRequest,
 )
+
+if TYPE_CHECKING:
+    import structlog
 
 __all__ = ["Raftd", "configured", "main", "plan_links"]
 

@@ -17,9 +17,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
-from typing import assert_never
-
-import structlog
+from typing import TYPE_CHECKING, assert_never
 
 from hafw.config.model import ClusterConfig
 from hafw.human import format_epoch
@@ -45,6 +43,9 @@ from sync.replica import Superseded
 from sync.report import Reporter
 from sync.roles import BecomeStale, Follow, RoleEffect, StartHolding, StopHolding
 from sync.waiting import Waiting
+
+if TYPE_CHECKING:
+    import structlog
 
 __all__ = ["Syncd"]
 
