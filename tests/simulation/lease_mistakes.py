@@ -67,7 +67,6 @@ FOCUS: dict[str, tuple[str, ...]] = {
     "given_to_anybody": ("upstream",),
     "upstream_ignored": ("upstream",),
     "long_grant_cut_short": ("heavy", "heavy", "isolate_holder"),
-    "long_lease_backdated": ("heavy", "heavy", "isolate_holder", "slow_network"),
     "long_accept_kept": ("heavy", "heavy", "move"),
 }
 """Kinds of faults that together reach a mistake sooner than the whole mix does. The right code
@@ -115,11 +114,6 @@ FOCUS_PACE = {
 
 def _from_receipt(self: Proposer, request: Request, now_ns: int) -> int:
     return now_ns + self._view.params.shorter(LEASE_NS)
-
-
-def _as_asked_now(self: Proposer, request: Request, now_ns: int) -> int:
-    asked_ns = self._view.lease_asked_ns(now_ns, opened=True)
-    return request.sent_ns + self._view.params.shorter(asked_ns)
 
 
 _propose = Acceptor.propose
@@ -272,7 +266,6 @@ MISTAKES: dict[str, str] = {
     "given_to_anybody": "a holder without an upstream gives to nodes that have none either",
     "upstream_ignored": "a holder without an upstream keeps its group",
     "long_grant_cut_short": "a voter counts every grant as a usual lease, long ones too",
-    "long_lease_backdated": "a usual lease that was granted counts as long once the work begins",
     "long_accept_kept": "the accept that a long lease opened outlasts a usual one in a move",
 }
 
@@ -289,7 +282,6 @@ def planted(mistake: str | None, world: World | None = None) -> Iterator[None]:
         world.loss_of_voters_unnoticed = mistake == "loss_of_voters_unnoticed"
     patches: dict[str, tuple[type, str, object]] = {
         "lease_from_receipt": (Proposer, "deadline_of", _from_receipt),
-        "long_lease_backdated": (Proposer, "deadline_of", _as_asked_now),
         "long_grant_cut_short": (Acceptor, "propose", _usual_grant),
         "long_accept_kept": (HandOver, "_silence", _all_accept_kept),
         "grants_to_another": (Acceptor, "blocks", lambda _self, _node, _now: 0),
