@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SYNCD_SILENT_MS", "WAIT_MS_MAX", "HandOver", "MoveOrigin"]
 
-POSITION_BEATS = 3
-"""Heartbeats syncd may take to say its position; then the move is called off."""
+POSITION_BEATS = 2
+"""Heartbeats syncd may take to say its position; then the move is called off. Of the lease what is
+left then must do for the target to open: `hafw.node.worst_case.relations`."""
 TARGET_LEASES = 3
 """Leases a target may wait for the position, and the old holder for the target."""
 SYNCD_SILENT_MS = 3000
@@ -128,6 +129,8 @@ class HandOver:
             return f"node {target} is not heard"
         if target in view.standing.out:
             return f"node {target} is in maintenance or has left: hafwctl node online first"
+        if target not in (view.voters_next or view.voters).members:
+            return f"node {target} does not vote, or is being taken out of the voters"
         if not view.can_carry(target, now_ns):
             return f"node {target} cannot carry groups now (stopping, or its era file fails)"
         synced, reason = view.own_sync(self._group.params.index, now_ns)

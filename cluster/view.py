@@ -86,6 +86,7 @@ class NodeView:
         nodes = params.nodes or params.voters.members
         self.peers = {node: PeerView(node) for node in nodes if node != params.node_id}
         """All other nodes; who of them votes is for `voters` to say."""
+        self.voters_next: VoterSet | None = None  # Stored here, to follow the set in force.
         self.voters_lost = False
         """This node has lost its voters file: it does not vote."""
         self.beacon: SyncBeacon | None = None
@@ -303,12 +304,12 @@ class NodeView:
 
     def active_peer(self, group: int, now_ns: int) -> tuple[int, int]:
         """(node, epoch) of an alive peer whose gate is open as it says; (0, 0) if none is."""
-        best_node = best_epoch = 0
+        found = 0, 0
         for peer in self.peers.values():
             beat = peer.groups.get(group)
-            if beat is not None and beat.active > best_epoch and self._heard_lately(peer, now_ns):
-                best_node, best_epoch = peer.node_id, beat.active
-        return best_node, best_epoch
+            if beat is not None and beat.active > found[1] and self._heard_lately(peer, now_ns):
+                found = peer.node_id, beat.active
+        return found
 
     # ---- own syncd ----------------------------------------------------------------------------
 

@@ -97,6 +97,7 @@ class VoterChange:
         self._writing = False
         self._retry_ns = 0
         self._idle = False
+        view.voters_next = self.next
 
     # ---- what is told -------------------------------------------------------------------------
 
@@ -171,6 +172,7 @@ class VoterChange:
         if record.next != self.record.next:
             self.rival, self.settles_ns = None, None
         self.record = record
+        self._view.voters_next = self.next
         self._writing, self.error, self._idle = False, "", False
         self._view.beat_soon = True
         if self._asked is not None and self._asked.id <= record.current.id + 1:
@@ -291,6 +293,7 @@ class VoterChange:
         if own in voters.members and own not in view.voters.members:
             view.voters_lost = False
         view.act_in(voters)
+        view.voters_next = self.next
         self.settles_ns, self.rival, self._asked, self._higher = None, None, None, None
         self._era_floor = 0
         view.counters["voter_sets_changed"] += 1

@@ -12,7 +12,7 @@ from hafw.errors import HafwError, RefusedError, StateError
 from hafw.paths import NodePaths
 
 if TYPE_CHECKING:
-    from cluster.agreed import Command
+    from cluster.agreed import Command, Member
     from hafw.node.status_rows import Document
 
 __all__ = ["group"]
@@ -58,6 +58,7 @@ def move(
         click.echo(f"group {name} is already ACTIVE on {target}; nothing to move", err=True)
         return
     _require_candidate(scope, name, target)
+    _require_fit(scope, rows[0], name, target, wait_s)
     # The holder's leased if it is on this machine; any other forwards the wish to the holder's.
     asked = holder if NodePaths(holder).run.is_dir() else scope.nodes[0]
     click.echo(_what_moves(document, name, holder, target, rows[0]), err=True)
@@ -85,6 +86,7 @@ def force_active(
     if not NodePaths(target).run.is_dir():
         raise StateError(f"a group is forced to {target} on {target} itself: run this there")
     _require_candidate(scope, name, target)
+    _require_state(scope, target, force=True)
     click.echo(
         f"group {name} goes to {target} whether or not it is synced: flows of which it has no "
         "replica are lost. Not overridden: a majority must vote for it, so that there are never "
@@ -115,7 +117,7 @@ def order(
         raise click.UsageError("name all candidates, or --reset")
     _agree(node, config_file, SetOrder(name, nodes))
     what = "that of cluster.yaml" if reset else ", ".join(nodes)
-    click.echo(f"the order of group {name} is {what}", err=True)
+    click.echo(f"the order of group {name} is {what}: hafwctl cluster groups", err=True)
 
 
 @group.command()
@@ -143,7 +145,7 @@ def preempt(
 
     _agree(node, config_file, SetGroup(name, wanted == "on", after_s))
     delay = f", after {after_s:g} s" if wanted == "on" else ""
-    click.echo(f"preempt of group {name} is {wanted}{delay}", err=True)
+    click.echo(f"preempt of group {name} is {wanted}{delay}: hafwctl cluster groups", err=True)
 
 
 def _agree(node: str | None, config_file: Path | None, command: Command) -> None:
@@ -178,6 +180,39 @@ def _require_candidate(scope: Scope, name: str, target: str) -> None:
         raise RefusedError(
             f"{target} is no candidate for group {name}; candidates are {', '.join(order)}"
         )
+
+
+def _require_state(scope: Scope, target: str, *, force: bool) -> Member | None:
+    """By what is agreed on of the target. Without Raft nothing speaks against it."""
+    from cluster.agreed import decode_state
+    from cluster.assignment import find_member
+    from hafw.cli.raft_asking import ask_raft
+    from hafw.node.raft_rows import target_problem
+
+    try:
+        _, raft = ask_raft(scope)
+    except StateError:
+        return None
+    state = decode_state(raft.state)
+    problem = target_problem(state, target, force=force)
+    if problem:
+        raise RefusedError(f"{problem}; nothing was changed")
+    return find_member(state, target)
+
+
+def _require_fit(scope: Scope, row: dict[str, Any], name: str, target: str, wait_s: float) -> None:
+    """Before anything is announced, as far as it can be known here; the holder decides."""
+    from hafw.node.client import LocalClient, Unavailable
+    from hafw.node.mover import fit_problem
+
+    member = _require_state(scope, target, force=False)
+    holder = row["holder"]
+    leased = LocalClient(NodePaths(str(holder))).ask_leased() if holder else None
+    if member is None or wait_s or leased is None or isinstance(leased, Unavailable):
+        return
+    problem = fit_problem(leased, scope.config().groups[name].index, member)
+    if problem:
+        raise RefusedError(f"group {name} stays where it is: {problem}; nothing was changed")
 
 
 def _holder(name: str, rows: list[dict[str, Any]]) -> str:

@@ -73,6 +73,7 @@ def drain(
     require_root()
     scope = find_scope(node, config_file)
     member, state = _member(scope, name)
+    _require(state, member, "draining")
     _confirm(scope, member, yes, "is drained: it hands over")
     _set(scope, member, "draining", why)
     _wait_drained(scope, member, state, wait_s)
@@ -93,6 +94,7 @@ def maintenance(
     require_root()
     scope = find_scope(node, config_file)
     member, state = _member(scope, name)
+    _require(state, member, "maintenance")
     _confirm(scope, member, yes, "goes into maintenance: it hands over")
     _set(scope, member, "draining", why)
     _wait_drained(scope, member, state, wait_s)
@@ -107,7 +109,8 @@ def online(
 ) -> None:
     """NODE may carry groups again; waits until it could: heard, voting and synced.
 
-    No group comes back by itself, unless it has `preempt`.
+    A witness carries none: it is waited for until it votes. No group comes back by itself,
+    unless it has `preempt`.
     """
     require_root()
     scope = find_scope(node, config_file)
@@ -120,10 +123,11 @@ def online(
     while missing := _not_fit(scope, member, state):
         if time.monotonic() > deadline:
             raise RefusedError(
-                f"{member.name} is online, but after {wait_s:g} s could not take over: {missing}"
+                f"{member.name} is online, but after {wait_s:g} s not ready: {missing}"
             )
         time.sleep(POLL_S)
-    click.echo(f"{member.name} is online and could take over", err=True)
+    able = "votes" if member.role == "witness" else "could take over"
+    click.echo(f"{member.name} is online and {able}", err=True)
 
 
 def _wait_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -261,6 +265,16 @@ def _own_vote(scope: Scope, name: str, force: bool) -> Member | None:
     return member
 
 
+def _require(state: State, member: Member, to: Literal["draining", "maintenance"]) -> None:
+    """Before anything is announced. Raises RefusedError, in the words in which Raft would."""
+    from cluster.agreed import SetMemberState
+    from cluster.assignment import apply
+
+    _, refusal = apply(state, SetMemberState(member.name, to))
+    if refusal:
+        raise RefusedError(f"{refusal}; nothing was changed")
+
+
 def _set(
     scope: Scope, member: Member, to: Literal["online", "draining", "maintenance"], why: str
 ) -> None:
@@ -357,6 +371,8 @@ def _not_fit(scope: Scope, member: Member, state: State) -> str:
         peer = next((peer for peer in status.peers if peer.node_id == member.id), None)
         if peer is None or not peer.alive:
             return f"{name} does not hear it"
+        if member.role == "witness" and not peer.votes:
+            return f"{name} hears that it does not vote"
         for group in state.groups:
             if member.name in group.order and not peer.synced.get(group.index, False):
                 return f"{name} hears: {group.name}: {peer.reasons.get(group.index, 'not synced')}"

@@ -93,6 +93,12 @@ def _collect_node(scope: Scope, node: str) -> dict[str, Rows]:
 def _pretty(document: Document, verbose: bool) -> str:
     count = len(document["problems"])
     verdict = "healthy" if document["healthy"] else f"{count} problem{'s' if count > 1 else ''}"
+    words = {"draining": "being drained", "maintenance": "in maintenance", "left": "no member"}
+    verdict += "".join(
+        f"; {row['node']} is {words[row['state']]}"
+        for row in document["nodes"]
+        if row.get("state") in words
+    )
     parts = [f"cluster {document['cluster']}: {verdict}\n"]
     for title, rows in _sections(document, verbose):
         if rows:

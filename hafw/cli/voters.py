@@ -28,7 +28,9 @@ WAIT_S = 20.0
 @click.command()
 @click.option("--add", metavar="NODE", help="Let NODE, a member, vote from now on.")
 @click.option("--remove", metavar="NODE", help="Let NODE vote no longer; it stays a member.")
-@click.option("--force", is_flag=True, help="Even if too few of the new voters are heard.")
+@click.option(
+    "--force", is_flag=True, help="Even if too few of the new voters are heard, or one is left."
+)
 @click.option(
     "--wait",
     "wait_s",
@@ -54,7 +56,8 @@ def voters(
     What is wanted is agreed on by Raft; hafwd beside its leader has it done. A change comes into
     force once majorities of the old and of the new voters have it on disk, two seconds after.
     Until then it is shown as "next", with the nodes that have stored it. It cannot be taken back;
-    the next change waits for it. Exit 1 if it is not in force after --wait; it goes on.
+    the next change waits for it. Exit 1 if it is not in force after --wait; it goes on. Refused
+    without --force if too few of the voters to come are heard, or a single one would be left.
     """
     require_root()
     scope = find_scope(node, config_file)
@@ -112,7 +115,7 @@ def check_change(scope: Scope, member: Member, *, add: bool) -> None:
 
 def wait_for_change(scope: Scope, member: Member, *, add: bool, wait_s: float) -> None:
     """Until the set in force has the member, or no longer has it. Raises RefusedError."""
-    from hafw.node.voters import change_words
+    from hafw.node.voters import change_words, spare_words
 
     deadline = time.monotonic() + wait_s
     while True:
@@ -121,6 +124,8 @@ def wait_for_change(scope: Scope, member: Member, *, add: bool, wait_s: float) -
         if voters is not None and (member.id in voters.members) is add:
             word = "votes" if add else "no longer votes"
             click.echo(f"{member.name} {word}: voter set {voters.id} is in force", err=True)
+            if spare := "" if add else spare_words(voters.members):
+                click.echo(spare, err=True)
             return
         if time.monotonic() >= deadline:
             break

@@ -15,7 +15,7 @@ from hafw.messages import MoveReply, MoveRequest, ResyncReply, SyncdStatus, Veri
 from hafw.node import api
 from hafw.node.client import Unavailable
 from hafw.node.raft_relay import planned_move
-from hafw.node.raft_rows import member_state
+from hafw.node.raft_rows import target_problem
 from hafw.node.status import SYNC_DISABLED, daemon_facts, now_ns, read_devices, read_gates
 from hafw.node.status_rows import DaemonFacts, NodeFacts, build_tables
 from hafw.node.supervisor import ChildReport, ChildState
@@ -119,14 +119,9 @@ class Answers:
         """Why the agreed state of the target speaks against it. Without Raft nothing does: leased
         knows itself whether it is in maintenance."""
         raft = await self._node.raft.status_async()
-        state = None if isinstance(raft, Unavailable) else member_state(raft, request.target)
-        if state in ("maintenance", "left") or (state == "draining" and not request.force):
-            words = {"maintenance": "is in maintenance", "draining": "is being drained"}
-            return (
-                f"{request.target} {words.get(state, 'has left')}: first "
-                f"hafwctl node {'join' if state == 'left' else 'online'} {request.target}"
-            )
-        return ""
+        if isinstance(raft, Unavailable):
+            return ""
+        return target_problem(decode_state(raft.state), request.target, force=request.force)
 
     async def _record(self, request: api.Move, answer: MoveReply) -> None:
         """The history says who asked. Without Raft the move is done all the same."""

@@ -1,4 +1,5 @@
-"""Which groups a node should hand over because somebody wants it: drain, maintenance, preemption.
+"""Which groups a node should hand over because somebody wants it: drain, maintenance, preemption,
+or that it votes no longer: who does not vote claims nothing, so it should hold nothing either.
 A damped node (`cluster.damping`) is the last choice, and no group goes back to it.
 
 The holder decides for itself, from what Raft agreed on and what its leased hears. A wish is tried
@@ -34,6 +35,8 @@ def fit_problem(leased: LeasedStatus, group: int, member: Member) -> str:
     if member.state != "online":
         words = {"draining": "being drained", "maintenance": "in maintenance"}
         return f"{member.name} is {words.get(member.state, 'no member any more')}"
+    if member.votes == "no":
+        return f"{member.name} is not to vote"
     peer = next((peer for peer in leased.peers if peer.node_id == member.id), None)
     if peer is None or not peer.alive:
         return f"{member.name} is not heard"
@@ -97,12 +100,14 @@ class Mover:
     ) -> Wish | None:
         fit = [member.name for member in members if problems.get(member.name) == ""]
         fit.sort(key=lambda name: name not in calm)
-        if own.state != "online":
+        if own.state != "online" or own.votes == "no":
             if not fit:
                 reasons = "; ".join(why for why in problems.values() if why)
                 self.stuck[group.name] = reasons or "there is no other candidate"
                 return None
-            words = {"draining": "drained", "maintenance": "in maintenance"}
+            words = {
+                "online": "not to vote", "draining": "drained", "maintenance": "in maintenance"
+            }  # fmt: skip
             why = f"{own.name} is {words.get(own.state, 'no member any more')}"
             return Wish(group.name, fit[0], f"{why}: {own.why}" if own.why else why)
         self.stuck.pop(group.name, None)

@@ -19,6 +19,7 @@ __all__ = [
     "member_rows",
     "member_state",
     "raft_row",
+    "target_problem",
 ]
 
 Row = dict[str, Any]
@@ -83,6 +84,21 @@ def member_state(raft: RaftStatus | None, node: str) -> str | None:
     """Of a node, as agreed on; None if raftd does not answer or does not know it."""
     member = None if raft is None else find_member(decode_state(raft.state), node)
     return None if member is None else member.state
+
+
+def target_problem(state: State, node: str, *, force: bool = False) -> str:
+    """Why nothing should be moved to the node, as agreed on, with the way out; empty: it may."""
+    member = find_member(state, node)
+    if member is None:
+        return ""
+    if member.state == "left":
+        return f"{node} has left: first hafwctl node join {node}"
+    if member.state == "maintenance" or (member.state == "draining" and not force):
+        words = "in maintenance" if member.state == "maintenance" else "being drained"
+        return f"{node} is {words}: first hafwctl node online {node}"
+    if member.votes == "no" and not force:
+        return f"{node} is not to vote any more: first hafwctl cluster voters --add {node}"
+    return ""
 
 
 def group_rows(state: State) -> list[Row]:

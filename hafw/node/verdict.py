@@ -120,8 +120,16 @@ def _peer_problems(tables: Tables) -> list[Problem]:
         for row in tables["links"]
         if not row["alive"] and (row["node"], row["peer"]) not in dead
     ]
+    out = {
+        row["node"]: row["note"]
+        for row in tables["notes"]
+        if row["source"] == "voters" and "does not vote" in row["note"]
+    }
     problems += [
-        _problem(row["node"], "may not vote yet" if row["votes_in_ms"] else "cannot vote")
+        _problem(
+            row["node"],
+            "may not vote yet" if row["votes_in_ms"] else out.get(row["node"], "cannot vote"),
+        )
         for row in tables["lease"]
         if not row["may_vote"]
     ]

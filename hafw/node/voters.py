@@ -12,7 +12,14 @@ from cluster.agreed import Member, State
 from hafw.config.model import ClusterConfig
 from hafw.messages import LeasedStatus, PeerStatus, VotersRequest
 
-__all__ = ["SETTLED_S", "VoterKeeper", "change_problem", "change_words", "voters_notes"]
+__all__ = [
+    "SETTLED_S",
+    "VoterKeeper",
+    "change_problem",
+    "change_words",
+    "spare_words",
+    "voters_notes",
+]
 
 SETTLED_S = 3.0
 """A node is added once it has been heard in the set in force for so long: M and a second."""
@@ -43,6 +50,8 @@ def change_problem(leased: LeasedStatus, member: Member, *, add: bool) -> str:
     members = set(voters.members) ^ {member.id}
     if not members:
         return f"{member.name} is the last voter"
+    if not add and len(members) == 1 and not member.forced:
+        return "a single voter would be left: its loss would leave nobody ACTIVE"
     if not add and member.id in {group.holder_id for group in leased.groups} and not member.forced:
         return f"{member.name} is ACTIVE: its groups move away first"
     there, needed = _spare(leased, members, member.id if add else 0)
@@ -52,6 +61,14 @@ def change_problem(leased: LeasedStatus, member: Member, *, add: bool) -> str:
             f"and {needed} are needed: nobody could hold a group"
         )
     return ""
+
+
+def spare_words(members: list[int]) -> str:
+    """What to know of a set of which nobody may be missing; empty: one may."""
+    if len(members) > 2:
+        return ""
+    loss = "its loss leaves" if len(members) == 1 else "the loss of either leaves"
+    return f"all of {len(members)} voters are needed now: until one is added {loss} nobody ACTIVE"
 
 
 def change_words(leased: LeasedStatus | None, member: Member) -> str:

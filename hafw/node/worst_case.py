@@ -121,9 +121,40 @@ def relations(config: ClusterConfig, measured: Measured) -> list[Relation]:
             needed_ms(lease, measured),
             lease.lease_ms,
         ),
+        Relation(
+            "worst planned move <= lease left to the old node (else packets may be lost)",
+            sum(term.ms for term in _hand_over(config, measured)),
+            _accept_left_ms(config, measured),
+        ),
         Relation("lease_ms <= longest lease of this release", lease.lease_ms, LEASE_MS_MAX),
         Relation("longest lease <= restart wait of a voter", LEASE_MS_MAX, RESTART_WAIT_MS),
     ]
+
+
+def _claim(measured: Measured) -> tuple[Term, ...]:
+    return (
+        Term(2 * measured.round_trip_ms, "2 round trips: prepare, propose"),
+        Term(measured.loop_ms, "the claimant's loop wakes late"),
+    )
+
+
+def _hand_over(config: ClusterConfig, measured: Measured) -> tuple[Term, ...]:
+    return (
+        Term(
+            float(POSITION_BEATS * config.lease.heartbeat_ms),
+            f"its syncd says its position: at most {POSITION_BEATS} heartbeats",
+        ),
+        Term(measured.round_trip_ms / 2, "release, one way"),
+        *_claim(measured),
+        Term(float(config.sync.beacon_ms), "a beacon: the new node's syncd has applied it all"),
+    )
+
+
+def _accept_left_ms(config: ClusterConfig, measured: Measured) -> float:
+    """For how long at least the holder takes in packets after it has begun to hand over: the rest
+    of its lease, which it renews no more."""
+    lease = config.lease
+    return lease.lease_ms * (1 - DRIFT) - lease.heartbeat_ms - measured.round_trip_ms
 
 
 _QUIET = (
@@ -180,21 +211,9 @@ def worst_cases(config: ClusterConfig, measured: Measured) -> list[Fault]:
         lease.lease_ms * (1 + DRIFT), f"lease of {lease.lease_ms} ms + 1 % drift, as voters count"
     )
     late = Term(trip, "the last renewal under way, and the refusal of the voter it reached last")
-    claim = (
-        Term(2 * trip, "2 round trips: prepare, propose"),
-        Term(measured.loop_ms, "the claimant's loop wakes late"),
-    )
+    claim, hand_over = _claim(measured), _hand_over(config, measured)
     fastest = 2 * trip
-    hand_over = (
-        Term(
-            float(POSITION_BEATS * lease.heartbeat_ms),
-            f"its syncd says its position: at most {POSITION_BEATS} heartbeats",
-        ),
-        Term(trip / 2, "release, one way"),
-        *claim,
-        Term(float(config.sync.beacon_ms), "a beacon: the new node's syncd has applied it all"),
-    )
-    accept_ms = lease.lease_ms * (1 - DRIFT) - lease.heartbeat_ms - trip
+    accept_ms = max(0.0, _accept_left_ms(config, measured))
     return [
         Fault(
             "power cut or freeze of the ACTIVE node",
@@ -224,8 +243,8 @@ def worst_cases(config: ClusterConfig, measured: Measured) -> list[Fault]:
             hand_over,
             trip / 2 + fastest,
             f"no packet is lost as long as this is below {accept_ms:.0f} ms, for which the old "
-            "node still takes in what is under way; otherwise the move is called off, or packets "
-            "of the difference are lost",
+            "node still takes in what is under way; packets of the difference may be. A syncd "
+            "that does not say its position in time calls the move off",
         ),
         Fault(
             "hafw-syncd of the ACTIVE node stays silent",

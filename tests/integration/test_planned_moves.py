@@ -79,9 +79,16 @@ def test_drained_a_node_hands_over_ranks_last_and_stays_so_through_a_restart_of_
     refused = hafwctl("group", "move", "main", first, "--yes")
     assert refused.returncode == 1
     assert f"{first} is being drained: first hafwctl node online {first}" in refused.stderr
+    assert "moves from" not in refused.stderr, "announced, and then refused"
+    told = hafwctl("status").stdout.splitlines()[0]
+    assert told.endswith(f"; {first} is being drained")
     refused = hafwctl("node", "drain", second, "--yes")
     assert refused.returncode == 1
     assert "nobody could take its groups" in refused.stderr
+    assert "hands over" not in refused.stderr, "announced, and then refused"
+    refused = hafwctl("node", "maintenance", "wit", "--yes")
+    assert (refused.returncode, "hands over" in refused.stderr) == (1, False)
+    assert "wit is online and votes" in hafwctl("node", "online", "wit").stderr
     assert cluster.active() == second
 
     lab = cluster.lab

@@ -19,12 +19,16 @@ from cluster.lease_types import (
     AskPosition,
     Effect,
     MoveAsked,
+    PersistVoters,
     ReplyMove,
     SetGate,
     StopAsked,
     SyncdSaid,
     TellSyncd,
+    VotersAsked,
+    VotersPersisted,
 )
+from hafw.config.model import VoterSet
 from hafw.human import make_epoch
 from hafw.messages import MoveReply, MoveRequest, Position, PositionReply
 from tests.unit.cluster.lease_bench import HEARTBEAT, MS, Bench, Peer, T, done, sent
@@ -173,6 +177,21 @@ def test_refused_while_the_target_is_not_heard() -> None:
     bench.beacon()
     [reply] = replies(ask(bench))
     assert "not heard" in reply.reason
+
+
+def test_refused_for_a_target_that_leaves_the_voters() -> None:
+    """Before the set is in force: afterwards it would be ACTIVE without a vote."""
+    bench, _ = holder()
+    [write] = done(
+        [
+            *bench.core.handle(VotersAsked("v", VoterSet(id=2, members=(1, 9))), now_ns=bench.now),
+            *bench.core.tick(now_ns=bench.now),
+        ],
+        PersistVoters,
+    )
+    bench.core.handle(VotersPersisted(write.record), now_ns=bench.now)
+    [reply] = replies(ask(bench))
+    assert reply.reason == "node 2 does not vote, or is being taken out of the voters"
 
 
 def test_refused_while_the_target_cannot_carry_groups() -> None:

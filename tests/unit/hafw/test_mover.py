@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from msgspec import structs
 
-from cluster.agreed import Command, Member, SetGroup, SetMemberState, SetOrder, State
+from cluster.agreed import Command, Member, SetGroup, SetMemberState, SetOrder, SetVotes, State
 from cluster.assignment import apply
 from hafw.messages import DampedStatus, LeasedStatus
 from hafw.node.mover import REFUSED_S, Mover, Wish, fit_problem
@@ -43,6 +43,16 @@ def test_a_drained_holder_hands_over_to_who_is_fit() -> None:
     assert mover.observe(holding("gw1"), rested, now=3.0) == [
         Wish("main", "gw2", "gw1 is in maintenance")
     ]
+
+
+def test_a_holder_that_is_not_to_vote_hands_over_and_nothing_goes_to_one() -> None:
+    mover, state = Mover(CONFIG, "gw1"), agreed(SetVotes("gw1", "no"))
+    assert mover.observe(holding("gw1"), state, now=0.0) == [
+        Wish("main", "gw2", "gw1 is not to vote")
+    ]
+    state = agreed(SetVotes("gw2", "no"), DRAINED)
+    assert mover.observe(holding("gw1"), state, now=1.0) == []
+    assert mover.stuck == {"main": "gw2 is not to vote"}
 
 
 def test_only_the_holder_moves() -> None:

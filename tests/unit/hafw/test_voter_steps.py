@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from msgspec import structs
 
-from cluster.agreed import Command, Configure, Join, Leave, Member, SetVotes, State, hash_token
+from cluster.agreed import (
+    Command,
+    Configure,
+    Join,
+    Leave,
+    Member,
+    SetMemberState,
+    SetVotes,
+    State,
+    hash_token,
+)
 from cluster.assignment import AddToken, apply, find_member
 from hafw.messages import LeasedStatus, VoterSetStatus, VotersRequest
-from hafw.node.raft_rows import member_rows
+from hafw.node.raft_rows import member_rows, target_problem
+from hafw.node.status_rows import build_tables
 from hafw.node.survival import survival_rows
-from hafw.node.voters import SETTLED_S, VoterKeeper, change_problem, change_words, voters_notes
-from tests.unit.hafw.test_status_rows import ASSIGNMENT, CONFIG, leased, raft
+from hafw.node.verdict import find_problems
+from hafw.node.voters import (
+    SETTLED_S,
+    VoterKeeper,
+    change_problem,
+    change_words,
+    spare_words,
+    voters_notes,
+)
+from tests.unit.hafw.test_status_rows import ASSIGNMENT, CONFIG, facts, leased, raft
 
 ALL = (1, 2, 9)
 FOUNDED, _ = apply(State(), Configure(ASSIGNMENT.members, ASSIGNMENT.groups, ASSIGNMENT.voters))
@@ -114,6 +135,27 @@ def test_a_holder_is_not_taken_out() -> None:
     assert problem == "gw1 is ACTIVE: its groups move away first"
 
 
+def test_a_single_voter_is_left_by_force_alone_and_two_are_said_to_be_few() -> None:
+    status = structs.replace(acting(1, 9), groups=[])
+    problem = change_problem(status, member(agreed(SetVotes("wit", "no")), "wit"), add=False)
+    assert problem == "a single voter would be left: its loss would leave nobody ACTIVE"
+    forced = member(agreed(SetVotes("wit", "no", forced=True)), "wit")
+    assert change_problem(status, forced, add=False) == ""
+    assert spare_words([1, 2, 9]) == ""
+    assert "the loss of either leaves nobody ACTIVE" in spare_words([1, 9])
+
+
+def test_nothing_is_moved_to_who_rests_or_is_not_to_vote() -> None:
+    assert target_problem(FOUNDED, "gw2") == ""
+    drained = agreed(SetMemberState("gw2", "draining"))
+    assert target_problem(drained, "gw2").startswith("gw2 is being drained: first hafwctl node")
+    assert target_problem(drained, "gw2", force=True) == ""
+    resting = agreed(SetMemberState("gw2", "maintenance"))
+    assert "is in maintenance" in target_problem(resting, "gw2", force=True)
+    removed = agreed(SetVotes("gw2", "no"))
+    assert target_problem(removed, "gw2").endswith("first hafwctl cluster voters --add gw2")
+
+
 def test_one_is_added_before_another_is_taken_out() -> None:
     keeper, state = VoterKeeper(CONFIG), agreed(SetVotes("wit", "no"))
     keeper.observe(acting(1, 9), state, leads=True, now=0.0)
@@ -133,7 +175,12 @@ def test_members_and_status_say_who_votes_by_the_set_in_force() -> None:
     assert {name: row["votes"] for name, row in rows.items()} == {
         "gw1": True, "gw2": False, "wit": True,
     }  # fmt: skip
-    assert voters_notes(CONFIG, acting(2, 9)) == ["this node does not vote: set 4 is gw2, wit"]
+    reason = "this node does not vote: set 4 is gw2, wit"
+    assert voters_notes(CONFIG, acting(2, 9)) == [reason]
+    facts_out = replace(facts("gw1", active=True), leased=acting(2, 9))
+    problems = [row["problem"] for row in find_problems(build_tables(CONFIG, facts_out))]
+    assert reason in problems
+    assert "cannot vote" not in problems
     survives = survival_rows(CONFIG, "gw1", acting(1, 9))
     [loss] = [row for row in survives if (row["kind"], row["losing"]) == ("node", "wit")]
     assert (loss["survives"], loss["why"]) == (False, "no quorum: gw1 of 2 voters would vote")

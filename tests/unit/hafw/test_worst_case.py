@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from hafw.cli.main import cli
 from hafw.cli.timers import timers_document
 from hafw.config.load import load_cluster
-from hafw.config.model import LeaseConfig
+from hafw.config.model import ClusterConfig, LeaseConfig
 from hafw.node.worst_case import (
     PROFILES,
     Measured,
@@ -55,12 +55,26 @@ def test_a_power_cut_lasts_as_long_as_the_voters_hold_the_lease_and_the_claim_ta
 
 def test_a_slow_witness_breaks_the_relation_of_a_fast_profile() -> None:
     fast = CONFIG.model_copy(update={"lease": PROFILES["fast"]})
-    assert all(relation.holds for relation in relations(fast, Measured(14.0, 1.0)))
-    broken = [r for r in relations(fast, Measured(15.0, 1.0)) if not r.holds]
-    assert [r.relation for r in broken] == [
-        "heartbeat_ms + 2 round trips + loop delay <= lease_ms"
-    ]
-    assert broken[0].left_ms == needed_ms(PROFILES["fast"], Measured(15.0, 1.0)) == 41.0
+    assert relations(fast, Measured(14.0, 1.0))[1].holds
+    broken = relations(fast, Measured(15.0, 1.0))[1]
+    assert broken.relation == "heartbeat_ms + 2 round trips + loop delay <= lease_ms"
+    assert not broken.holds
+    assert broken.left_ms == needed_ms(PROFILES["fast"], Measured(15.0, 1.0)) == 41.0
+
+
+def test_planned_moves_lose_nothing_by_default_and_where_they_might_a_relation_says_so() -> None:
+    def loses(config: ClusterConfig, trip_ms: float) -> list[str]:
+        return [r.relation for r in relations(config, Measured(trip_ms)) if not r.holds]
+
+    assert loses(CONFIG, 1.0) == []
+    [move] = loses(CONFIG, 30.0)
+    assert move.startswith("worst planned move <= ")
+    fast = CONFIG.model_copy(update={"lease": PROFILES["fast"]})
+    assert loses(fast, 1.0) == [move]
+    sync = fast.sync.model_copy(update={"beacon_ms": 5})
+    assert loses(fast.model_copy(update={"sync": sync}), 1.0) == []
+    told = next(f for f in worst_cases(CONFIG, Measured(1.0)) if f.fault.startswith("planned"))
+    assert (told.worst_ms, "below 78 ms" in told.note) == (62.5, True)
 
 
 def test_profiles_are_known_by_their_two_numbers() -> None:
