@@ -152,7 +152,8 @@ def require_node_folders_free(nodes: list[str]) -> None:
             if folder.exists() and not (folder / MARKER).exists() and any(folder.iterdir()):
                 raise RefusedError(
                     f"{folder} exists and was not made by the lab: a node named {node} lives on "
-                    "this machine. Nothing was changed; name the lab's nodes otherwise (--config)"
+                    "this machine, or an earlier lab left it. Nothing was changed. If none "
+                    f"does: rm -r {folder}; else name the lab's nodes otherwise (--config)"
                 )
 
 
