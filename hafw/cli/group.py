@@ -266,6 +266,7 @@ def _ask_leased(
     from hafw.human import format_epoch
     from hafw.messages import MoveRequest
     from hafw.node.client import LocalClient, Unavailable
+    from hafw.node.names import named
 
     config = scope.config()
     answer = LocalClient(NodePaths(asked)).move(
@@ -282,5 +283,5 @@ def _ask_leased(
         "moved": answer.moved,
         "released": answer.released,
         "epoch": format_epoch(answer.epoch),
-        "reason": answer.reason,
+        "reason": named(config, answer.reason),
     }

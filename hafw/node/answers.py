@@ -14,6 +14,7 @@ from hafw.instance import process_state
 from hafw.messages import MoveReply, MoveRequest, ResyncReply, SyncdStatus, VerifyReply
 from hafw.node import api
 from hafw.node.client import Unavailable
+from hafw.node.names import named
 from hafw.node.raft_relay import planned_move
 from hafw.node.raft_rows import target_problem
 from hafw.node.status import SYNC_DISABLED, daemon_facts, now_ns, read_devices, read_gates
@@ -112,7 +113,7 @@ class Answers:
             "moved": answer.moved,
             "released": answer.released,
             "epoch": format_epoch(answer.epoch),
-            "reason": answer.reason,
+            "reason": named(node.config, answer.reason),
         }
 
     async def _state_refusal(self, request: api.Move) -> str:

@@ -29,6 +29,7 @@ from hafw.node.facts import (
     NodeFacts,
     PolicyFacts,
 )
+from hafw.node.names import named
 from hafw.node.raft_rows import assigned_node, member_state, raft_row
 from hafw.node.rotation import conflicts, peers_of, step_of
 from hafw.node.survival import survival_rows
@@ -282,7 +283,8 @@ def _add_leased(tables: Tables, config: ClusterConfig, node: str, leased: Leased
             }
             for link in peer.links
         ]  # fmt: skip
-    _add_common(tables, node, "leased", leased.counters, leased.alarms)
+    alarms = [named(config, alarm) for alarm in leased.alarms]
+    _add_common(tables, node, "leased", leased.counters, alarms)
 
 
 def _round_trip_columns(measured: Spread | None) -> Row:
