@@ -48,14 +48,16 @@ def rank(
 
 
 def heirs(view: NodeView, group: GroupParams, now_ns: int) -> list[int]:
-    """Other nodes that could carry the group without losing flows, best first."""
+    """Other nodes that could carry the group without losing flows, best first: as `rank` says."""
+    index = group.index
     fit = [
         node
         for node in view.order(group)
-        if node != view.params.node_id and view.synced(node, group.index, now_ns)
+        if node != view.params.node_id and view.synced(node, index, now_ns)
     ]
-    damped = view.flaps.damped(group.index, now_ns)
-    return sorted(fit, key=lambda node: (node in view.standing.last, node in damped))
+    damped, last = view.flaps.damped(index, now_ns), view.standing.last
+    sound = [node for node in fit if view.sound(node, index, now_ns)]
+    return sorted(fit, key=lambda node: (node in last, node not in sound, node in damped))
 
 
 class Patience:

@@ -277,7 +277,10 @@ class HandOver:
 
     def _watch_segments(self, now_ns: int) -> list[Effect]:
         """Give the group to a fit peer at once when one of its segments is dead here, and when its
-        far side answers the peer and not this node, for longer than their checks can differ."""
+        far side answers the peer and not this node, for longer than their checks can differ.
+
+        Only ever to who comes before this node in `claims.rank`, or two nodes would hand the
+        group to and fro: to a drained node not for its far side alone, as it would come back."""
         view, group, index = self._view, self._group, self._group.params.index
         dead, held = view.carrier_fault(index), group.proposer.held
         fault = dead or view.upstream_fault(index)
@@ -285,10 +288,14 @@ class HandOver:
             self._worse_since_ns = None
             return []
         heirs = heirs_of(view, group.params, now_ns)
-        sound = [node for node in heirs if view.sound(node, index, now_ns)]
         if dead and heirs:
             view.counters["moves_no_carrier"] += 1
-            return self._give((sound or heirs)[0], held.epoch, fault, now_ns)
+            return self._give(heirs[0], held.epoch, fault, now_ns)
+        standing = view.standing
+        stays = {*standing.last, *standing.out}
+        if view.params.node_id in stays:
+            stays = set()
+        sound = [n for n in heirs if n not in stays and view.sound(n, index, now_ns)]
         if not sound:
             self._worse_since_ns = None
             return []

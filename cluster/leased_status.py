@@ -137,6 +137,7 @@ def _peer_status(core: LeaseCore, node: int, now_ns: int, links: LinkMeter) -> P
         votes=peer.beat is not None and peer.beat.votes,
         able=peer.beat is not None and peer.beat.able,
         voters_id=0 if peer.beat is None else peer.beat.voters.id,
+        upstream={index: beat.upstream for index, beat in sorted(peer.groups.items())},
     )
 
 

@@ -26,7 +26,7 @@ def standing_of(state: State) -> Standing:
     ids = {member.name: member.id for member in state.members}
     return Standing(
         orders={group.index: [ids[name] for name in group.ranked] for group in state.groups},
-        last=sorted(member.id for member in state.members if member.state == "draining"),
+        last=sorted(m.id for m in state.members if m.state == "draining" or m.votes == "no"),
         out=sorted(m.id for m in state.members if m.state in ("maintenance", "left")),
         cleared={member.id: member.cleared for member in state.members if member.cleared},
     )

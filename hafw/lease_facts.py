@@ -50,9 +50,9 @@ class LinkStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PeerStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A peer as heard over authenticated heartbeats. `synced` by group index, as it reports;
-    `votes` and `able` (to carry groups) as its last heartbeat says; `round_trip` over the fastest
-    path."""
+    """A peer as heard over authenticated heartbeats. `synced` by group index, as it reports, and
+    `upstream`: false if a check of the group fails there. `votes` and `able` (to carry groups) as
+    its last heartbeat says; `round_trip` over the fastest path."""
 
     node_id: int
     alive: bool
@@ -68,6 +68,7 @@ class PeerStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     able: bool = False
     voters_id: int = 0
     """The number of the voter set that it acts in."""
+    upstream: dict[int, bool] = {}
 
 
 class GroupLeaseStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -191,11 +191,13 @@ class RaftRelay:
         facts = {"group": wish.group, "target": wish.target, "why": wish.why}
         if isinstance(answer, Unavailable) or not answer.moved:
             self.refused += 1
-            self.mover.refused(wish.group, answer.reason, now=time.monotonic())
+            released = not isinstance(answer, Unavailable) and answer.released
+            now = time.monotonic()
+            self.mover.refused(wish.group, answer.reason, now=now, released=released)
             self._log.warning("move_refused", reason=answer.reason, **facts)
             return
         self.moved += 1
-        self.mover.done(wish.group)
+        self.mover.done(wish.group, now=time.monotonic())
         self._log.info("moved", **facts)
         await self._raft.propose_async(
             planned_move(

@@ -9,7 +9,7 @@ from msgspec import structs
 from cluster.agreed import Command, Member, SetGroup, SetMemberState, SetOrder, SetVotes, State
 from cluster.assignment import apply
 from hafw.messages import DampedStatus, LeasedStatus
-from hafw.node.mover import REFUSED_S, Mover, Wish, fit_problem
+from hafw.node.mover import BACK_SOON_S, REFUSED_S, RETURNED_S, Mover, Wish, fit_problem
 from tests.unit.hafw.test_status_rows import ASSIGNMENT, CONFIG, leased
 
 DRAINED = SetMemberState("gw1", "draining", "new disk")
@@ -68,7 +68,7 @@ def test_what_cannot_leave_is_stuck_with_a_reason_until_it_can() -> None:
     assert mover.observe(holding("gw1", alive=False), agreed(DRAINED), now=1.0) == []
     assert mover.stuck == {"main": "gw2 is not heard"}
     assert mover.observe(holding("gw1"), agreed(DRAINED), now=2.0) != []
-    mover.done("main")
+    mover.done("main", now=2.0)
     assert mover.stuck == {}
     mover.observe(holding("gw1", alive=False), agreed(DRAINED), now=3.0)
     mover.observe(holding("gw1", alive=False), agreed(), now=4.0)
@@ -131,3 +131,56 @@ def test_fit_is_who_is_online_heard_and_synced() -> None:
     assert fit_problem(status, 1, gone) == "gw2 is no member any more"
     assert fit_problem(status, 2, member) == "gw2 is not synced (it gives no reason)"
     assert fit_problem(status, 1, structs.replace(member, id=7)) == "gw2 is not heard"
+
+
+def with_silent_upstream(status: LeasedStatus) -> LeasedStatus:
+    peers = [structs.replace(peer, upstream={1: False}) for peer in status.peers]
+    return structs.replace(status, peers=peers)
+
+
+def test_a_preference_is_not_followed_to_a_silent_upstream_but_a_drain_is() -> None:
+    state, mover = agreed(SetGroup("main", True, 5.0)), Mover(CONFIG, "gw2")
+    silent = with_silent_upstream(holding("gw2"))
+    for now in range(20):
+        assert mover.observe(silent, state, now=now) == []
+    assert mover.observe(holding("gw2"), state, now=20.0) == []
+    assert mover.observe(holding("gw2"), state, now=24.9) == []  # Fit since it answers again.
+    assert [wish.target for wish in mover.observe(holding("gw2"), state, now=25.0)] == ["gw1"]
+    drained = agreed(SetMemberState("gw2", "draining"))
+    assert [wish.target for wish in mover.observe(silent, drained, now=26.0)] == ["gw1"]
+
+
+def test_a_group_that_comes_back_at_once_is_moved_again_later_and_later() -> None:
+    mover, state = Mover(CONFIG, "gw1"), agreed(DRAINED)
+    first, most = RETURNED_S
+    now, tried = 0.0, []
+    while now < 6 * most:
+        if mover.observe(holding("gw1"), state, now=now):
+            tried.append(now)
+            mover.done("main", now=now)
+            mover.observe(leased("gw1"), state, now=now + 0.5)
+        now += 1.0
+        if mover.stuck:
+            assert mover.stuck == {"main": "it came back 1 s after it was handed over"}
+    gaps = [after - before - 1.0 for before, after in pairwise(tried)]
+    assert gaps[:3] == [first, 2 * first, 4 * first]
+    assert max(gaps) == most
+    # Another wish begins anew; what comes back late has not come back in vain.
+    mover.observe(holding("gw1"), agreed(), now=now)
+    assert mover.observe(holding("gw1"), state, now=now + 1.0) != []
+    mover.done("main", now=now)
+    assert mover.observe(holding("gw1"), state, now=now + BACK_SOON_S) != []
+
+
+def test_a_target_that_does_not_take_what_it_is_given_is_not_given_it_again_and_again() -> None:
+    mover, state = Mover(CONFIG, "gw1"), agreed(DRAINED)
+    now, tried = 0.0, []
+    while now < 3 * RETURNED_S[1]:
+        if mover.observe(holding("gw1"), state, now=now):
+            tried.append(now)
+            mover.refused("main", "it did not take it", now=now, released=True)
+            mover.observe(leased("gw1"), state, now=now)  # Nobody's, and then ours again.
+        now += 0.5
+    gaps = [after - before for before, after in pairwise(tried)]
+    assert gaps[:2] == [RETURNED_S[0], 2 * RETURNED_S[0]]
+    assert max(gaps) == RETURNED_S[1]
