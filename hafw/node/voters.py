@@ -67,8 +67,9 @@ def spare_words(members: list[int]) -> str:
     """What to know of a set of which nobody may be missing; empty: one may."""
     if len(members) > 2:
         return ""
-    loss = "its loss leaves" if len(members) == 1 else "the loss of either leaves"
-    return f"all of {len(members)} voters are needed now: until one is added {loss} nobody ACTIVE"
+    if len(members) == 1:
+        return "a single voter is left: its loss leaves nobody ACTIVE, until one is added"
+    return "two voters are left: the loss of either leaves nobody ACTIVE, until one is added"
 
 
 def change_words(leased: LeasedStatus | None, member: Member) -> str:

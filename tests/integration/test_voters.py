@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from hafw.lab.lab import Lab
+from hafw.node.voters import spare_words
 from tests.integration.running import Running, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(240)]
@@ -101,6 +102,7 @@ def test_a_backup_leaves_and_joins_again_and_its_vote_with_it(cluster: Running) 
             f"{backup} leaves the cluster; it comes back by a token alone",
             f"{backup} has left",
             f"{backup} no longer votes: voter set {number + 1} is in force",
+            spare_words([1, 2]),
         ]
         in_force(cluster, *rest)
         assert not cluster.leased(backup).may_vote
