@@ -17,7 +17,7 @@ Theory of operation
 
 from __future__ import annotations
 
-from cluster.heartbeat import Accepted, Nack, Prepare, Promise, Propose
+from cluster.heartbeat import Accepted, Nack, Prepare, Promise, Propose, Release
 from cluster.lease_types import LeaseParams
 from hafw.human import epoch_node
 
@@ -39,6 +39,8 @@ class Acceptor:
         self.until_ns = 0
         self.released = False
         self.released_to = 0
+        self.given: Release | None = None
+        """The last release to a node, until a later lease is known to have opened."""
         self._dead_epoch = 0
 
     def live(self, now_ns: int) -> bool:
@@ -70,6 +72,7 @@ class Acceptor:
             last_holder=self.holder,
             last_opened=self.opened,
             last_in_set=self.in_set,
+            given=self.given,
         )
 
     def propose(self, sender: int, ask: Propose, *, era: int, now_ns: int) -> Accepted | Nack:
@@ -91,6 +94,8 @@ class Acceptor:
         self.holder = sender
         self.in_set = True
         self.opened = self.opened or ask.opened
+        if self.opened:
+            self.given = None
         self.until_ns = until_ns
         return Accepted(group=self._group, epoch=ask.epoch, request=ask.request)
 
@@ -105,15 +110,19 @@ class Acceptor:
             left_ns=max(0, self.until_ns - now_ns),
         )
 
-    def release(self, sender: int, epoch: int, to: int) -> bool:
+    def release(self, sender: int, release: Release) -> bool:
         """The holder gave its lease up, to one node or (0) to anybody."""
+        epoch = release.epoch
         if epoch_node(epoch) != sender:
             return False
         self._dead_epoch = max(self._dead_epoch, epoch)
         if epoch != self.accepted_epoch:
             return False
         self.released = True
-        self.released_to = to
+        self.released_to = release.to
+        if release.to:
+            self.opened = True
+            self.given = release
         return True
 
     def _refuses(self, sender: int, epoch: int, *, era: int, now_ns: int) -> bool:

@@ -62,7 +62,7 @@ class Asks:
             return group.handover.start(
                 MoveOrigin(token=token), request.target_id, wait_ms, now_ns
             )
-        holder = group.known_holder
+        holder = group.role.holder
         if not holder or holder == self._view.params.node_id:
             return self._refuse(token, "no node is known to hold the group now")
         if not self._view.alive(holder, now_ns):
@@ -81,7 +81,7 @@ class Asks:
         for index, (token, until_ns) in list(self._forced.items()):
             group = self._groups[index]
             if group.active:
-                reply = MoveReply(moved=True, released=True, epoch=group.known_epoch, reason="")
+                reply = MoveReply(moved=True, released=True, epoch=group.role.epoch, reason="")
                 effects.append(ReplyMove(token, reply))
             elif now_ns >= until_ns:
                 effects += self._refuse(
@@ -143,7 +143,7 @@ class Asks:
         view.counters["moves_forced"] += 1
         note = Note("force_asked", (("group", group.params.index), ("to", own)))
         group.force(until_ns)
-        holder = group.known_holder
+        holder = group.role.holder
         if holder and holder != own and view.alive(holder, now_ns):
             return [note, *self._forward(token, holder, request, now_ns)]
         self._forced[group.params.index] = (token, until_ns)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from cluster.claims import heirs as heirs_of
 from cluster.heartbeat import Message, MoveAnswer, Release
+from cluster.heir import TARGET_LEASES
 from cluster.lease_types import NS_PER_MS, AskPosition, Effect, Note, ReplyMove, SetGate
 from cluster.view import NodeView
 from hafw.human import epoch_node
@@ -34,8 +35,6 @@ __all__ = ["SYNCD_SILENT_MS", "WAIT_MS_MAX", "HandOver", "MoveOrigin"]
 POSITION_BEATS = 2
 """Heartbeats syncd may take to say its position; then the move is called off. Of the lease what is
 left then must do for the target to open: `hafw.node.worst_case.relations`."""
-TARGET_LEASES = 3
-"""Leases a target may wait for the position, and the old holder for the target."""
 SYNCD_SILENT_MS = 3000
 """A holder whose syncd has been silent for this long gives the group to a synced peer."""
 WAIT_MS_MAX = 600_000
@@ -234,16 +233,17 @@ class HandOver:
         move.repeat_until_ns = now_ns + lease_ns
         move.until_ns = now_ns + TARGET_LEASES * lease_ns + 5 * self._view.params.heartbeat_ns
         self._group.let_go()
-        self._group.acceptor.release(self._view.params.node_id, move.epoch, move.target)
+        release = Release(index, move.epoch, move.target, move.position)
+        self._group.acceptor.release(self._view.params.node_id, release)
         self._view.counters["moves_released"] += 1
         return [
-            self._view.send(0, Release(index, move.epoch, move.target, move.position)),
-            *self._group.tell_role(now_ns),
+            self._view.send(0, release),
+            *self._group.role.tell(now_ns),
             Note("lease_released", (("group", index), ("epoch", move.epoch))),
         ]
 
     def _wait_target(self, move: _Move, now_ns: int) -> list[Effect]:
-        epoch = self._group.known_epoch
+        epoch = self._group.role.epoch
         if epoch > move.epoch:
             moved = epoch_node(epoch) == move.target
             reason = "" if moved else f"node {epoch_node(epoch)} took it instead"

@@ -127,10 +127,21 @@ class Prepare(Wire, frozen=True, tag="p"):
     epoch: U63
 
 
+class Release(Wire, frozen=True, tag="r"):
+    """The holder's announce gate is shut and stays so; the lease `epoch` is given to `to` (0:
+    anybody). The receiver opens once it applied `position` of the old holder's stream."""
+
+    group: GroupIndex
+    epoch: U63
+    to: NodeId
+    position: Position | None
+
+
 class Promise(Wire, frozen=True, tag="P"):
     """A voter will accept nothing below `epoch`. `last_*` is the highest lease it has accepted
     since it started (0: none); `last_opened` says that its holder's gate had opened,
-    `last_in_set` that it was accepted in the voter set now in force."""
+    `last_in_set` that it was accepted in the voter set now in force. `given`: the last release to
+    a node that the voter heard, unless a later lease is known to have opened."""
 
     group: GroupIndex
     epoch: U63
@@ -139,6 +150,7 @@ class Promise(Wire, frozen=True, tag="P"):
     last_holder: NodeId
     last_opened: bool
     last_in_set: bool
+    given: Release | None = None
 
 
 class Propose(Wire, frozen=True, tag="a"):
@@ -170,16 +182,6 @@ class Nack(Wire, frozen=True, tag="N"):
     promised: U63
     leased_to: NodeId
     left_ns: U63
-
-
-class Release(Wire, frozen=True, tag="r"):
-    """The holder's announce gate is shut and stays so; the lease `epoch` is given to `to` (0:
-    anybody). The receiver opens once it applied `position` of the old holder's stream."""
-
-    group: GroupIndex
-    epoch: U63
-    to: NodeId
-    position: Position | None
 
 
 class MoveAsk(Wire, frozen=True, tag="m"):

@@ -12,10 +12,12 @@ Theory of operation
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from cluster.acceptor import Acceptor
 from cluster.announce_plan import AnnouncePlan
 from cluster.claims import Candidacy
-from cluster.handover import TARGET_LEASES, HandOver
+from cluster.handover import HandOver
 from cluster.heartbeat import (
     Accepted,
     GroupBeat,
@@ -27,25 +29,31 @@ from cluster.heartbeat import (
     Propose,
     Release,
 )
+from cluster.heir import Heir
 from cluster.lease_types import (
-    NS_PER_MS,
     Announce,
     Effect,
     GroupParams,
     Note,
     SetGate,
-    TellSyncd,
 )
 from cluster.proposer import Claim, Proposer
+from cluster.role import Role
 from cluster.view import NodeView
 from hafw.human import epoch_node
-from hafw.messages import NewEpochRequest, Position, RoleChange
+from hafw.messages import NewEpochRequest
 
 __all__ = ["GroupCore"]
 
-ROLE_REPEAT_MS = 100
-
 Vote = Prepare | Propose | Promise | Accepted | Nack | Release
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """A lease that ended unrenewed, and until when voters may count it all the same."""
+
+    epoch: int
+    until_ns: int
 
 
 class GroupCore:
@@ -63,17 +71,13 @@ class GroupCore:
         self.answered: dict[int, MoveAnswer] = {}
         self.gate_ns = 0
         """The deadline last stored for accept."""
-        self.known_epoch = 0
-        """The newest epoch under which a gate is known to have opened, and its node if it still
-        is (0: nobody's)."""
-        self.known_holder = 0
+        self.role = Role(params.index, view, self.acceptor, self.proposer)
         self.moves = 0
         self.renewals = 0
         self._candidacy = Candidacy(params, view, self.acceptor)
-        self._released_at: tuple[int, Position] | None = None
+        self._heir = Heir(view.params, self.role)
+        self._lost: _Lost | None = None
         self._announces = AnnouncePlan(view.params.announce_interval_ns)
-        self._role: RoleChange | None = None
-        self._role_at_ns = 0
 
     @property
     def active(self) -> bool:
@@ -87,6 +91,7 @@ class GroupCore:
             case Prepare() | Propose():
                 return self._vote(sender, message, now_ns)
             case Promise():
+                self._learn(message)
                 return [
                     *self.proposer.on_promise(sender, message, now_ns),
                     *self.grant_alone(now_ns),
@@ -133,14 +138,19 @@ class GroupCore:
         )
 
     def _on_release(self, sender: int, release: Release) -> list[Effect]:
-        if not self.acceptor.release(sender, release.epoch, release.to):
+        if not self.acceptor.release(sender, release):
             self._view.counters["releases_stale"] += 1
+        self._heir.take(release)
         if release.to == self._own:
-            self._released_at = (
-                None if release.position is None else (release.epoch, release.position)
-            )
             self.proposer.retry_ns = 0
         return []
+
+    def _learn(self, promise: Promise) -> None:
+        """What the voter has heard of the lease before."""
+        if promise.last_opened:
+            self.role.opened(promise.last_epoch)
+        if promise.given is not None:
+            self._heir.take(promise.given)
 
     def force(self, until_ns: int) -> None:
         """See `Candidacy.force`."""
@@ -173,15 +183,7 @@ class GroupCore:
         if claim.opened:
             self.renewals += 1
             return [] if self.handover.gate_frozen else self.store_gate(claim.deadline_ns)
-        if claim.await_position is None and self._released_at is not None:
-            epoch, position = self._released_at
-            # Claims that came to nothing may lie between, ours or another's: as far as is known
-            # nobody opened under them, and if somebody did, the wait is bounded.
-            if epoch in (claim.succeeds, self.known_epoch):
-                claim.await_position = position
-                claim.await_until_ns = now_ns + TARGET_LEASES * self._view.params.lease_ns
-            else:
-                self._released_at = None
+        self._heir.instruct(claim, now_ns)
         if claim.await_position is not None and not self._view.applied(claim.await_position):
             return []
         return self._open(claim, now_ns)
@@ -193,7 +195,8 @@ class GroupCore:
     def _open(self, claim: Claim, now_ns: int) -> list[Effect]:
         view, index = self._view, self.params.index
         self.proposer.mark_opened(claim)
-        self._released_at = None  # Until then a claim after this one must wait, too.
+        self._lost = None
+        self._heir.settle()
         self.moves += 1
         view.beat_soon = True
         view.counters["takeovers"] += 1
@@ -209,7 +212,7 @@ class GroupCore:
             ("contiguous", claim.contiguous),
             ("synced", not claim.unsynced),
         )
-        return [*effects, *self.tell_role(now_ns), Note("lease_won", facts)]
+        return [*effects, *self.role.tell(now_ns), Note("lease_won", facts)]
 
     def let_go(self) -> None:
         """No longer the holder, whatever the gate still does."""
@@ -226,7 +229,7 @@ class GroupCore:
         facts = (("group", self.params.index), ("epoch", held.epoch))
         effects: list[Effect] = [SetGate(self.params.index, 0, 0)]
         effects += self.handover.cancel("the lease ended during the move")
-        return [*effects, *self.tell_role(now_ns), Note(event, facts)]
+        return [*effects, *self.role.tell(now_ns), Note(event, facts)]
 
     def stop(self, now_ns: int) -> list[Effect]:
         """Clean stop: shut, then release to anybody, so that a peer claims at once."""
@@ -243,7 +246,7 @@ class GroupCore:
 
     def tick(self, now_ns: int) -> list[Effect]:
         effects = self.expire(now_ns)
-        self._learn_holder(now_ns)
+        self.role.learn(now_ns)
         if self._view.pair is not None:
             effects += self.grant_alone(now_ns)
         if self.proposer.claim is not None:
@@ -254,16 +257,29 @@ class GroupCore:
         effects += self._consider(now_ns)
         if self._announces.due(now_ns):
             effects.append(Announce(self.params.index))
-        if self._view.params.gateway and (
-            now_ns >= self._role_at_ns or self._role != self._role_now()
-        ):
-            effects += self.tell_role(now_ns)
+        if self.role.due(now_ns):
+            effects += self.role.tell(now_ns)
         return effects
 
     def repeat(self, now_ns: int) -> list[Message]:
         """What goes along with each heartbeat."""
         again = self.proposer.repeat(now_ns)
-        return again if self.active else [*again, *self.handover.repeat(now_ns)]
+        if self.active:
+            return again
+        return [*again, *self.handover.repeat(now_ns), *self._give_up_lost(now_ns)]
+
+    def _give_up_lost(self, now_ns: int) -> list[Message]:
+        """A node that hears no majority may be deaf alone: then all its asks have come, and the
+        voters count a lease that it has not. It has shut its gate, so others need not wait. Who
+        hears a majority claims anew, and is in nobody's way."""
+        lost, index = self._lost, self.params.index
+        if lost is None or self.proposer.held is not None or now_ns >= lost.until_ns:
+            return []
+        if self._view.voters_ready(index, now_ns):
+            return []
+        release = Release(index, lost.epoch, 0, None)
+        self.acceptor.release(self._own, release)
+        return [release]
 
     def deadline(self, now_ns: int) -> int | None:
         """The next moment at which `tick` would do something by itself."""
@@ -304,7 +320,10 @@ class GroupCore:
             return [*effects, *self.proposer.give_up(held.epoch)]
         if held is None or now_ns < held.deadline_ns:
             return []
-        self._view.counters["leases_lost"] += 1
+        view = self._view
+        view.counters["leases_lost"] += 1
+        # Asked for until now, perhaps in vain only as far as is heard here.
+        self._lost = _Lost(held.epoch, now_ns + view.params.longer(view.params.lease_ns))
         return self._shut("lease_lost", now_ns)
 
     def _tend_claim(self, now_ns: int) -> list[Effect]:
@@ -357,43 +376,7 @@ class GroupCore:
         if now_ns < held.await_until_ns:
             return []
         self._view.counters["takeovers_abandoned"] += 1
-        self._released_at = None
+        self._heir.settle()
         effects = self._shut("takeover_abandoned", now_ns)
         self.proposer.retry_ns = now_ns + self._view.params.lease_ns
         return [*effects, *self.proposer.give_up(held.epoch)]
-
-    # ---- telling ------------------------------------------------------------------------------
-
-    def _learn_holder(self, now_ns: int) -> None:
-        held, acceptor = self.proposer.held, self.acceptor
-        node, epoch = self._view.active_peer(self.params.index, now_ns)
-        if acceptor.opened and acceptor.accepted_epoch > epoch:
-            node, epoch = acceptor.running_for(now_ns), acceptor.accepted_epoch
-        if held is not None and held.opened and held.epoch >= epoch:
-            node, epoch = self._own, held.epoch
-        elif node == self._own:
-            node = 0  # Granted, and already lost or given up here.
-        if epoch >= self.known_epoch:
-            self.known_epoch = epoch
-            self.known_holder = node
-        else:
-            self.known_holder = 0
-
-    def _role_now(self) -> RoleChange:
-        held = self.proposer.held
-        return RoleChange(
-            group=self.params.index,
-            active=self.active,
-            epoch=self.known_epoch,
-            holder_id=self.known_holder,
-            contiguous=held is not None and held.opened and held.contiguous,
-        )
-
-    def tell_role(self, now_ns: int) -> list[Effect]:
-        """The role, to syncd. Also repeated, in case a datagram was lost or syncd restarted."""
-        if not self._view.params.gateway:
-            return []
-        self._learn_holder(now_ns)
-        self._role = self._role_now()
-        self._role_at_ns = now_ns + ROLE_REPEAT_MS * NS_PER_MS
-        return [TellSyncd(self._role)]

@@ -105,8 +105,8 @@ def _group_status(
     return GroupLeaseStatus(
         group=index,
         active=group.active,
-        epoch=group.known_epoch,
-        holder_id=group.known_holder,
+        epoch=group.role.epoch,
+        holder_id=group.role.holder,
         lease_left_ms=max(0, until_ns - now_ns) / NS_PER_MS,
         announce_deadline_ns=announce_ns,
         accept_deadline_ns=accept_ns,

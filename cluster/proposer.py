@@ -145,8 +145,9 @@ class Proposer:
 
     def give_up(self, epoch: int) -> list[Effect]:
         """Release to anybody; the gate of `epoch` must be shut before."""
-        self._acceptor.release(self._view.params.node_id, epoch, 0)
-        return [self._view.send(0, Release(self._group, epoch, 0, None))]
+        release = Release(self._group, epoch, 0, None)
+        self._acceptor.release(self._view.params.node_id, release)
+        return [self._view.send(0, release)]
 
     def _ask(self, claim: Claim, now_ns: int) -> list[Effect]:
         if claim.phase is Phase.PREPARE:

@@ -188,6 +188,21 @@ def _during_a_load(late: Term, claim: tuple[Term, ...], fastest_ms: float) -> Fa
     )
 
 
+def _deaf(lease: LeaseConfig, claim: tuple[Term, ...], trip_ms: float) -> Fault:
+    own_ms = lease.lease_ms * (1 - DRIFT)
+    return Fault(
+        "the ACTIVE node hears nobody, and is heard",
+        (
+            Term(own_ms, f"lease of {lease.lease_ms} ms - 1 % drift, as the holder counts"),
+            Term(float(lease.heartbeat_ms), "it gives up what voters still grant: a heartbeat"),
+            Term(trip_ms / 2, "release, one way"),
+            *claim,
+        ),
+        own_ms - lease.heartbeat_ms - trip_ms + trip_ms / 2 + 2 * trip_ms,
+        "the voters granted all that it asked for; if no release arrives, as long again",
+    )
+
+
 def _cold_start(lease: LeaseConfig, claim: tuple[Term, ...], fastest_ms: float) -> Fault:
     return Fault(
         "start of the whole cluster",
@@ -232,6 +247,7 @@ def worst_cases(config: ClusterConfig, measured: Measured) -> list[Fault]:
             2 * DRIFT * lease.lease_ms + fastest,
             "the node forwards until its gate shuts",
         ),
+        *(() if config.quorum == "two-node" else (_deaf(lease, claim, trip),)),
         Fault(
             "a segment of the ACTIVE node loses its carrier",
             (Term(measured.loop_ms, "the ACTIVE node's loop wakes late"), *hand_over),

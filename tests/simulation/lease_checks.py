@@ -13,6 +13,7 @@ from cluster.heartbeat import Envelope, Release
 from cluster.lease_types import VoterRecord
 from hafw.config.model import VoterSet
 from hafw.human import epoch_era, format_epoch
+from hafw.messages import Position
 from tests.simulation.lease_node import (
     CALM_NS,
     DRIFT_PPM,
@@ -22,6 +23,7 @@ from tests.simulation.lease_node import (
     NOT_WON,
     SECOND_GROUP,
     UPSTREAM_NS,
+    Given,
     Lane,
     Network,
     Node,
@@ -77,6 +79,7 @@ class Judged:
             node.record = VoterRecord(self.founders)
         self.eras_lost = False
         """Whether an era file was lost: epochs may then go back, leases may not overlap."""
+        self.two_node = False
         self.stood = False
         """Whether what Raft agreed on was said to anybody."""
         self.trace: list[str] | None = None
@@ -157,7 +160,13 @@ class Judged:
                 if gate.given_to != message.to:
                     self._check_gift(node, message)
                 gate.given_to = message.to
+                if message.position is not None and not self.two_node:  # There it may ask nobody.
+                    self._note_given(node, message.position, message)
         return found
+
+    def _note_given(self, node: Node, position: Position, release: Release) -> None:
+        heir, kept_until = self.nodes[release.to], node.true(node.gates[release.group].accept_ns)
+        heir.given[release.group] = Given(release.epoch, position, kept_until, heir.process)
 
     def note_owed(self, sender: int, peer: Node, envelope: Envelope) -> None:
         """`peer` hears it."""
@@ -246,6 +255,12 @@ class Judged:
     def _check_position(self, node: Node, lane: Lane) -> None:
         """The target of a planned move opens once it applied the old holder's stream up to the
         release, unless it has waited for three leases in vain."""
+        given = node.given.pop(lane.index, None)
+        if given and given.epoch == lane.top_epoch and given.process == node.process:
+            position = given.position
+            applied = node.applied.get((position.sender_id, position.session), 0)
+            if self.now < given.kept_until and applied < position.seq:
+                raise ViolationError(f"node {node.id} opened without {position} of its voters")
         owed = node.owed.pop(lane.index, None)
         if owed is None or owed.epoch != lane.top_epoch or owed.process != node.process:
             return

@@ -210,6 +210,24 @@ class Faults:
                     lambda node=world.nodes[node]: world.carrier(node, frozenset()),  # type: ignore[misc]
                 )
 
+    def _carrier_as_it_opens(self) -> None:
+        """Whoever opens next loses a segment soon after, perhaps before it has said so."""
+        world, until = self.world, self.world.now + 4 * LEASE_NS
+        lane = world.lanes[self._group()]
+        already = len(lane.takeovers)
+
+        def look() -> None:
+            if self.mended:
+                return
+            if len(lane.takeovers) > already:
+                node = world.nodes[lane.takeovers[-1][1]]
+                world.carrier(node, frozenset(("wan",)))
+                self._later(6 * LEASE_NS, lambda: world.carrier(node, frozenset()))
+            elif world.now < until:
+                world.at(world.now + MS // 10, look)
+
+        look()
+
     def _force(self) -> None:
         node = self.world.nodes[self.rng.choice(self.world.gateways)]
         if self.rng.random() < 0.5:

@@ -12,14 +12,15 @@ from cluster.acceptor import Acceptor
 from cluster.claims import Candidacy
 from cluster.handover import HandOver
 from cluster.heartbeat import Accepted, Codec, Envelope, Message, Promise, Release
+from cluster.heir import Heir
 from cluster.lease import LeaseCore
 from cluster.lease_group import GroupCore
 from cluster.lease_types import LeaseParams, SetGate
-from cluster.proposer import Phase, Proposer, Request
+from cluster.proposer import Claim, Phase, Proposer, Request
 from cluster.view import NodeView, PeerView
 from cluster.voters import VoterChange
 from hafw.config.model import VoterSet
-from hafw.human import make_epoch
+from hafw.human import epoch_node, make_epoch
 from tests.simulation.lease_node import LEASE_NS, MS
 from tests.simulation.lease_world import World
 from tests.simulation.runs import patched
@@ -68,6 +69,8 @@ FOCUS: dict[str, tuple[str, ...]] = {
     "upstream_ignored": ("upstream",),
     "long_grant_cut_short": ("heavy", "heavy", "isolate_holder"),
     "long_accept_kept": ("heavy", "heavy", "move"),
+    "opening_unproven": ("carrier_as_it_opens", "slow_network", "cut_one_way", "power_cut"),
+    "release_untold": ("carrier_as_it_opens", "slow_network", "cut_one_way", "move"),
 }
 """Kinds of faults that together reach a mistake sooner than the whole mix does. The right code
 must stand the same schedules."""
@@ -128,10 +131,10 @@ def _all_accept_kept(self: HandOver, _now_ns: int) -> SetGate:
     return SetGate(self._group.params.index, 0, self._group.gate_ns)
 
 
-def _release_anything(self: Acceptor, sender: int, epoch: int, to: int) -> bool:
+def _release_anything(self: Acceptor, sender: int, release: Release) -> bool:
     if sender != self.holder:
         return False
-    self.released, self.released_to = True, to
+    self.released, self.released_to = True, release.to
     return True
 
 
@@ -225,11 +228,30 @@ def _count_for_all(self: LeaseCore, sender: int, message: Message, seq: int, now
 
 def _without_position(self: Codec, datagram: bytes) -> tuple[int, Envelope]:
     sender, envelope = _OPEN(self, datagram)
-    messages = [
-        msgspec.structs.replace(message, position=None) if type(message) is Release else message
-        for message in envelope.messages
-    ]
+    messages: list[Message] = []
+    for message in envelope.messages:
+        match message:
+            case Release():
+                messages.append(msgspec.structs.replace(message, position=None))
+            case Promise():
+                messages.append(msgspec.structs.replace(message, given=None))
+            case _:
+                messages.append(message)
     return sender, msgspec.structs.replace(envelope, messages=messages)
+
+
+def _releases_unopened(self: Acceptor, sender: int, release: Release) -> bool:
+    if epoch_node(release.epoch) != sender:
+        return False
+    self._dead_epoch = max(self._dead_epoch, release.epoch)
+    if release.epoch != self.accepted_epoch:
+        return False
+    self.released, self.released_to = True, release.to
+    return True
+
+
+def _heard_active(self: Heir, given: Release, claim: Claim) -> bool:
+    return given.epoch in (claim.succeeds, self._role.epoch)
 
 
 MISTAKES: dict[str, str] = {
@@ -267,6 +289,8 @@ MISTAKES: dict[str, str] = {
     "upstream_ignored": "a holder without an upstream keeps its group",
     "long_grant_cut_short": "a voter counts every grant as a usual lease, long ones too",
     "long_accept_kept": "the accept that a long lease opened outlasts a usual one in a move",
+    "opening_unproven": "a release whose epoch nobody heard ACTIVE is no reason to wait",
+    "release_untold": "voters do not tell of a release that its target may not have heard",
 }
 
 
@@ -309,12 +333,16 @@ def planted(mistake: str | None, world: World | None = None) -> Iterator[None]:
         "position_lost_on_the_wire": (Codec, "open", _without_position),
         "given_to_anybody": (NodeView, "sound", lambda *_: True),
         "upstream_ignored": (NodeView, "upstream_fault", lambda *_: ""),
+        "opening_unproven": (Heir, "_stands", _heard_active),
+        "release_untold": (GroupCore, "_learn", lambda _self, _promise: None),
     }
     with ExitStack() as stack:
         if mistake in patches:
             stack.enter_context(patched(*patches[mistake]))
         if mistake == "old_voters_accepted":
             stack.enter_context(patched(NodeView, "in_set", _in_any_set))
+        if mistake == "opening_unproven":
+            stack.enter_context(patched(Acceptor, "release", _releases_unopened))
         if mistake == "anybody_votes":
             stack.enter_context(patched(NodeView, "may_vote", _votes_anyway))
         if mistake == "drift_ignored":

@@ -74,6 +74,17 @@ class Lane:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """A release to a node, whether it reached it or not: no voter is free for that node before
+    `kept_until` but by the release, so that voters can tell of the position."""
+
+    epoch: int
+    position: Position
+    kept_until: int
+    process: int
+
+
+@dataclass(frozen=True, slots=True)
 class Owed:
     """A release to a node that reached its process: the position that it must apply first."""
 
@@ -100,6 +111,7 @@ class Node:
         "disturbed_at",
         "gates",
         "gateway",
+        "given",
         "held_up",
         "id",
         "inbox",
@@ -165,6 +177,7 @@ class Node:
         """When the answers of its upstream checks last changed."""
         self.owed: dict[int, Owed] = {}
         """By group: the last release to this node."""
+        self.given: dict[int, Given] = {}
         self.record: VoterRecord | None = None
         """The voters file; None: it is gone."""
 

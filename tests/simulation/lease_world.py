@@ -51,7 +51,6 @@ class World(Engine):
         """`shape`: as of `Engine`."""
         super().__init__(rng, **shape)
         self.heartbeat_ns = HEARTBEAT_NS
-        self.two_node = False
         self.damping: DampingParams | None = None
         self.no_restart_wait = False
         self.loss_of_voters_unnoticed = False

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from tests.simulation.lease_mistakes import FOCUS, MISTAKES
-from tests.simulation.lease_node import GROUP, LEASE_NS, RESTART_WAIT_NS
+from tests.simulation.lease_node import GROUP, HEARTBEAT_NS, LEASE_NS, RESTART_WAIT_NS
 from tests.simulation.lease_schedule import LEASE
 from tests.simulation.lease_world import World
 
@@ -85,6 +85,21 @@ def test_a_voter_that_restarted_carries_the_lease_when_the_other_one_is_lost(see
     held = holder.core.groups[GROUP].proposer.held if holder.core is not None else None
     assert held is not None
     assert held.contiguous  # It never shut: nobody's windows are stale.
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_deaf_holder_is_succeeded_after_one_lease(seed: int) -> None:
+    world = World(Random(seed), gateways=(1, 2), witnesses=(9,))
+    for node in world.nodes.values():
+        world.start(node)
+    world.run(RESTART_WAIT_NS + 6 * LEASE_NS + Random(seed).randrange(HEARTBEAT_NS))
+    holder = next(node for node in world.nodes.values() if world.announces(node))
+    heir = world.nodes[3 - holder.id]
+    world.network.cut = {(node, holder.id) for node in (heir.id, 9)}
+    # It is heard all the time: the voters grant what it asks for until its own lease has ended.
+    world.run(world.now + LEASE_NS + 3 * HEARTBEAT_NS // 2)
+    assert world.announces(heir)
+    assert [node for _, node, _ in world.takeovers] == [holder.id, heir.id]
 
 
 @pytest.mark.parametrize("mistake", sorted(MISTAKES))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from cluster.acceptor import Acceptor
-from cluster.heartbeat import Accepted, Nack, Prepare, Promise, Propose
+from cluster.heartbeat import Accepted, Nack, Prepare, Promise, Propose, Release
 from hafw.human import make_epoch
+from hafw.messages import Position
 from tests.unit.cluster.lease_bench import KEPT, MS, T, params
 
 ERA = 3
@@ -13,6 +14,10 @@ NOW = 10_000 * MS
 
 def epoch(counter: int, node: int, era: int = ERA) -> int:
     return make_epoch(era, counter, node)
+
+
+def released(number: int, to: int, position: Position | None = None) -> Release:
+    return Release(1, number, to, position)
 
 
 class Voter:
@@ -112,7 +117,7 @@ def test_release_to_anybody_frees_at_once_and_stays_released() -> None:
     voter = Voter()
     voter.propose(1, epoch(1, 1))
     assert voter.acceptor.running_for(voter.now) == 1
-    assert voter.acceptor.release(1, epoch(1, 1), 0)
+    assert voter.acceptor.release(1, released(epoch(1, 1), 0))
     assert voter.acceptor.running_for(voter.now) == 0
     assert isinstance(voter.propose(1, epoch(1, 1)), Nack)  # A renewal that was on its way.
     assert isinstance(voter.propose(2, epoch(2, 2)), Accepted)
@@ -122,7 +127,7 @@ def test_release_to_anybody_frees_at_once_and_stays_released() -> None:
 def test_release_to_one_node_frees_for_that_node_alone() -> None:
     voter = Voter()
     voter.propose(1, epoch(1, 1))
-    voter.acceptor.release(1, epoch(1, 1), 2)
+    voter.acceptor.release(1, released(epoch(1, 1), 2))
     assert voter.acceptor.blocks(3, voter.now) == KEPT
     assert voter.acceptor.blocks(2, voter.now) == 0
 
@@ -130,15 +135,46 @@ def test_release_to_one_node_frees_for_that_node_alone() -> None:
 def test_release_of_another_epoch_or_by_another_node_frees_nothing() -> None:
     voter = Voter()
     voter.propose(1, epoch(2, 1))
-    assert not voter.acceptor.release(1, epoch(1, 1), 0)
-    assert not voter.acceptor.release(2, epoch(2, 1), 0)
+    assert not voter.acceptor.release(1, released(epoch(1, 1), 0))
+    assert not voter.acceptor.release(2, released(epoch(2, 1), 0))
     assert voter.acceptor.blocks(2, voter.now) == KEPT
 
 
 def test_release_that_overtook_its_proposal_still_ends_it() -> None:
     voter = Voter()
-    assert not voter.acceptor.release(1, epoch(1, 1), 0)
+    assert not voter.acceptor.release(1, released(epoch(1, 1), 0))
     refused = voter.propose(1, epoch(1, 1))
     assert isinstance(refused, Nack)
     assert refused.promised == epoch(1, 1)
     assert isinstance(voter.propose(1, epoch(2, 1)), Accepted)
+
+
+def test_promise_tells_of_a_release_to_a_node_until_a_later_lease_has_opened() -> None:
+    voter = Voter()
+    voter.propose(1, epoch(1, 1))
+    given = released(epoch(1, 1), 2, Position(sender_id=1, session=7, seq=40))
+    voter.acceptor.release(1, given)
+    first = voter.prepare(2, epoch(2, 2))
+    # It had opened, whoever heard of that: who is not ACTIVE releases to nobody.
+    assert isinstance(first, Promise)
+    assert (first.last_epoch, first.last_opened, first.given) == (epoch(1, 1), True, given)
+    voter.propose(2, epoch(2, 2))  # In vain, and never opened.
+    again = voter.prepare(2, epoch(3, 2))
+    assert isinstance(again, Promise)
+    assert (again.last_epoch, again.last_opened, again.given) == (epoch(2, 2), False, given)
+    voter.propose(2, epoch(3, 2))
+    voter.propose(2, epoch(3, 2), opened=True)
+    voter.now += 10 * T
+    last = voter.prepare(1, epoch(4, 1))
+    assert isinstance(last, Promise)
+    assert last.given is None
+
+
+def test_release_to_anybody_proves_no_opening() -> None:
+    voter = Voter()
+    voter.propose(1, epoch(1, 1))
+    voter.acceptor.release(1, released(epoch(1, 1), 0))
+    promise = voter.prepare(2, epoch(2, 2))
+    assert isinstance(promise, Promise)
+    assert not promise.last_opened
+    assert promise.given is None

@@ -35,7 +35,7 @@ def test_an_unsynced_node_claims_a_free_group_at_once() -> None:
     assert sent(effects, Prepare)
     won = bench.answer(effects)
     [reply] = replies(won + bench.pass_time(HEARTBEAT))
-    assert (reply.moved, reply.epoch) == (True, bench.core.groups[1].known_epoch)
+    assert (reply.moved, reply.epoch) == (True, bench.core.groups[1].role.epoch)
 
 
 def test_without_a_majority_nothing_is_forced() -> None:

@@ -101,7 +101,7 @@ def test_lease_taken_by_another_than_the_target_is_said() -> None:
     ask(bench)
     position(bench, epoch)
     own = make_epoch(3, 9, 1)
-    bench.core.groups[1].known_epoch = own
+    bench.core.groups[1].role.epoch = own
     [reply] = replies(bench.pass_time(HEARTBEAT, bench.calm))
     assert (reply.moved, reply.released, reply.epoch) == (False, True, own)
     assert "node 1 took it instead" in reply.reason
@@ -122,7 +122,7 @@ def test_syncd_that_does_not_say_its_position_calls_the_move_off() -> None:
     assert bench.core.groups[1].active
 
 
-def test_lease_lost_during_the_move_ends_it_unreleased() -> None:
+def test_lease_lost_during_the_move_ends_it_and_gives_it_to_nobody_by_name() -> None:
     bench, _ = holder()
     ask(bench)
     bench.now += 2 * T
@@ -130,7 +130,7 @@ def test_lease_lost_during_the_move_ends_it_unreleased() -> None:
     assert done(effects, SetGate)[0] == SetGate(1, 0, 0)
     [reply] = replies(effects)
     assert (reply.moved, reply.released) == (False, False)
-    assert sent(effects, Release) == []
+    assert [release.to for release in sent(effects, Release)] == [0]  # It hears nobody.
 
 
 def test_stop_during_a_move_answers_it() -> None:
@@ -310,9 +310,16 @@ def target(applied: list[Position]) -> tuple[Bench, int, list[Effect]]:
     return bench, epoch, bench.hear(1, Release(1, epoch, 2, HERE))
 
 
-def win(bench: Bench, effects: list[Effect], succeeds: int) -> list[Effect]:
-    [prepare] = sent(effects, Prepare)
-    answer: Message = Promise(1, prepare.epoch, 3, succeeds, 1, True, True)
+def win(
+    bench: Bench,
+    effects: list[Effect],
+    succeeds: int,
+    *,
+    opened: bool = True,
+    given: Release | None = None,
+) -> list[Effect]:
+    prepare = sent(effects, Prepare)[0]
+    answer: Message = Promise(1, prepare.epoch, 3, succeeds, 1, opened, True, given)
     [propose] = sent(bench.hear(9, answer), Propose)
     return bench.hear(9, Accepted(1, prepare.epoch, propose.request))
 
@@ -338,7 +345,37 @@ def test_target_waits_for_the_position_in_the_same_session() -> None:
 def test_target_waits_for_the_position_also_after_a_claim_that_it_dropped() -> None:
     bench, epoch, effects = target([])
     dropped = epoch + (1 << 8) + 1  # The next counter, by node 2: granted, never opened.
-    assert done(win(bench, effects, dropped), SetGate) == []
+    assert done(win(bench, effects, dropped, opened=False), SetGate) == []
+    bench.applied = [HERE]
+    assert done(bench.beacon(), SetGate)[0].announce_ns > bench.now
+
+
+def test_target_waits_for_no_position_before_a_lease_that_has_opened_since() -> None:
+    bench, epoch, effects = target([])
+    since = epoch + (1 << 8) + 1
+    assert done(win(bench, effects, since), SetGate)[0].announce_ns > bench.now
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_target_waits_for_the_position_of_a_lease_that_nobody_heard_opened(asked: bool) -> None:
+    """It was released in the very turn in which it had opened, and another claim lay between."""
+    bench = Bench(2)
+    bench.pass_time(2030 * MS, bench.calm)
+    epoch = make_epoch(3, 1, 1)
+    if asked:
+        bench.hear(1, Propose(1, epoch, 1, T, False))
+    effects = bench.hear(1, Release(1, epoch, 2, HERE))
+    assert done(win(bench, effects, epoch + (1 << 8) + 1, opened=False), SetGate) == []
+    bench.applied = [HERE]
+    assert done(bench.beacon(), SetGate)[0].announce_ns > bench.now
+
+
+def test_target_learns_the_position_from_a_voter_if_the_release_did_not_reach_it() -> None:
+    bench = Bench(2)
+    effects = bench.pass_time(2050 * MS, bench.calm)
+    epoch = make_epoch(3, 1, 1)
+    given = Release(1, epoch, 2, HERE)
+    assert done(win(bench, effects, epoch, given=given), SetGate) == []
     bench.applied = [HERE]
     assert done(bench.beacon(), SetGate)[0].announce_ns > bench.now
 
@@ -353,6 +390,16 @@ def test_target_that_never_catches_up_gives_the_lease_back() -> None:
     assert [release.to for release in sent(effects, Release)] == [0]
     assert bench.core.view.counters["takeovers_abandoned"] == 1
     assert not bench.core.groups[1].active
+
+
+def test_target_that_waited_in_vain_opens_next_time_whatever_voters_tell() -> None:
+    bench, epoch, effects = target([])
+    assert done(win(bench, effects, epoch), SetGate) == []
+    while not bench.core.view.counters["takeovers_abandoned"]:
+        bench.renew()
+    effects = bench.pass_time(2 * T, bench.calm)
+    given = Release(1, epoch, 2, HERE)
+    assert done(win(bench, effects, epoch, given=given), SetGate)[0].announce_ns > bench.now
 
 
 def test_release_to_another_is_respected_until_the_lease_would_have_ended() -> None:

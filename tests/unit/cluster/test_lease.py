@@ -89,6 +89,33 @@ def test_renewals_extend_from_each_request_and_expiry_shuts() -> None:
     assert bench.core.view.counters["leases_lost"] == 1
 
 
+def test_lease_that_ends_with_no_majority_heard_is_given_up_while_voters_may_count_it() -> None:
+    """They may have granted all that was asked for: this node alone is deaf, perhaps."""
+    bench = Bench()
+    bench.hold()
+    bench.renew()
+    held = bench.core.groups[1].proposer.held
+    assert held is not None
+    effects = bench.pass_time(held.deadline_ns - bench.now - 1)
+    assert sent(effects, Release) == []
+    ended = bench.pass_time(KEPT)
+    given = [isinstance(e, Send) and bool(sent([e], Release)) for e in ended]
+    assert ended.index(SetGate(1, 0, 0)) < given.index(True)
+    releases = sent(ended, Release)
+    assert set(releases) == {Release(1, held.epoch, 0, None)}
+    assert len(releases) >= KEPT // HEARTBEAT
+    assert sent(bench.pass_time(4 * T), Release) == []
+
+
+def test_lease_that_ends_while_a_majority_is_heard_is_claimed_anew_and_not_given_up() -> None:
+    bench = Bench()
+    bench.hold()
+    effects = bench.pass_time(2 * T, bench.calm)
+    assert SetGate(1, 0, 0) in effects
+    assert sent(effects, Prepare)
+    assert sent(effects, Release) == []
+
+
 def test_own_vote_is_only_cast_when_it_makes_the_majority() -> None:
     bench = Bench()
     bench.pass_time(2100 * MS, bench.calm)
@@ -372,8 +399,8 @@ def test_no_claim_while_a_holder_is_heard_to_be_active() -> None:
         return [*bench.beacon(), *bench.beat(1, active=epoch, holder=1), *bench.beat(9, holder=1)]
 
     assert sent(bench.pass_time(4000 * MS, holder_too), Prepare) == []
-    role = bench.core.groups[1]
-    assert (role.known_epoch, role.known_holder) == (epoch, 1)
+    role = bench.core.groups[1].role
+    assert (role.epoch, role.holder) == (epoch, 1)
 
 
 def test_unsynced_candidate_is_patient_for_five_leases() -> None:
