@@ -21,6 +21,7 @@ from tests.simulation.lease_node import (
     LEASE_NS,
     MS,
     NOT_WON,
+    RESTART_WAIT_NS,
     SECOND_GROUP,
     UPSTREAM_NS,
     Given,
@@ -294,9 +295,9 @@ class Judged:
         """A lease may not end while its holder and a majority are well.
 
         Judged only if they, and the network between all, have been undisturbed for long. A slow
-        disk is no excuse, nor is what happens to the other nodes' processes. A voter that started
-        after the lease was won must be able to carry it on if disks are quick: a new claim needs
-        its era, and eras need disks. So does one that had not written its era when it was won.
+        disk is no excuse, nor is what happens to the other nodes' processes. A voter that was
+        still silent when the lease was won must be able to carry it on if disks are quick: a new
+        claim needs its era, and eras need disks. So does one that had not written its era then.
         """
         calm_from, network = self.now - CALM_NS, self.network
         if self.network_disturbed_at > calm_from or network.loss or network.slow or network.cut:
@@ -314,12 +315,14 @@ class Judged:
             node.disk_ns <= 50 * MS and node.disk_slow_until < self.now
             for node in self.nodes.values()
         )
+        if not quick and self.asked_sets:
+            return  # Who cannot store the next voter set in time is left behind in the old one.
         calm = [
             node.id
             for node in self.nodes.values()
             if node.core is not None
             and max(node.disturbed_at, node.unanswered_at) < calm_from
-            and (quick or (node.started_at < won_at and node.disk_era >= era))
+            and (quick or (node.started_at + RESTART_WAIT_NS < won_at and node.disk_era >= era))
             and not (node.late or node.disk_fails or node.disk_hangs or node.unanswered)
         ]
         if lane.holder in calm and self.in_all_sets(lane.holder) and self.are_majority(calm):
