@@ -45,7 +45,6 @@ HELD_LEASES = 2
 KINDS = (
     "all_restart",
     "carrier",
-    "carrier_as_it_opens",
     "change_and_isolate",
     "change_voters",
     "change_voters",
