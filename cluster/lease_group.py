@@ -322,8 +322,9 @@ class GroupCore:
             return []
         view = self._view
         view.counters["leases_lost"] += 1
-        # Asked for until now, perhaps in vain only as far as is heard here.
-        self._lost = _Lost(held.epoch, now_ns + view.params.longer(view.params.lease_ns))
+        # Asked for until now, perhaps in vain only as far as is heard here; long ones, perhaps.
+        longest_ns = max(view.params.lease_ns, held.longest_ask_ns)
+        self._lost = _Lost(held.epoch, now_ns + view.params.longer(longest_ns))
         return self._shut("lease_lost", now_ns)
 
     def _tend_claim(self, now_ns: int) -> list[Effect]:

@@ -80,6 +80,11 @@ class Claim:
     alone: bool = False
     """Some grant that it rests on, or rested on, was no majority's."""
 
+    @property
+    def longest_ask_ns(self) -> int:
+        """Of the asks that voters may have granted unheard; 0: there is none."""
+        return max((request.lease_ns for request in self.requests.values()), default=0)
+
 
 class Proposer:
     """Claims of one group. `held` has a majority's grant; `claim` is on its way to one."""

@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 
 import tests.unit.cluster.lease_bench as lease_bench
-from cluster.heartbeat import Propose
+from cluster.heartbeat import Propose, Release
 from cluster.lease_types import HeavyUntil, MoveAsked, SetGate
 from cluster.local_events import local_event
 from hafw.messages import HEAVY_S_MAX, HeavyWork, LeasedStatus, MoveRequest
@@ -103,6 +103,25 @@ def test_a_move_leaves_accept_open_for_a_usual_lease_only(bench: Bench) -> None:
     shut = done(bench.core.handle(ask, now_ns=bench.now), SetGate)[0]
     assert shut.announce_ns == 0
     assert shut.accept_ns == bench.now + lease_bench.USABLE
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_a_deaf_holder_gives_up_for_as_long_as_voters_may_count_a_long_lease(
+    bench: Bench, over: bool
+) -> None:
+    """They may have granted a long ask, and count it though the work is over soon."""
+    busy(bench, 20 * S)
+    asked = sent(bench.pass_time(HEARTBEAT), Propose)
+    assert {ask.lease_ns for ask in asked} == {LONG}
+    if over:
+        bench.core.handle(HeavyUntil(0), now_ns=bench.now)
+    while bench.core.groups[1].proposer.held is not None:
+        bench.pass_time(MS)
+    assert sent(bench.pass_time(2 * HEARTBEAT), Release), "at once"
+    bench.pass_time(LONG - 3 * HEARTBEAT)
+    assert sent(bench.pass_time(HEARTBEAT), Release), "until the last voter has let it go"
+    bench.pass_time(3 * HEARTBEAT)
+    assert sent(bench.pass_time(2 * S), Release) == []
 
 
 def test_the_word_on_the_socket_is_bounded() -> None:
