@@ -65,8 +65,8 @@ BESIDE := -n 3 --dist loadscope --no-loadscope-reorder tests/packaging tests/fuz
 # The same cores, and the world that they run in, as Cython makes machine code of them, for the
 # million schedules of the lease: two thirds of the time. They must leave the same traces.
 COMPILED := build/simulation
-CORES := $(addprefix cluster/,$(addsuffix .py,acceptor announce_plan asks claims damping handover lease \
-  lease_group pair proposer session view voters)) \
+CORES := $(addprefix cluster/,$(addsuffix .py,acceptor announce_plan asks claims damping handover heir \
+  lease lease_group pair proposer role session view voters)) \
   $(addprefix tests/simulation/lease_,checks.py engine.py node.py)
 TRACES := for seed in 1 2 3 4 5 6; do for of in lease pair; do \
   $(CURDIR)/$(BIN)/python -m tests.simulation.$${of}_schedule --seed $$seed; done; done 2>&1
