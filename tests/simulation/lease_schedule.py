@@ -158,7 +158,7 @@ class Schedule(VoterFaults):
                 raise ViolationError(f"nobody is ACTIVE and stays so, although {well} are well")
             world.run(world.now + LEASE_NS)
             held = held + 1 if world.served_by(well) else 0
-        if well == sorted(world.nodes) and not any(n.record and n.record.lost for n in nodes):
+        if well == sorted(world.nodes) and all(map(self._has_file, nodes)):
             self._change_ends()
         return world
 
