@@ -11,9 +11,11 @@ Theory of operation
 
     A loss is a fit node that turns unfit for the group: silent for a whole lease, a segment
     without carrier, an upstream check that fails, or a new process of its leased. What syncd says
-    is none: every planned move leaves a node unsynced for a while. Nor is anything while the node
-    is drained or in maintenance. `quiet_max` without a loss takes one away, which halves the next
-    wait; so who flaps with a shorter period than that ends up damped for as long as it does.
+    is none: every planned move leaves a node unsynced for a while. Nor is the silence of a node
+    whose lease still runs (a long one, around a policy load, is there for just that), nor anything
+    while the node is drained or in maintenance. `quiet_max` without a loss takes one away, which
+    halves the next wait; so who flaps with a shorter period than that ends up damped for as long
+    as it does.
 
     Damping *ranks and never gates*: a damped node comes behind all others that are as synced and
     as sound, is not gone back to by preemption, and takes over at once if it is the only one.
@@ -26,6 +28,7 @@ Theory of operation
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -161,9 +164,11 @@ class FlapWatch:
             if node in order:
                 self._observe(damping, node, STARTED_ANEW, now_ns)
 
-    def look(self, now_ns: int) -> None:
+    def look(self, running: Mapping[int, int], now_ns: int) -> None:
         """At each heartbeat of this node: at itself, and for who is silent. Silence while this
-        loop did not run, or while nobody is heard, may be this node's own fault."""
+        loop did not run, or while nobody is heard, may be this node's own fault; that of a
+        node whose lease of a group still runs is none yet (`running`: group -> that node, as far
+        as the own voter knows)."""
         view, params = self._view, self._view.params
         if not self._groups:
             return
@@ -181,7 +186,7 @@ class FlapWatch:
             own = view.carrier_fault(index) or view.upstream_fault(index)
             self._observe(damping, self._own, own, now_ns)
             for node in silent:
-                if node in order and not deaf:
+                if node in order and not deaf and running.get(index) != node:
                     self._observe(damping, node, SILENT, now_ns)
 
     def stand(self, cleared: dict[int, int]) -> None:

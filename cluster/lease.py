@@ -223,7 +223,8 @@ class LeaseCore:
         )
         if self._next_beat_ns > now_ns + params.heartbeat_ns:
             self._next_beat_ns = now_ns + params.heartbeat_ns
-        view.flaps.look(now_ns)
+        running = {n: group.acceptor.running_for(now_ns) for n, group in self.groups.items()}
+        view.flaps.look(running, now_ns)
         current, follows = self.voters.told()
         beat = Beat(
             voters=current,

@@ -142,8 +142,11 @@ class Transport:
         ]
 
     def standing_in(self) -> set[str]:
-        """Own addresses on the segments that stand in for links now."""
-        return {link.address for link in self._links if link.name in self._away.values()}
+        """Own addresses on all segments shared with a peer for which one stands in now: each end
+        chooses its own, so the peer may ask over another one than this node does."""
+        segments = self.segments
+        names = {name for peer, over in self._away.items() if over for name in segments[peer]}
+        return {link.address for link in self._links if link.name in names}
 
     def device(self, link_name: str) -> str:
         return next(link.device for link in self._links if link.name == link_name)

@@ -48,12 +48,12 @@ def holds_long(leased: LeasedStatus) -> bool:
 async def heavy_work(leased: Asked) -> AsyncIterator[None]:
     """While the body runs. Does nothing without a leased: then this node holds no group."""
     there = leased.tell_heavy_work(HEAVY_S_MAX)
-    if there:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(AGREED_S_MAX):
-                await _agreed(leased)
     repeating = asyncio.create_task(_repeat(leased))
     try:
+        if there:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(AGREED_S_MAX):
+                    await _agreed(leased)
         yield
     finally:
         repeating.cancel()

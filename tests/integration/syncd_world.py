@@ -425,9 +425,11 @@ class World:
 
 
 @contextmanager
-def syncd_world(folder: Path, count: int = 2, *, sync: str = "", lan: str = "") -> Iterator[World]:
+def syncd_world(
+    folder: Path, count: int = 2, *, sync: str = "", lan: str = "", wan: bool = False
+) -> Iterator[World]:
     """`count` gateways, their syncds not started yet. `lan`: build that segment, with these
-    addresses (`LAN4` or `LAN6`)."""
+    addresses (`LAN4` or `LAN6`); `wan`: the other one too."""
     prefix = f"hafw-t-sync-{os.getpid()}"
     switch = f"{prefix}-sw"
     names = [f"{prefix}-gw{number}" for number in range(1, count + 1)]
@@ -443,7 +445,7 @@ def syncd_world(folder: Path, count: int = 2, *, sync: str = "", lan: str = "") 
     os.environ.update(roots)
     gateways: list[Gateway] = []
     try:
-        _build_network(switch, names, lan)
+        _build_network(switch, names, lan, wan)
         key = os.urandom(32)
         for number, name in enumerate(names, 1):
             paths = NodePaths(f"gw{number}")
@@ -477,9 +479,9 @@ def write_key(paths: NodePaths, key: bytes) -> None:
         file.write(key)
 
 
-def _build_network(switch: str, names: list[str], lan: str) -> None:
+def _build_network(switch: str, names: list[str], lan: str, wan: bool) -> None:
     bridges, ports = [], []
-    devices = ("sync0", "sync1", *(("lan0",) if lan else ()))
+    devices = ("sync0", "sync1", *(("lan0",) if lan else ()), *(("wan0",) if wan else ()))
     for link, device in enumerate(devices):
         bridges.append(f"link add br{link} type bridge mcast_snooping 0")
         bridges.append(f"link set br{link} up")
@@ -500,4 +502,6 @@ def _build_network(switch: str, names: list[str], lan: str) -> None:
             plan.append(f"link set sync{link} up")
         if lan:
             plan += [f"address add {lan.format(n=number)} dev lan0 nodad", "link set lan0 up"]
+        if wan:
+            plan += [f"address add 198.51.100.{number}/24 dev wan0", "link set wan0 up"]
         batch(name, *plan)

@@ -141,6 +141,29 @@ def test_links_that_are_dead_in_one_direction_count_as_cut(pair: World) -> None:
     assert gw2.reason == ""
 
 
+def test_ends_that_chose_different_segments_serve_each_other_on_both(tmp_path: Path) -> None:
+    with syncd_world(tmp_path, lan=LAN4, wan=True) as world:
+        world.start()
+        world.lead(1, 1)
+        gw1, gw2 = world[1], world[2]
+        gw2.wait_synced()
+        gw1.put(mixed(200))
+        world.wait_equal(1, 2)
+        for gateway, peer in ((gw1, 2), (gw2, 1)):
+            wait_over(gateway, peer, "links")
+        wait_for("both segments are probed", lambda: min(map(lan_packets, (gw1, gw2))) > 8)
+        cut_links(world)
+        wait_over(gw1, 2, "segment lan")
+        wait_over(gw2, 1, "segment lan")
+        world.drop(LAN, f'oifname "l{LAN}p2"')  # Nothing of gw1 reaches gw2 over it, for a while.
+        wait_over(gw2, 1, "segment wan")
+        world.heal(LAN)
+        assert over(gw1, 2) == "segment lan", "each end keeps what works"
+        gw2.delete(mixed(5, first=100))  # The digests find it, a repair is asked for.
+        world.wait_equal(1, 2)
+        gw2.wait_synced()
+
+
 def test_a_segment_that_is_forbidden_carries_nothing(tmp_path: Path) -> None:
     with syncd_world(tmp_path, lan=LAN4, sync="segments: []") as world:
         world.start()

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 import tests.unit.cluster.lease_bench as lease_bench
 from cluster.claims import heirs, rank
 from cluster.damping import Damped, Damping
-from cluster.heartbeat import Beat, GroupBeat, Release
+from cluster.heartbeat import Beat, GroupBeat, Propose, Release
 from cluster.lease import LeaseCore
 from cluster.lease_types import DampingParams, GroupParams, LeaseParams, SegmentsDown, StandingSaid
 from hafw.config.load import load_cluster
 from hafw.config.model import VoterSet
+from hafw.human import make_epoch
 from hafw.messages import DampedStatus, Standing
 from tests.unit.cluster.lease_bench import HEARTBEAT, MS, START, VOTED, Bench, T, sent
 from tests.unit.cluster.test_leased_status import LAB, status
@@ -24,6 +25,7 @@ from tests.unit.cluster.test_leased_status import LAB, status
 S = 1000 * MS
 QUIET, LONGEST, LOSSES = 60 * S, 960 * S, 3
 PARAMS = DampingParams(LOSSES, QUIET, LONGEST)
+EPOCH_OF_2 = make_epoch(3, 7, 2)
 FLAP = "segment lan: no carrier on lan0"
 
 
@@ -238,6 +240,29 @@ def test_silence_counts_when_somebody_else_is_heard(bench: Bench) -> None:
         silence(9)
     [said] = status(bench).damped
     assert (said.node_id, said.why) == (2, "silent on every link and segment")
+
+
+def test_the_silence_of_a_node_counts_once_its_lease_is_over(bench: Bench) -> None:
+    """A policy load may hold up the lease loop; a long lease is there for just that."""
+    bench = Bench()  # Like the fixture's, but node 2 holds the group.
+    bench.pass_time(2100 * MS, bench.calm)
+    lease_ns = 10 * T
+
+    def silent_for(silence_ns: int) -> list[DampedStatus]:
+        bench.beat(2, active=EPOCH_OF_2, holder=2)
+        bench.hear(2, Propose(1, EPOCH_OF_2, bench.now, lease_ns, True))
+        end_ns = bench.now + silence_ns
+        while bench.now < end_ns:
+            bench.now += HEARTBEAT
+            bench.beat(9, holder=2)
+            bench.core.tick(now_ns=bench.now)
+        return status(bench).damped
+
+    for _ in range(LOSSES):
+        assert silent_for(lease_ns - 2 * HEARTBEAT) == []
+    for _ in range(LOSSES):
+        found = silent_for(lease_ns + 2 * T)
+    assert [(said.node_id, said.losses) for said in found] == [(2, LOSSES)]
 
 
 def test_a_leased_that_starts_again_and_again_is_damped(bench: Bench) -> None:

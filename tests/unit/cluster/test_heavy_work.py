@@ -179,3 +179,19 @@ def test_who_holds_nothing_need_not_wait(bench: Bench) -> None:
         structs.replace(held, groups=[structs.replace(held.groups[0], active=False)])
     )
     assert holds_long(structs.replace(held, lease_ms=100.0)), "two nodes never ask for more"
+
+
+def test_work_that_is_cancelled_while_it_waits_asks_for_nothing_longer(bench: Bench) -> None:
+    async def cancelled(leased: Leased) -> None:
+        async def work() -> None:
+            async with heavy_work(leased):
+                pytest.fail("the lease is not there yet")
+
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    leased = Leased(bench, looks=10_000)
+    asyncio.run(cancelled(leased))
+    assert leased.told == [HEAVY_S_MAX, 0.0]
