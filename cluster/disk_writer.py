@@ -30,7 +30,7 @@ Written = EraPersisted | EraFailed | VotersPersisted | VotersFailed
 
 class DiskWriter:
     """`wake` gets one octet when a write has ended. The voters file is written before an era,
-    should there be none yet: the era file says that there is one."""
+    should there be none yet, or no more: the era file says that there is one."""
 
     def __init__(self, paths: NodePaths, wake: socket.socket, config: ClusterConfig) -> None:
         """Reads both. Raises StateError if the era cannot be known."""
@@ -38,7 +38,7 @@ class DiskWriter:
         self.wrong = ""
         """What is wrong with the voters file."""
         self.record = VoterRecord(config.voters)
-        """What is to be known of voter sets at the start."""
+        """What the voters file holds, or is to hold: all that others were told of sets."""
         if config.quorum != "two-node":  # Their set does not change.
             self.record, self.wrong = read_voters(
                 paths.voters, config.voters, first_start=not had_voters(paths.era)
@@ -88,6 +88,7 @@ class DiskWriter:
             be_ordinary()
             with self._voters_lock:
                 write_voters(self._paths.voters, record)
+                self.record = record
             self._done.append(VotersPersisted(record))
         except OSError as error:
             self._done.append(VotersFailed(error.strerror or str(error)))

@@ -24,6 +24,8 @@ from hafw.messages import (
 )
 
 __all__ = [
+    "FIRST_SET",
+    "NEWCOMER",
     "NS_PER_MS",
     "Announce",
     "Arrived",
@@ -55,11 +57,17 @@ __all__ = [
     "VotersAsked",
     "VotersFailed",
     "VotersPersisted",
+    "is_sound",
 ]
 
 NS_PER_MS = 1_000_000
 PPM = 1_000_000
 UPSTREAM_BEATS = 3
+NEWCOMER = 0
+"""The number of the set that no node votes in: what a new node's cluster.yaml says."""
+FIRST_SET = 1
+VOTER_ID_MAX = 62
+SET_ID_MAX = (1 << 63) - 1
 
 
 class Rng(Protocol):
@@ -80,6 +88,14 @@ class GroupParams:
     the checks of one far side that comes or goes differ by an interval, as heard."""
 
 
+def is_sound(voters: VoterSet) -> bool:
+    """Whether the set can be one: ascending ids, each once."""
+    members = voters.members
+    if not members or members != tuple(sorted(set(members))):
+        return False
+    return members[0] > 0 and members[-1] <= VOTER_ID_MAX and 0 <= voters.id <= SET_ID_MAX
+
+
 @dataclass(frozen=True, slots=True)
 class VoterRecord:
     """What a node keeps of voter sets over restarts: the one in force, the one stored to follow
@@ -88,6 +104,11 @@ class VoterRecord:
     current: VoterSet
     next: VoterSet | None = None
     lost: bool = False
+
+    @classmethod
+    def newcomer(cls, founders: VoterSet) -> VoterRecord:
+        """Of a node that knows its cluster.yaml alone (`cluster.founding`)."""
+        return cls(VoterSet(id=NEWCOMER, members=founders.members))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from cluster.founding import founders_missing
 from cluster.lease import LeaseCore
-from cluster.lease_types import NS_PER_MS
+from cluster.lease_types import NEWCOMER, NS_PER_MS
 from cluster.meters import LinkMeter
 from hafw.config.model import VoterSet
 from hafw.messages import (
@@ -157,10 +158,18 @@ def _voters_alarms(core: LeaseCore, now_ns: int) -> list[str]:
             f"a node with another voter set {view.voters.id} is heard: its cluster.yaml names "
             "other founders"
         )
+    if view.voters.id == NEWCOMER:
+        silent = ", ".join(map(str, founders_missing(view, now_ns)))
+        alarms.append(
+            "this node is new and votes once it knows the voters: it waits for a node that does, "
+            "or for all of cluster.yaml to be heard and new, too"
+            + (f" (missing: nodes {silent})" if silent else "")
+        )
     if view.voters_lost and view.is_voter:
         alarms.append(
-            "this node has lost its voters file and does not vote: take it out of the voters and "
-            "in again (hafwctl cluster voters --remove, then --add)"
+            "this node has lost its voters file, or was installed anew, and does not vote: take "
+            "it out of the voters and in again while it runs (hafwctl cluster voters --remove, "
+            "then --add)"
         )
     if change.error:
         alarms.append(f"the voters file cannot be written: {change.error}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from cluster.damping import FlapWatch
 from cluster.heartbeat import REASON_CHARS_MAX, Beat, Envelope, GroupBeat, Message, Voters
-from cluster.lease_types import GroupParams, LeaseParams, Rng, SegmentsDown, Send
+from cluster.lease_types import NEWCOMER, GroupParams, LeaseParams, Rng, SegmentsDown, Send
 from cluster.pair import PairWatch
 from cluster.session import SessionTable, Verdict
 from hafw.config.model import VoterSet
@@ -111,7 +111,7 @@ class NodeView:
         self.voters_told = Voters(voters.id, voters.members)
         self.voters_hash = voters.hash
         self.majority = voters.majority
-        self.is_voter = self.params.node_id in voters.members
+        self.is_voter = self.params.node_id in voters.members and voters.id > NEWCOMER
 
     def hear_stranger(self, sender: int, session: int, now_ns: int) -> None:
         """An authenticated envelope of no peer: a node this cluster.yaml does not know, our own

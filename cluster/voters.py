@@ -16,7 +16,8 @@ Theory of operation
        durable. So whoever tells `next` = n + 1 acts in n, and will never again act in a set below.
     2. When a majority of n has told n + 1, no majority of n - 1 is left that could grant: every
        lease of n - 1 was granted before, and has ended M(1+ε) later. That is what is waited for
-       before the first node acts in n + 1; all others may follow it at once.
+       before the first node acts in n + 1; all others may follow it at once. Who acts in a set
+       above n + 1 told nothing by that: its set may descend from a rival (rule 6).
     3. At the switch claims and requests under way are dropped (grants of two sets must not be
        added up); what the voter granted it keeps, and waits for, as ever.
     4. Who acts in n + 1 has an era above all it granted in, and not below those of the nodes that
@@ -40,6 +41,8 @@ Theory of operation
        majorities, neither way from one set to the other is open. While too many voters of n are
        silent neither rule may apply; then the current set goes on until they are heard.
 
+    A new node knows no set; `cluster.founding` says when it founds the first one.
+
     Which change is wanted is for others to say (Raft, people); none of this rests on them.
 """
 
@@ -48,8 +51,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from cluster.acceptor import Acceptor
+from cluster.founding import first_set, founders_missing
 from cluster.heartbeat import Beat, Voters
-from cluster.lease_types import NS_PER_MS, Effect, PersistVoters, VoterRecord
+from cluster.lease_types import NEWCOMER, NS_PER_MS, Effect, PersistVoters, VoterRecord, is_sound
 from cluster.view import NodeView, PeerView
 from hafw.config.model import VoterSet
 from hafw.human import epoch_era
@@ -63,7 +67,9 @@ VOTERS_MAX = 15
 def one_step(old: VoterSet, new: VoterSet) -> bool:
     """Whether `new` may follow `old`."""
     return (
-        new.id == old.id + 1
+        old.id > NEWCOMER
+        and is_sound(new)
+        and new.id == old.id + 1
         and len(set(old.members) ^ set(new.members)) == 1
         and 0 < len(new.members) <= VOTERS_MAX
     )
@@ -93,6 +99,8 @@ class VoterChange:
         self._acceptors = acceptors
         self._asked: VoterSet | None = None
         self._higher: _Higher | None = None
+        self._founds: VoterSet | None = None
+        """Set 1, once all its nodes were heard to found it."""
         self._era_floor = 0
         self._writing = False
         self._retry_ns = 0
@@ -127,6 +135,8 @@ class VoterChange:
         view = self._view
         if view.params.two_node:
             return "two nodes without a witness keep their voters"
+        if view.voters.id == NEWCOMER:
+            return "this node is new and knows no voters yet"
         voters = _sorted(voters)
         if voters in (view.voters, self.next, self._asked):
             return ""
@@ -147,6 +157,10 @@ class VoterChange:
         own = self._view.voters
         if self._view.params.two_node:
             return  # One of the two may decide alone: majorities do not share a voter.
+        if not all(is_sound(_plain(each)) for each in (beat.voters, beat.next) if each):
+            return
+        if own.id == NEWCOMER and _plain(beat.voters) in (own, first_set(self._view)):
+            return  # It may found set 1 with us.
         if beat.voters.id > own.id:
             higher = self._higher
             if not beat.era:
@@ -189,10 +203,11 @@ class VoterChange:
         """Whether the set was switched just now, and what is to be written."""
         if self._idle:
             return False, []
-        switched = self._follow() or self._settle(now_ns)
-        wanted = self._wanted()
+        switched = self._follow() or self._settle(now_ns) or self._found()
+        wanted = self._wanted(now_ns)
         as_wanted = wanted is self.record or wanted == self.record
-        self._idle = as_wanted and self.next is None and self._higher is None
+        rests = self.next is None and self._higher is None and self._view.voters.id > NEWCOMER
+        self._idle = as_wanted and rests
         if as_wanted or self._writing or now_ns < self._retry_ns:
             return switched, []
         self._writing = True
@@ -216,6 +231,14 @@ class VoterChange:
         if higher.voters not in (self.next, self.record.current):
             return False  # `_wanted` has it written first.
         self._switch(higher.voters)
+        return True
+
+    def _found(self) -> bool:
+        """Act in set 1, once it is durable here."""
+        view, written = self._view, self.record.current
+        if view.voters.id > NEWCOMER or self._founds is None or written != self._founds:
+            return False
+        self._switch(written)
         return True
 
     def _settle(self, now_ns: int) -> bool:
@@ -263,9 +286,7 @@ class VoterChange:
         ]
 
     def _has(self, beat: Beat, voters: VoterSet) -> bool:
-        """Whether the teller has `voters` durable, or a later set."""
-        if beat.voters.id > voters.id:
-            return True
+        """Whether the teller has `voters` durable, as the next set or in force."""
         if beat.voters.id == voters.id:
             return beat.voters.members == voters.members
         told = beat.next
@@ -289,16 +310,31 @@ class VoterChange:
 
     def _switch(self, voters: VoterSet) -> None:
         view = self._view
-        own = view.params.node_id
-        if own in voters.members and own not in view.voters.members:
-            view.voters_lost = False
+        view.voters_lost = self._lost_in(voters)
         view.act_in(voters)
         view.voters_next = self.next
         self.settles_ns, self.rival, self._asked, self._higher = None, None, None, None
         self._era_floor = 0
         view.counters["voter_sets_changed"] += 1
 
-    def _wanted(self) -> VoterRecord:
+    def _lost_in(self, voters: VoterSet) -> bool:
+        """Whether this node may, in a set that it will act in, have told what it forgot."""
+        view, own = self._view, self._view.params.node_id
+        if own not in voters.members:
+            return view.voters_lost
+        if view.voters.id == NEWCOMER:
+            return voters != self._founds  # It was a voter before it was installed anew.
+        return view.voters_lost and own in view.voters.members
+
+    def _may_found(self, now_ns: int) -> bool:
+        """Whether all nodes of the file are heard to found set 1, and our era is not behind."""
+        view = self._view
+        if founders_missing(view, now_ns):
+            return False
+        eras = [peer.beat.era for peer in view.alive_peers(now_ns) if peer.beat is not None]
+        return self._era_reached(max(eras, default=0))
+
+    def _wanted(self, now_ns: int) -> VoterRecord:
         """What the file should hold."""
         view, higher = self._view, self._higher
         lost = view.voters_lost
@@ -308,11 +344,13 @@ class VoterChange:
             and higher.voters.id > self.record.current.id
             and self._era_reached(higher.era)
         ):
-            own = view.params.node_id
-            joins = own in higher.voters.members and own not in view.voters.members
-            return VoterRecord(higher.voters, None, lost and not joins)
+            return VoterRecord(higher.voters, None, self._lost_in(higher.voters))
         if self.record.current.id > view.voters.id:
             return self.record  # Of a higher set: about to be acted in.
+        if view.voters.id == NEWCOMER:
+            if self._founds is None and self._may_found(now_ns):
+                self._founds = first_set(view)
+            return self.record if self._founds is None else VoterRecord(self._founds)
         follows = self._asked or self._way_given()
         if follows is not None and one_step(view.voters, follows):
             return VoterRecord(view.voters, follows, lost)
@@ -349,6 +387,10 @@ class VoterChange:
     def _may_store(self) -> bool:
         view = self._view
         return not view.voters_lost or view.params.node_id not in view.voters.members
+
+
+def _plain(told: Voters) -> VoterSet:
+    return VoterSet(id=told.id, members=told.members)
 
 
 def _voter_set(told: Voters) -> VoterSet:

@@ -3,7 +3,8 @@
 ``NodePaths.voters``: one line of JSON and one with its CRC-32 in hex, written like the era file.
 Written before the era file, which says that there is one. Hence a node whose era file says so, and
 which has none, knows that it has lost it. Such a node, and one whose file is damaged, may have
-told others what it no longer knows: it gets a record that says `lost` (`cluster.voters`).
+told others what it no longer knows: it gets a record that says `lost` (`cluster.voters`). A new
+node's file says set 0 until the node knows a set: it then goes by its cluster.yaml of today.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ from pathlib import Path
 import msgspec
 
 from cluster.era import write_durable
-from cluster.lease_types import VoterRecord
+from cluster.lease_types import NEWCOMER, VoterRecord, is_sound
 from hafw.config.model import VoterSet
 
 __all__ = ["read_voters", "write_voters"]
 
 _FILE_BYTES_MAX = 4096
-_ID_MAX = (1 << 63) - 1
 
 
 class _Set(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,7 +42,7 @@ def read_voters(path: Path, founders: VoterSet, *, first_start: bool) -> tuple[V
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         if first_start:
-            return VoterRecord(founders), ""
+            return VoterRecord.newcomer(founders), ""
         return VoterRecord(founders, lost=True), f"{path} is gone"
     except OSError as error:
         return VoterRecord(founders, lost=True), f"cannot read {path}: {error.strerror}"
@@ -55,6 +55,8 @@ def read_voters(path: Path, founders: VoterSet, *, first_start: bool) -> tuple[V
     record = _decode(content)
     if record is None:
         return VoterRecord(founders, lost=True), f"{path} is damaged"
+    if record.current.id == NEWCOMER:
+        return VoterRecord.newcomer(founders), ""
     return record, ""
 
 
@@ -82,11 +84,8 @@ def _decode(content: bytes) -> VoterRecord | None:
         return None
 
     def checked(voters: _Set) -> VoterSet | None:
-        members = tuple(voters.members)
-        sound = members == tuple(sorted(set(members))) and members and min(members) > 0
-        if not sound or max(members) > 62 or not 0 < voters.id <= _ID_MAX:
-            return None
-        return VoterSet(id=voters.id, members=members)
+        found = VoterSet(id=voters.id, members=tuple(voters.members))
+        return found if is_sound(found) else None
 
     current = checked(file.current)
     follows = None if file.next is None else checked(file.next)

@@ -69,7 +69,7 @@ def member_rows(raft: RaftStatus, leased: LeasedStatus | None) -> list[Row]:
             "role": member.role,
             "state": member.state,
             "why": member.why,
-            "votes": None if voters is None else member.id in voters.members,
+            "votes": None if voters is None else voters.id > 0 and member.id in voters.members,
             "voting": change_words(leased, member),
             "raft": _place(raft, member.id),
             "in_raft": member.id in in_raft,

@@ -39,6 +39,8 @@ def change_problem(leased: LeasedStatus, member: Member, *, add: bool) -> str:
     voters = leased.voters
     if voters is None:
         return "leased is of another release"
+    if not voters.id:
+        return "this node is new and knows no voters yet"
     if leased.voters_next is not None:
         return f"set {leased.voters_next.id} is not in force yet"
     peer = _peer(leased, member.id)
@@ -54,6 +56,12 @@ def change_problem(leased: LeasedStatus, member: Member, *, add: bool) -> str:
         return "a single voter would be left: its loss would leave nobody ACTIVE"
     if not add and member.id in {group.holder_id for group in leased.groups} and not member.forced:
         return f"{member.name} is ACTIVE: its groups move away first"
+    there, needed = _spare(leased, set(voters.members), 0)
+    if there < needed:  # Once stored it could not be taken back: nothing forces it.
+        return (
+            f"only {there} of the {len(voters.members)} voters of set {voters.id} are heard and "
+            f"vote, and {needed} are needed for any change to come into force"
+        )
     there, needed = _spare(leased, members, member.id if add else 0)
     if there < needed and not member.forced:
         return (
@@ -94,7 +102,7 @@ def voters_notes(config: ClusterConfig, leased: LeasedStatus) -> list[str]:
     if voters is None:
         return []
     notes = []
-    if leased.node_id not in voters.members:
+    if voters.id and leased.node_id not in voters.members:
         names = ", ".join(map(config.node_name, voters.members))
         notes.append(f"this node does not vote: set {voters.id} is {names}")
     if follows is not None:
@@ -122,7 +130,7 @@ class VoterKeeper:
     ) -> VotersRequest | None:
         """The next step to ask leased for."""
         voters = leased.voters
-        if voters is None or self._config.quorum == "two-node":
+        if voters is None or not voters.id or self._config.quorum == "two-node":
             return None
         self._note_heard(leased, now)
         found: list[tuple[int, bool, int]] = []
@@ -177,8 +185,14 @@ def _peer(leased: LeasedStatus, node: int) -> PeerStatus | None:
 
 
 def _spare(leased: LeasedStatus, members: set[int], newcomer: int) -> tuple[int, int]:
-    """How many of the members are heard and vote, or will (`newcomer`), and a majority of them."""
-    there = {peer.node_id for peer in leased.peers if peer.alive and peer.votes} | {newcomer}
+    """How many of the members are heard and vote in the set in force, or will (`newcomer`), and a
+    majority of them."""
+    number = 0 if leased.voters is None else leased.voters.id
+    there = {
+        peer.node_id
+        for peer in leased.peers
+        if peer.alive and peer.votes and peer.voters_id == number
+    } | {newcomer}
     if leased.may_vote:
         there.add(leased.node_id)
     return len(there & members), len(members) // 2 + 1

@@ -21,7 +21,9 @@ import msgspec
 import pytest
 
 from cluster.heartbeat import Codec, Envelope, Heard, Prepare, Promise, derive_key
+from cluster.lease_types import VoterRecord
 from cluster.refusals import LEASED
+from cluster.voters_file import write_voters
 from hafw.config.load import load_cluster
 from hafw.human import make_epoch
 from hafw.kernel.netns import entered
@@ -109,6 +111,8 @@ def bed(tmp_path: Path) -> Iterator[Bed]:
     for folder in ("run", "lib", "etc/wit", "etc/gw1", "bpf"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "cluster.yaml").write_text(CONFIG)
+    founders = load_cluster(tmp_path / "cluster.yaml").voters
+    write_voters(tmp_path / "lib" / "wit" / "voters", VoterRecord(founders))
     for node in ("wit", "gw1"):
         key = tmp_path / "etc" / node / "lease.key"
         key.write_bytes(KEY)
@@ -460,9 +464,9 @@ def test_a_flood_of_status_questions_costs_one_status_a_turn(daemon: Daemon) -> 
 def test_voters_file_that_is_missing_is_lost_only_if_there_has_been_one(
     bed: Bed, era: str, lost: bool
 ) -> None:
-    """A version of hafw before it kept none: its nodes must vote after an upgrade."""
+    """A version of hafw before it kept none: its nodes are new, and found a set together."""
     folder = bed.root / "lib/wit"
-    folder.mkdir()
+    (folder / "voters").unlink()
     (folder / "era").write_text(era)
     for turn in (5, 6):
         running = Daemon(bed)
@@ -470,7 +474,7 @@ def test_voters_file_that_is_missing_is_lost_only_if_there_has_been_one(
             running.heartbeat()
             assert (folder / "era").read_text() == f"{turn} voters\n"
             status = running.status()
-            assert status.voters_lost is lost
+            assert (status.voters_lost, status.voters_id) == (lost, int(lost))
             assert any("lost its voters file" in alarm for alarm in status.alarms) is lost
         finally:
             running.end(signal.SIGKILL)
@@ -485,7 +489,6 @@ def test_refusals_say_what_to_do(bed: Bed) -> None:
     assert "does not exist" in bed.refusal()
     key.write_bytes(KEY)
     key.chmod(0o600)
-    (bed.root / "lib/wit").mkdir()
     (bed.root / "lib/wit/era").write_text("tuesday\n")
     assert "does not hold a number ('tuesday" in bed.refusal()
     (bed.root / "cluster.yaml").write_text("name: [")

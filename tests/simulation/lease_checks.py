@@ -78,6 +78,9 @@ class Judged:
         }
         for node in self.nodes.values():
             node.record = VoterRecord(self.founders)
+            if node.id in spares:  # Its cluster.yaml names all nodes, itself too.
+                file = VoterSet(id=FIRST_SET, members=self.everybody)
+                node.record = VoterRecord.newcomer(file)
         self.eras_lost = False
         """Whether an era file was lost: epochs may then go back, leases may not overlap."""
         self.two_node = False

@@ -19,6 +19,7 @@ from hafw.paths import NodePaths
 FOUNDERS = VoterRecord(VoterSet(id=1, members=(1, 2, 9)))
 CONFIG = cast(ClusterConfig, SimpleNamespace(quorum="majority", voters=FOUNDERS.current))
 LATER = VoterRecord(VoterSet(id=4, members=(1, 2)))
+TOLD = VoterRecord(LATER.current, VoterSet(id=5, members=(1, 2, 9)))
 
 
 @pytest.fixture
@@ -39,7 +40,9 @@ def test_first_era_brings_the_voters_file_and_leaves_one_that_is_there(paths: No
     ended(heard)
     assert writer.finished() == [EraPersisted(3)]
     assert had_voters(paths.era)
-    assert read_voters(paths.voters, LATER.current, first_start=False) == (FOUNDERS, "")
+    assert paths.voters.exists()
+    found = read_voters(paths.voters, LATER.current, first_start=False)
+    assert found == (VoterRecord.newcomer(LATER.current), "")
     writer.write_voters(LATER)
     ended(heard)
     writer.write_era(4)
@@ -47,6 +50,21 @@ def test_first_era_brings_the_voters_file_and_leaves_one_that_is_there(paths: No
     assert writer.finished() == [VotersPersisted(LATER), EraPersisted(4)]
     assert read_era(paths.era) == 4
     assert read_voters(paths.voters, FOUNDERS.current, first_start=False) == (LATER, "")
+    for end in (heard, wake):
+        end.close()
+
+
+def test_a_voters_file_that_vanished_is_put_back_as_it_was_told(paths: NodePaths) -> None:
+    heard, wake = socket.socketpair()
+    writer = DiskWriter(paths, wake, CONFIG)
+    assert writer.begin() == ""
+    writer.write_voters(TOLD)
+    ended(heard)
+    paths.voters.unlink()
+    writer.write_era(7)
+    ended(heard)
+    assert writer.finished() == [VotersPersisted(TOLD), EraPersisted(7)]
+    assert read_voters(paths.voters, FOUNDERS.current, first_start=False) == (TOLD, "")
     for end in (heard, wake):
         end.close()
 

@@ -19,8 +19,9 @@ from cluster.leased_io import plan_paths
 from cluster.leased_status import leased_status
 from cluster.meters import DelayMeter, FirstCopy, LinkMeter, Window
 from hafw.config.load import load_cluster
+from hafw.config.model import VoterSet
 from hafw.messages import LeasedStatus, LoopDelay, decode_leased, encode
-from tests.unit.cluster.lease_bench import HEARTBEAT, MS, VOTED, Bench, Peer, T
+from tests.unit.cluster.lease_bench import HEARTBEAT, MS, VOTED, VOTERS, Bench, Peer, T
 
 LAB = Path(hafw.lab.__file__).parent / "cluster.yaml"
 
@@ -88,6 +89,15 @@ def test_other_alarms() -> None:
     assert "too short for this machine" in slow_machine
     bench.now += 11_000 * MS
     assert len(status(bench).alarms) == 1
+
+
+def test_a_new_node_says_what_it_waits_for() -> None:
+    bench = Bench()
+    bench.core.view.act_in(VoterSet(id=0, members=VOTERS.members))
+    bench.beat(9)
+    [alarm] = status(bench).alarms
+    assert "new and votes once it knows the voters" in alarm
+    assert alarm.endswith("(missing: nodes 2)")
 
 
 def test_absurd_era_of_a_peer_is_an_alarm() -> None:

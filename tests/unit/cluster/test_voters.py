@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.founding import founders_missing
 from cluster.heartbeat import Accepted, Beat, Prepare, Promise, Propose, Voters
 from cluster.lease_types import (
     Effect,
@@ -93,6 +94,8 @@ def stored(bench: Bench, voters: VoterSet) -> None:
         ((1, 2, 3, 9), 1, False),
         ((1, 2, 3, 4, 9), 2, False),
         ((), 2, False),
+        ((1, 2, 3, 9, 9), 2, False),
+        ((1, 2, 9, 63), 2, False),
     ],
 )
 def test_a_set_follows_by_one_number_and_one_voter(
@@ -330,6 +333,77 @@ def test_a_node_that_lost_its_file_stores_and_votes_only_when_added_anew() -> No
     tell(bench, 9, current=told(again))
     assert bench.core.voters.record == VoterRecord(again)
     assert bench.core.view.may_vote(bench.now)
+
+
+def test_who_acts_in_a_later_set_told_nothing_of_the_next_one() -> None:
+    bench = Bench()
+    stored(bench, TWO)
+    later = told(VoterSet(id=3, members=(1, 2, 9, 10)))  # Descends from a rival of TWO.
+    for _ in range(10):
+        bench.hear(9, beat(None, current=later, able=False))  # And no write ends.
+        bench.hear(2, beat(None, current=later))
+        bench.pass_time(WAIT // 5)
+    assert bench.core.voters.settles_ns is None
+    assert bench.core.view.voters == VOTERS
+
+
+def test_sets_that_cannot_be_are_not_taken_from_a_peer() -> None:
+    bench = Bench()
+    doubled = Voters(2, (1, 2, 9, 9))
+    effects = tell(bench, 9, current=doubled)
+    effects += disk(bench, bench.hear(9, Beat(3, True, False, [], [], VOTED, doubled)))
+    assert done(effects, PersistVoters) == []
+    assert bench.core.view.voters == VOTERS
+
+
+def newcomer() -> Bench:
+    """Node 1 has cluster.yaml alone, which names 1, 2 and 9."""
+    bench = Bench()
+    record = VoterRecord.newcomer(VOTERS)
+    bench.core.view.act_in(record.current)
+    bench.core.voters.record = record
+    return bench
+
+
+NEW = Voters(0, VOTERS.members)
+
+
+def test_a_newcomer_founds_once_all_of_its_file_are_heard_to_found_the_same() -> None:
+    bench = newcomer()
+    assert "knows no voters yet" in ask(bench, FOUR)[0]
+    assert founders_missing(bench.core.view, bench.now) == [2, 9]
+    effects = tell(bench, 2, current=NEW)
+    effects += tell(bench, 9, current=Voters(0, (1, 9)))
+    effects += tell(bench, 9, current=told(VOTERS), follows=TWO)
+    effects += live(bench, 0, None)
+    assert done(effects, PersistVoters) == []
+    assert not bench.core.view.is_voter
+    effects = tell(bench, 9, current=told(VOTERS))  # It has founded already.
+    assert [write.record for write in done(effects, PersistVoters)] == [VoterRecord(VOTERS)]
+    assert bench.core.view.voters == VOTERS
+    assert bench.core.view.is_voter
+    assert not bench.core.view.voters_lost
+
+
+def test_a_newcomer_does_not_found_with_who_is_silent_again() -> None:
+    bench = newcomer()
+    tell(bench, 2, current=NEW)
+    bench.pass_time(5 * HEARTBEAT)
+    assert done(tell(bench, 9, current=NEW), PersistVoters) == []
+
+
+@pytest.mark.parametrize(("members", "lost"), [((2, 9), False), ((1, 2, 9), True)])
+def test_a_newcomer_follows_any_other_set_and_votes_in_none_of_it(
+    members: tuple[int, ...], lost: bool
+) -> None:
+    bench = newcomer()
+    tell(bench, 2, current=NEW)
+    there = VoterSet(id=1 if members == (2, 9) else 4, members=members)
+    tell(bench, 9, current=told(there))
+    assert bench.core.voters.record == VoterRecord(there, lost=lost)
+    assert bench.core.view.voters == there
+    bench.pass_time(2 * WAIT)
+    assert not bench.core.view.may_vote(bench.now)
 
 
 def test_a_write_that_fails_is_tried_again_after_a_second() -> None:

@@ -25,9 +25,16 @@ def test_what_is_written_is_read(tmp_path: Path, follows: VoterSet | None, lost:
     assert [entry.name for entry in path.parent.iterdir()] == ["voters"]
 
 
-def test_the_first_start_trusts_the_founders_and_a_later_one_does_not(tmp_path: Path) -> None:
+def test_a_new_node_goes_by_its_cluster_yaml_until_it_knows_a_set(tmp_path: Path) -> None:
     path = tmp_path / "voters"
-    assert read_voters(path, FOUNDERS, first_start=True) == (VoterRecord(FOUNDERS), "")
+    write_voters(path, VoterRecord.newcomer(NEXT))
+    newcomer = VoterRecord(VoterSet(id=0, members=FOUNDERS.members))
+    assert read_voters(path, FOUNDERS, first_start=False) == (newcomer, "")
+
+
+def test_the_first_start_is_a_newcomer_and_a_later_one_has_lost_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "voters"
+    assert read_voters(path, FOUNDERS, first_start=True) == (VoterRecord.newcomer(FOUNDERS), "")
     record, wrong = read_voters(path, FOUNDERS, first_start=False)
     assert record == VoterRecord(FOUNDERS, lost=True)
     assert wrong == f"{path} is gone"

@@ -129,6 +129,26 @@ def test_what_would_leave_no_majority_waits_with_an_alarm_unless_forced() -> Non
     assert keeper.alarms(status, 11.0) == []
 
 
+def test_a_step_that_the_voters_in_force_cannot_put_into_force_is_not_forced_either() -> None:
+    status = acting(2, 7, 9, silent=(9,))
+    status = structs.replace(status, may_vote=False, groups=[])
+    joins = structs.replace(member(FOUNDED, "gw1"), forced=True)
+    assert "only 1 of the 3 voters of set 4" in change_problem(status, joins, add=True)
+    behind = acting(*ALL)
+    peers = [structs.replace(p, voters_id=3) for p in behind.peers]
+    behind = structs.replace(behind, peers=peers, groups=[])
+    leaves = structs.replace(member(FOUNDED, "gw2"), forced=True)
+    assert "only 1 of the 3 voters of set 4" in change_problem(behind, leaves, add=False)
+
+
+def test_a_newcomer_knows_no_voters_and_asks_for_none() -> None:
+    new = acting(*ALL, number=0)
+    left = agreed(Leave("gw2"))
+    assert VoterKeeper(CONFIG).observe(new, left, leads=True, now=0.0) is None
+    assert "knows no voters yet" in change_problem(new, member(left, "gw2"), add=False)
+    assert {row["votes"] for row in member_rows(raft("gw1"), new)} == {False}
+
+
 def test_a_holder_is_not_taken_out() -> None:
     state = agreed(SetVotes("gw1", "no"))
     problem = change_problem(acting(*ALL), member(state, "gw1"), add=False)
