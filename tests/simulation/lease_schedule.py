@@ -150,7 +150,9 @@ class Schedule(VoterFaults):
         world.every(HEARTBEAT_NS // 5, until, world.look)
         world.run(until)
         well, nodes = self._mend(), world.nodes.values()
-        if not world.are_majority(well) or not any(map(world.in_all_sets, world.gateways)):
+        if not world.are_majority(well) or not any(
+            world.in_all_sets(node) for node in well if node in world.gateways
+        ):
             return world  # Too few may vote, or carry the group, in a set that may come.
         held = 0
         while held < HELD_LEASES:
