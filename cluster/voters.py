@@ -99,8 +99,7 @@ class VoterChange:
         self._acceptors = acceptors
         self._asked: VoterSet | None = None
         self._higher: _Higher | None = None
-        self._founds: VoterSet | None = None
-        """Set 1, once all its nodes were heard to found it."""
+        self._founds: VoterSet | None = None  # Set 1, once all its nodes found it.
         self._era_floor = 0
         self._writing = False
         self._retry_ns = 0
