@@ -21,6 +21,8 @@ __all__ = [
     "Command",
     "Configure",
     "DampedNode",
+    "DropVoter",
+    "Dropped",
     "Group",
     "Join",
     "Leave",
@@ -105,9 +107,16 @@ class Group(_Part, frozen=True):
         return self.preferred or self.order
 
 
+class Dropped(_Part, frozen=True):
+    """A voter that is no member and is wanted out of the voter set; `forced` as in `Member`."""
+
+    id: Annotated[int, msgspec.Meta(ge=1, le=62)]
+    forced: bool = False
+
+
 class Voters(_Part, frozen=True):
-    """The voter set that the cluster was founded with, as `hafw.config.model.VoterSet` names it.
-    The one in force is leased's to know."""
+    """The nodes of the leader's cluster.yaml as `hafw.config.model.VoterSet` names them, with
+    which a node without a voters file begins. Who votes is leased's to know, and only its."""
 
     id: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
     members: tuple[NodeId, ...]
@@ -157,6 +166,7 @@ class State(_Part, frozen=True):
     history: tuple[Move, ...] = ()
     tokens: tuple[Token, ...] = ()
     damped: tuple[DampedNode, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
 
 
 # ---- commands -----------------------------------------------------------------------------------
@@ -239,6 +249,13 @@ class SetVotes(_Command, frozen=True):
     forced: bool = False
 
 
+class DropVoter(_Command, frozen=True):
+    """Take a voter out that is no member: cluster.yaml no longer has it."""
+
+    id: Annotated[int, msgspec.Meta(ge=1, le=62)]
+    forced: bool = False
+
+
 class Join(_Command, frozen=True):
     """A member that left, or that has come later than the others, is online and wanted as a
     voter, for one unused token."""
@@ -263,6 +280,7 @@ Command = (
     | SetOrder
     | SetPolicy
     | SetVotes
+    | DropVoter
     | RecordMove
     | RecordDamped
     | ClearLosses

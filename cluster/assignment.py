@@ -27,6 +27,8 @@ from cluster.agreed import (
     Command,
     Configure,
     DampedNode,
+    Dropped,
+    DropVoter,
     Group,
     Join,
     Leave,
@@ -84,6 +86,7 @@ __all__ = [
     "find_group",
     "find_member",
     "hash_token",
+    "outsiders",
 ]
 
 
@@ -131,6 +134,8 @@ def apply(state: State, command: Command) -> tuple[State, str]:
             return _leave(state, command)
         case SetVotes():
             return _set_votes(state, command)
+        case DropVoter():
+            return _drop_voter(state, command)
         case _:
             assert_never(command)
 
@@ -170,9 +175,11 @@ def _configure(state: State, command: Configure) -> tuple[State, str]:
                 preferred=before.preferred if before.order == group.order else (),
             )
         groups.append(group)
+    ids = {member.id for member in members}
     return msgspec.structs.replace(
-        state, members=tuple(members), groups=tuple(groups), voters=command.voters
-    ), ""
+        state, members=tuple(members), groups=tuple(groups), voters=command.voters,
+        dropped=tuple(dropped for dropped in state.dropped if dropped.id not in ids),
+    ), ""  # fmt: skip
 
 
 def _set_member_state(state: State, command: SetMemberState) -> tuple[State, str]:
@@ -291,6 +298,25 @@ def _set_votes(state: State, command: SetVotes) -> tuple[State, str]:
         return state, f"{name} is the last that votes"
     changed = msgspec.structs.replace(member, votes=command.votes, forced=command.forced)
     return _with_member(state, changed), ""
+
+
+def _drop_voter(state: State, command: DropVoter) -> tuple[State, str]:
+    for member in state.members:
+        if member.id == command.id:
+            return state, f"node {command.id} is the member {member.name}"
+    others = [dropped for dropped in state.dropped if dropped.id != command.id]
+    dropped = [*others, Dropped(command.id, command.forced)]
+    dropped.sort(key=lambda at: at.id)
+    return msgspec.structs.replace(state, dropped=tuple(dropped)), ""
+
+
+def outsiders(state: State) -> list[Member]:
+    """Voters to be taken out that are no members, as if they were: by the names that
+    `ClusterConfig.node_name` gives to ids that the file does not have."""
+    return [
+        Member(f"node{at.id}", at.id, "gateway", {}, "left", votes="no", forced=at.forced)
+        for at in state.dropped
+    ]
 
 
 def assigned(state: State, group: str) -> str | None:

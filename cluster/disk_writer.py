@@ -9,9 +9,11 @@ from __future__ import annotations
 import socket
 import threading
 from collections import deque
+from pathlib import Path
 
 from cluster.era import had_voters, read_era, write_era
 from cluster.lease_types import (
+    NEWCOMER,
     EraFailed,
     EraPersisted,
     VoterRecord,
@@ -20,7 +22,8 @@ from cluster.lease_types import (
 )
 from cluster.realtime import be_ordinary
 from cluster.voters_file import read_voters, write_voters
-from hafw.config.model import ClusterConfig
+from hafw.config.model import ClusterConfig, VoterSet
+from hafw.errors import StateError
 from hafw.paths import NodePaths
 
 __all__ = ["DiskWriter"]
@@ -33,13 +36,16 @@ class DiskWriter:
     should there be none yet, or no more: the era file says that there is one."""
 
     def __init__(self, paths: NodePaths, wake: socket.socket, config: ClusterConfig) -> None:
-        """Reads both. Raises StateError if the era cannot be known."""
+        """Reads both. Raises StateError if the era cannot be known, or if the node is to act as
+        one of two though its voters file names others than the two."""
         self.era = read_era(paths.era)
         self.wrong = ""
         """What is wrong with the voters file."""
         self.record = VoterRecord(config.voters)
         """What the voters file holds, or is to hold: all that others were told of sets."""
-        if config.quorum != "two-node":  # Their set does not change.
+        if config.quorum == "two-node":  # Their set does not change: the file is only looked at.
+            self.wrong = _only_the_two(paths.voters, config.voters)
+        else:
             self.record, self.wrong = read_voters(
                 paths.voters, config.voters, first_start=not had_voters(paths.era)
             )
@@ -93,3 +99,36 @@ class DiskWriter:
         except OSError as error:
             self._done.append(VotersFailed(error.strerror or str(error)))
         self._wake.send(b"v")
+
+
+def _only_the_two(path: Path, two: VoterSet) -> str:
+    """A set that leads away from {a, b} takes both: each has stored it first. So a node whose file
+    names just the two, and none to follow, may decide alone, whatever the others are told to be:
+    nobody is in a later set. Any other record might have others hold the group beside it; a new
+    node's too, as the others may have founded with it and it died before its file said so. A file
+    that is gone says nothing, nor does one that is damaged: what is wrong with it. Raises
+    StateError."""
+    if not path.exists():
+        return ""
+    record, wrong = read_voters(path, two, first_start=False)
+    if wrong:
+        return wrong
+    if record.current.id == NEWCOMER:
+        raise StateError(
+            f"quorum: two-node: {path} says that this node was to found a cluster by another "
+            "cluster.yaml: put that back and go on from there; or, if none of its nodes has ever "
+            "known any voters (hafwctl cluster voters: set 0), remove the file on both"
+        )
+    if record.current.members == two.members and record.next is None:
+        if not record.lost:
+            return ""
+        fault = "this node has lost its voters file once, and was not added anew since"
+    else:
+        latest = record.next or record.current
+        nodes = ", ".join(map(str, latest.members))
+        fault = f"voter set {latest.id} is nodes {nodes}, as {path} says"
+    raise StateError(
+        f"quorum: two-node is for voters {' and '.join(map(str, two.members))} alone, and "
+        f"{fault}: put the former cluster.yaml back, take the others out with hafwctl cluster "
+        "voters --remove (or this node, and add it again), then say quorum: two-node on both"
+    )

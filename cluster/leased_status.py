@@ -67,6 +67,7 @@ def leased_status(
         voters_lost=view.voters_lost,
         lease_ms=view.lease_asked_ns(now_ns, opened=True) / NS_PER_MS,
         heavy_left_s=max(0, view.heavy_until_ns - now_ns) / 1e9,
+        two_node=params.two_node,
         damped=[status for index in core.groups for status in _damped_status(core, index, now_ns)],
     )
 
@@ -135,7 +136,7 @@ def _peer_status(core: LeaseCore, node: int, now_ns: int, links: LinkMeter) -> P
         rtt_ms=None if peer.rtt_ns is None else peer.rtt_ns / NS_PER_MS,
         links=links.read(node, now_ns=now_ns, alive_ns=lease_ns),
         round_trip=links.read_peer(node, now_ns),
-        votes=peer.beat is not None and peer.beat.votes,
+        votes=peer.beat is not None and peer.beat.votes and view.in_set(peer),
         able=peer.beat is not None and peer.beat.able,
         voters_id=0 if peer.beat is None else peer.beat.voters.id,
         upstream={index: beat.upstream for index, beat in sorted(peer.groups.items())},
@@ -165,6 +166,12 @@ def _voters_alarms(core: LeaseCore, now_ns: int) -> list[str]:
             "or for all of cluster.yaml to be heard and new, too"
             + (f" (missing: nodes {silent})" if silent else "")
         )
+    alarms += [
+        f"node {node} is in voter set {view.voters.id} and not in cluster.yaml: it is never "
+        f"heard and counts as lost; take it out (hafwctl cluster voters --remove node{node}), "
+        "or put it back into the file"
+        for node in sorted({*view.voters.members} - {view.params.node_id, *view.peers})
+    ]
     if view.voters_lost and view.is_voter:
         alarms.append(
             "this node has lost its voters file, or was installed anew, and does not vote: take "

@@ -51,8 +51,8 @@ class LinkStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class PeerStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A peer as heard over authenticated heartbeats. `synced` by group index, as it reports, and
-    `upstream`: false if a check of the group fails there. `votes` and `able` (to carry groups) as
-    its last heartbeat says; `round_trip` over the fastest path."""
+    `upstream`: false if a check of the group fails there. `votes` (in the set in force here) and
+    `able` (to carry groups) as its last heartbeat says; `round_trip` over the fastest path."""
 
     node_id: int
     alive: bool

@@ -230,6 +230,8 @@ class LeasedStatus(Message, frozen=True):
     lease_ms: float = 0.0
     """What its holders ask for now; `heavy_left_s`: for how long that is a long lease."""
     heavy_left_s: float = 0.0
+    two_node: bool = False
+    """It runs as one of two nodes of which one may decide alone."""
 
 
 class SyncGroupStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

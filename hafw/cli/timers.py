@@ -15,7 +15,7 @@ from hafw.human import format_duration_s
 
 if TYPE_CHECKING:
     from hafw.config.model import ClusterConfig
-    from hafw.node.worst_case import Fault, Measured
+    from hafw.node.worst_case import Fault, Measured, Votes
 
 __all__ = ["timers", "timers_document"]
 
@@ -80,11 +80,13 @@ def timers_document(
         profile_of,
         relations,
         round_trip_needed,
+        votes_of,
         worst_cases,
         worst_round_trips,
     )
 
-    found = round_trip_needed(config, worst_round_trips(status["peers"]))
+    votes = votes_of(config, status["lease"], status["peers"])
+    found = round_trip_needed(config, votes, worst_round_trips(status["peers"]))
     source = "measured" if found is not None and rtt_ms is None else "assumed"
     trip_ms = rtt_ms if rtt_ms is not None else ASSUMED_MS if found is None else found
     loop_ms = max((row["loop_p99_ms"] for row in status["lease"]), default=0.0)
@@ -104,26 +106,28 @@ def timers_document(
             }
             for relation in relations(config, measured)
         ],
-        "profiles": _profiles(config, measured),
+        "profiles": _profiles(config, measured, votes),
         "round_trips": _round_trips(status),
-        "worst_cases": [_fault(fault) for fault in worst_cases(config, measured)],
+        "voters_from": votes.source,
+        "voters": [{"voter": name, "votes": name in votes.voting} for name in votes.members],
+        "worst_cases": [_fault(fault) for fault in worst_cases(config, measured, votes)],
     }  # fmt: skip
 
 
-def _profiles(config: ClusterConfig, measured: Measured) -> Rows:
+def _profiles(config: ClusterConfig, measured: Measured, votes: Votes) -> Rows:
     from hafw.node.worst_case import PROFILES, needed_ms, profile_of, worst_cases
 
     own = profile_of(config.lease)
     every = {**PROFILES, **({} if own in PROFILES else {own: config.lease})}
     rows = []
     for name, lease in every.items():
-        power_cut = worst_cases(config.model_copy(update={"lease": lease}), measured)[0]
+        power_cut = worst_cases(config.model_copy(update={"lease": lease}), measured, votes)[0]
         need_ms = needed_ms(lease, measured)
         rows.append(
             {
                 "profile": name, "in_force": name == own, "heartbeat_ms": lease.heartbeat_ms,
                 "lease_ms": lease.lease_ms, "needs_ms": _rounded(need_ms),
-                "fits": need_ms <= lease.lease_ms, "power_cut_ms": _rounded(power_cut.worst_ms),
+                "fits": need_ms <= lease.lease_ms, "power_cut_ms": _fault(power_cut)["worst_ms"],
             }
         )  # fmt: skip
     return rows
@@ -142,10 +146,11 @@ def _round_trips(status: Document) -> Rows:
 def _fault(fault: Fault) -> dict[str, Any]:
     return {
         "fault": fault.fault,
-        "worst_ms": _rounded(fault.worst_ms),
+        "worst_ms": None if fault.until else _rounded(fault.worst_ms),
         "least_ms": _rounded(fault.least_ms),
         "sum": [{"ms": _rounded(term.ms), "why": term.why} for term in fault.terms],
         "note": fault.note,
+        "until": fault.until,
     }
 
 
@@ -154,7 +159,8 @@ def _pretty(document: Document) -> str:
         f"cluster {document['cluster']}: profile {document['profile']}, heartbeat "
         f"{document['heartbeat_ms']} ms, lease {document['lease_ms']} ms; round trip "
         f"{_ms(document['round_trip_ms'])} ({document['round_trip_source']}), loop delay "
-        f"{_ms(document['loop_ms'])}\n",
+        f"{_ms(document['loop_ms'])}\n"
+        f"voters ({document['voters_from']}): {_voters(document['voters'])}\n",
         render(document["relations"], "pretty", title="relations"),
         render(document["profiles"], "pretty", title="profiles"),
     ]
@@ -162,6 +168,9 @@ def _pretty(document: Document) -> str:
         parts.append(render(document["round_trips"], "pretty", title="round trips, last minute"))
     lines = ["NOBODY FORWARDS FOR AT MOST\n"]
     for row in document["worst_cases"]:
+        if row["until"]:
+            lines.append(f"{'no end':>9}  {row['fault']}\n{'':11}until {row['until']}\n")
+            continue
         lines.append(f"{_ms(row['worst_ms']):>9}  {row['fault']}\n")
         for place, term in enumerate(row["sum"]):
             lines.append(f"{'':11}{'+' if place else '='} {_ms(term['ms'])}  {term['why']}\n")
@@ -169,6 +178,10 @@ def _pretty(document: Document) -> str:
         lines.append(f"{'':11}({at_best}{row['note']})\n")
     parts.append("".join(lines))
     return "\n".join(parts)
+
+
+def _voters(rows: Rows) -> str:
+    return ", ".join(f"{row['voter']}{'' if row['votes'] else ' (does not vote)'}" for row in rows)
 
 
 def _ms(milliseconds: float) -> str:

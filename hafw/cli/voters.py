@@ -15,7 +15,7 @@ from hafw.errors import RefusedError, StateError
 from hafw.paths import NodePaths
 
 if TYPE_CHECKING:
-    from cluster.agreed import Member
+    from cluster.agreed import Member, State
     from hafw.config.model import ClusterConfig
     from hafw.messages import LeasedStatus
 
@@ -27,7 +27,12 @@ WAIT_S = 20.0
 
 @click.command()
 @click.option("--add", metavar="NODE", help="Let NODE, a member, vote from now on.")
-@click.option("--remove", metavar="NODE", help="Let NODE vote no longer; it stays a member.")
+@click.option(
+    "--remove",
+    metavar="NODE",
+    help="Let NODE vote no longer; it stays a member. Of a voter that is not in cluster.yaml: its "
+    "id, or node and its id, as shown.",
+)
 @click.option(
     "--force", is_flag=True, help="Even if too few of the new voters are heard, or one is left."
 )
@@ -85,17 +90,27 @@ def ask_leased(scope: Scope) -> tuple[str, LeasedStatus]:
 
 
 def member_of(scope: Scope, name: str) -> Member:
-    """As agreed on. Raises RefusedError if there is no such member."""
-    from cluster.agreed import decode_state
-    from cluster.assignment import find_member
-
-    _, status = ask_raft(scope)
-    state = decode_state(status.state)
-    member = find_member(state, name)
-    if member is None:
+    """As agreed on, by its name or id. Raises RefusedError if there is no such member."""
+    state = _agreed(scope)
+    found = [m for m in state.members if m.name == name]
+    found += [m for m in state.members if m.id == _id_of(name)]
+    if not found:
         known = ", ".join(m.name for m in state.members) or "none: Raft has no state yet"
         raise RefusedError(f"there is no member {name}; members are {known}; nothing was changed")
-    return member
+    return found[0]
+
+
+def _agreed(scope: Scope) -> State:
+    from cluster.agreed import decode_state
+
+    _, status = ask_raft(scope)
+    return decode_state(status.state)
+
+
+def _id_of(name: str) -> int:
+    """The id that ``3`` or ``node3`` names; 0: none."""
+    digits = name.removeprefix("node")
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 3 else 0
 
 
 def check_change(scope: Scope, member: Member, *, add: bool) -> None:
@@ -130,27 +145,50 @@ def wait_for_change(scope: Scope, member: Member, *, add: bool, wait_s: float) -
         if time.monotonic() >= deadline:
             break
         time.sleep(POLL_S)
-    member = member_of(scope, member.name)
-    words = change_words(leased, member) or "nobody has asked for it yet"
+    words = change_words(leased, _as_agreed(scope, member)) or "nobody has asked for it yet"
     raise RefusedError(
         f"after {wait_s:g} s {asked} still acts without that change: {member.name} {words}; "
         "it goes on trying: hafwctl cluster members"
     )
 
 
+def _as_agreed(scope: Scope, member: Member) -> Member:
+    from cluster.assignment import outsiders
+
+    state = _agreed(scope)
+    return next((m for m in (*state.members, *outsiders(state)) if m.id == member.id), member)
+
+
 def _change(scope: Scope, name: str, *, add: bool, force: bool, wait_s: float) -> None:
     import msgspec
 
-    from cluster.agreed import SetVotes
+    from cluster.agreed import DropVoter, SetVotes
 
-    if scope.config().quorum == "two-node":
+    _, leased = ask_leased(scope)
+    if leased.two_node:
         raise RefusedError("two nodes without a witness keep their voters; nothing was changed")
-    member = msgspec.structs.replace(member_of(scope, name), forced=force)
+    outsider = None if add else _outsider(scope, name, leased)
+    member = msgspec.structs.replace(outsider or member_of(scope, name), forced=force)
     check_change(scope, member, add=add)
     asked, _ = ask_raft(scope)
-    propose(asked, SetVotes(name, "yes" if add else "no", force))
+    if outsider is None:
+        propose(asked, SetVotes(member.name, "yes" if add else "no", force))
+    else:
+        propose(asked, DropVoter(member.id, force))
     if wait_s:
         wait_for_change(scope, member, add=add, wait_s=wait_s)
+
+
+def _outsider(scope: Scope, name: str, leased: LeasedStatus) -> Member | None:
+    """The voter of that id, if it votes and cluster.yaml, as agreed on, does not have it."""
+    from cluster.agreed import Dropped, State
+    from cluster.assignment import outsiders
+
+    node, state = _id_of(name), _agreed(scope)
+    known = any(m.name == name or m.id == node for m in state.members)
+    if known or leased.voters is None or node not in leased.voters.members:
+        return None
+    return outsiders(State(dropped=(Dropped(node),)))[0]
 
 
 def _rows(config: ClusterConfig, leased: LeasedStatus) -> list[dict[str, object]]:

@@ -107,7 +107,11 @@ def _cluster_facts(cluster: ClusterConfig) -> list[tuple[str, str]]:
     facts = [
         ("cluster", cluster.name),
         ("nodes", ", ".join(f"{n} ({c.role}, id {c.id})" for n, c in cluster.nodes.items())),
-        ("voters", f"{len(voters.members)}, majority {voters.majority}, hash {voters.hash}"),
+        (
+            "voters at the first start",
+            f"{len(voters.members)}, majority {voters.majority}, hash {voters.hash} (later: "
+            "hafwctl cluster voters)",
+        ),
         (
             "timers",
             f"{cluster.lease.heartbeat_ms} ms heartbeat, {cluster.lease.lease_ms} ms lease",
@@ -123,13 +127,20 @@ def _cluster_facts(cluster: ClusterConfig) -> list[tuple[str, str]]:
 
 
 def _cluster_warnings(cluster: ClusterConfig) -> list[str]:
-    voters = cluster.voters.members
-    if len(voters) == 1:
-        return ["one voter: nobody can take over; add a gateway and a witness"]
-    if len(voters) == 2:
+    nodes = cluster.voters.members
+    if len(nodes) == 1:
         return [
-            "two voters: the loss of either leaves no majority; add a witness (two-node quorum is "
-            "not in this release)"
+            "one voter: nobody can take over; add a gateway, and when that has joined a witness"
+        ]
+    if cluster.quorum == "two-node":
+        return [
+            "two nodes without a witness: if all links and segments between them are cut, both "
+            "forward; a witness prevents that"
+        ]
+    if len(nodes) == 2:
+        return [
+            "two voters: the loss of either leaves no majority; add a witness (quorum: two-node "
+            "lets one go on alone, and promises less)"
         ]
     return []
 

@@ -131,8 +131,7 @@ class RaftRelay:
         self._file_error = ""
         self.mover = Mover(config, node)
         self._damped: list[DampedStatus] = []
-        self._voters = VoterKeeper(config)
-        self._leased: LeasedStatus | None = None
+        self._voters = VoterKeeper()
         self.moved = self.refused = 0
 
     async def look(self, leased: LeasedStatus, raft: RaftStatus) -> None:
@@ -150,7 +149,6 @@ class RaftRelay:
         self._client.tell_standing(standing)
         if standing != self._written:
             await asyncio.to_thread(self._write, standing)
-        self._leased = leased
         await self._change_voters(leased, state, leads=raft.role == "leader" and raft.quorum)
         for wish in self.mover.observe(leased, state, now=time.monotonic()):
             await self._move(wish, state)
@@ -164,7 +162,7 @@ class RaftRelay:
             alarms.append(
                 f"what Raft agreed on is not kept for the next start: {self._file_error}"
             )
-        return alarms + self._voters.alarms(self._leased, time.monotonic())
+        return alarms + self._voters.alarms(time.monotonic())
 
     async def _change_voters(self, leased: LeasedStatus, state: State, *, leads: bool) -> None:
         request = self._voters.observe(leased, state, leads=leads, now=time.monotonic())

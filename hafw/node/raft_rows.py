@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from cluster.assignment import State, assigned, decode_state, find_member
+from cluster.assignment import State, assigned, decode_state, find_member, outsiders
 from hafw.config.model import ClusterConfig
 from hafw.human import format_epoch
 from hafw.messages import LeasedStatus
@@ -55,9 +55,11 @@ def assigned_node(raft: RaftStatus | None, group: str) -> str | None:
 def member_rows(raft: RaftStatus, leased: LeasedStatus | None) -> list[Row]:
     """`in_raft`, `in_lease`: heard by this node's raftd and leased; True for itself. `votes`: in
     the voter set in force, as its leased says; `voting`: the change of that under way. None:
-    leased cannot be asked."""
+    leased cannot be asked. A voter that is no member has a row, too."""
     state = decode_state(raft.state)
     voters = None if leased is None else leased.voters
+    known = {member.id for member in state.members}
+    strangers = [] if voters is None else [node for node in voters.members if node not in known]
     in_raft = {peer.node_id for peer in raft.peers if peer.connected} | {raft.node_id}
     in_lease: set[int] | None = None
     if leased is not None:
@@ -77,7 +79,27 @@ def member_rows(raft: RaftStatus, leased: LeasedStatus | None) -> list[Row]:
             "addresses": [f"{link} {at}" for link, at in sorted(member.addresses.items())],
         }
         for member in state.members
-    ]
+    ] + [_outsider_row(state, leased, node_id, in_raft) for node_id in strangers]
+
+
+def _outsider_row(
+    state: State, leased: LeasedStatus | None, node_id: int, in_raft: set[int]
+) -> Row:
+    """A voter in force that cluster.yaml, as agreed on, does not have."""
+    wish = next((m for m in outsiders(state) if m.id == node_id), None)
+    return {
+        "member": f"node{node_id}",
+        "id": node_id,
+        "role": None,
+        "state": "not in cluster.yaml",
+        "why": "",
+        "votes": True,
+        "voting": "" if wish is None else change_words(leased, wish),
+        "raft": "-",
+        "in_raft": node_id in in_raft,
+        "in_lease": False,
+        "addresses": [],
+    }
 
 
 def member_state(raft: RaftStatus | None, node: str) -> str | None:

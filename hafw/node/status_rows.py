@@ -72,7 +72,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "devices": ("node", "group", "segment", "device", "present", "up", "gated"),
     "lease": (
-        "node", "realtime", "may_vote", "votes_in_ms", "era", "voters_id", "voters_hash",
+        "node", "realtime", "may_vote", "votes_in_ms", "era", "voters_id", "voters_hash", "voters",
         "loop_p50_ms", "loop_p99_ms", "loop_max_ms", "loop_worst_ms", "loop_worst_age_s",
         "lease_ms", "heavy_left_s",
     ),
@@ -163,7 +163,8 @@ def build_tables(config: ClusterConfig, facts: NodeFacts) -> Tables:
     tables["notes"] = [
         {"node": facts.node, "source": "hafwd", "note": note} for note in facts.notes
     ]
-    if config.quorum == "two-node":
+    acts_alone = config.quorum == "two-node" if facts.leased is None else facts.leased.two_node
+    if acts_alone:
         tables["notes"].append({"node": facts.node, "source": "quorum", "note": TWO_NODE})
     if facts.policy is not None:
         policy = facts.policy
@@ -228,6 +229,7 @@ def _gate_word(announce_left_ms: float | None, accept_left_ms: float | None) -> 
 
 
 def _add_leased(tables: Tables, config: ClusterConfig, node: str, leased: LeasedStatus) -> None:
+    voters = leased.voters
     tables["lease"].append(
         {
             "node": node,
@@ -237,6 +239,7 @@ def _add_leased(tables: Tables, config: ClusterConfig, node: str, leased: Leased
             "era": leased.era,
             "voters_id": leased.voters_id,
             "voters_hash": leased.voters_hash,
+            "voters": None if voters is None else [*map(config.node_name, voters.members)],
             "loop_p50_ms": _rounded(leased.loop_delay.p50_ms),
             "loop_p99_ms": _rounded(leased.loop_delay.p99_ms),
             "loop_max_ms": _rounded(leased.loop_delay.max_ms),

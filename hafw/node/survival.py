@@ -46,7 +46,7 @@ class _View:
         self._votes = leased.may_vote
         voters = config.voters.members if leased.voters is None else leased.voters.members
         self._members = [config.node_name(node_id) for node_id in voters]
-        self._two_node = config.quorum == "two-node"
+        self._two_node = leased.two_node
         self._majority = 1 if self._two_node else len(voters) // 2 + 1
 
     def losses(

@@ -9,6 +9,7 @@ it would leave fewer voters heard than a majority of the set to come, unless it 
 from __future__ import annotations
 
 from cluster.agreed import Member, State
+from cluster.assignment import outsiders
 from hafw.config.model import ClusterConfig
 from hafw.messages import LeasedStatus, PeerStatus, VotersRequest
 
@@ -52,16 +53,16 @@ def change_problem(leased: LeasedStatus, member: Member, *, add: bool) -> str:
     members = set(voters.members) ^ {member.id}
     if not members:
         return f"{member.name} is the last voter"
+    heard, enough = _spare(leased, set(voters.members), 0)
+    if heard < enough:  # Once stored it could not be taken back: nothing forces it.
+        return (
+            f"only {heard} of the {len(voters.members)} voters of set {voters.id} are heard and "
+            f"vote, and {enough} are needed to change it"
+        )
     if not add and len(members) == 1 and not member.forced:
         return "a single voter would be left: its loss would leave nobody ACTIVE"
     if not add and member.id in {group.holder_id for group in leased.groups} and not member.forced:
         return f"{member.name} is ACTIVE: its groups move away first"
-    there, needed = _spare(leased, set(voters.members), 0)
-    if there < needed:  # Once stored it could not be taken back: nothing forces it.
-        return (
-            f"only {there} of the {len(voters.members)} voters of set {voters.id} are heard and "
-            f"vote, and {needed} are needed for any change to come into force"
-        )
     there, needed = _spare(leased, members, member.id if add else 0)
     if there < needed and not member.forced:
         return (
@@ -105,6 +106,16 @@ def voters_notes(config: ClusterConfig, leased: LeasedStatus) -> list[str]:
     if voters.id and leased.node_id not in voters.members:
         names = ", ".join(map(config.node_name, voters.members))
         notes.append(f"this node does not vote: set {voters.id} is {names}")
+    others = [
+        name
+        for name, node in config.nodes.items()
+        if node.id not in voters.members and node.id != leased.node_id
+    ]
+    if others:
+        notes.append(
+            f"in cluster.yaml and not in voter set {voters.id}: {', '.join(others)} (hafwctl node "
+            "join there, or hafwctl cluster voters --add)"
+        )
     if follows is not None:
         names = ", ".join(map(config.node_name, follows.members))
         stored = ", ".join(map(config.node_name, follows.stored_by))
@@ -120,8 +131,7 @@ def voters_notes(config: ClusterConfig, leased: LeasedStatus) -> list[str]:
 class VoterKeeper:
     """Of one node; asks only beside the Raft leader, so that as a rule one asks."""
 
-    def __init__(self, config: ClusterConfig) -> None:
-        self._config = config
+    def __init__(self) -> None:
         self._heard_since: dict[int, float] = {}
         self._waiting: dict[str, float] = {}
 
@@ -130,12 +140,12 @@ class VoterKeeper:
     ) -> VotersRequest | None:
         """The next step to ask leased for."""
         voters = leased.voters
-        if voters is None or not voters.id or self._config.quorum == "two-node":
+        if voters is None or not voters.id or leased.two_node:
             return None
         self._note_heard(leased, now)
         found: list[tuple[int, bool, int]] = []
         waiting = []
-        for member in state.members if leads else ():
+        for member in (*state.members, *outsiders(state)) if leads else ():
             add = wanted(leased, member)
             if add is None:
                 continue
@@ -154,21 +164,12 @@ class VoterKeeper:
         _, _, node = min(found)  # What leaves most to spare; added before taken out.
         return VotersRequest(voters.id + 1, sorted(set(voters.members) ^ {node}))
 
-    def alarms(self, leased: LeasedStatus | None, now: float) -> list[str]:
-        alarms = [
+    def alarms(self, now: float) -> list[str]:
+        return [
             f"the voters: {text}"
             for text, since in self._waiting.items()
             if now - since >= WAITING_ALARM_S
         ]
-        known = {node.id for node in self._config.nodes.values()}
-        if leased is not None and leased.voters is not None:
-            alarms += [
-                f"node {node} votes and is not in cluster.yaml: put it back into the file, then "
-                "take it out with hafwctl cluster voters --remove"
-                for node in leased.voters.members
-                if node not in known
-            ]
-        return alarms
 
     def _note_heard(self, leased: LeasedStatus, now: float) -> None:
         heard = {peer.node_id for peer in leased.peers if peer.alive and peer.era}

@@ -21,10 +21,12 @@ __all__ = [
     "Measured",
     "Relation",
     "Term",
+    "Votes",
     "needed_ms",
     "profile_of",
     "relations",
     "round_trip_needed",
+    "votes_of",
     "worst_cases",
     "worst_round_trips",
 ]
@@ -55,16 +57,36 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`least_ms`: the same fault at its luckiest moment. `note` says what else to know."""
+    """`least_ms`: the same fault at its luckiest moment. `note` says what else to know. `until`:
+    what must happen before anybody forwards, if no timer brings that about; empty: none needed."""
 
     fault: str
     terms: tuple[Term, ...]
     least_ms: float
     note: str
+    until: str = ""
 
     @property
     def worst_ms(self) -> float:
         return sum(term.ms for term in self.terms)
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """The voters by name, and which of them vote now. `source`: the set in force, or a file."""
+
+    members: tuple[str, ...]
+    voting: frozenset[str]
+    source: str
+
+    @property
+    def majority(self) -> int:
+        return len(self.members) // 2 + 1
+
+    @property
+    def spare(self) -> int:
+        """How many of those that vote may be lost."""
+        return len(self.voting) - self.majority
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +109,43 @@ def profile_of(lease: LeaseConfig) -> str:
     return "own"
 
 
+def votes_of(
+    config: ClusterConfig,
+    lease: Iterable[Mapping[str, object]] = (),
+    peers: Iterable[Mapping[str, object]] = (),
+) -> Votes:
+    """From the rows of status' tables `lease` and `peers`: the newest set in force, as the node
+    tells that acts in it. Without any, what cluster.yaml would begin with, everybody voting."""
+    tellers = [row for row in lease if isinstance(row.get("voters"), list)]
+    if not tellers:
+        founders = tuple(map(config.node_name, config.voters.members))
+        return Votes(founders, frozenset(founders), "cluster.yaml")
+    teller = max(tellers, key=lambda row: int(str(row["voters_id"])))
+    names = teller["voters"]
+    assert isinstance(names, list)
+    members = tuple(map(str, names))
+    voting = {
+        str(row["peer"])
+        for row in peers
+        if row["node"] == teller["node"] and row.get("alive") and row.get("votes")
+    }
+    voting |= {str(teller["node"])} if teller.get("may_vote") else set()
+    return Votes(members, frozenset(voting & set(members)), f"set {teller['voters_id']} in force")
+
+
 def round_trip_needed(
-    config: ClusterConfig, measured: Mapping[str, Mapping[str, float]]
+    config: ClusterConfig, votes: Votes, measured: Mapping[str, Mapping[str, float]]
 ) -> float | None:
     """The round trip to the voters that a gateway needs when any one other is lost: the worst case
     over gateways and losses. `measured` is p99 by node and peer; None if it says too little."""
-    needed = config.voters.majority - 1
+    needed = votes.majority - 1
     worst: float | None = None
-    for node, peers in measured.items():
-        if node not in config.nodes or config.nodes[node].role != "gateway":
+    for node, heard in measured.items():
+        if node not in votes.members or node not in config.nodes:
             continue
+        if config.nodes[node].role != "gateway":
+            continue
+        peers = {peer: ms for peer, ms in heard.items() if peer in votes.members}
         for lost in peers:
             left = sorted(ms for peer, ms in peers.items() if peer != lost)
             if 0 < needed <= len(left):
@@ -157,14 +206,11 @@ def _accept_left_ms(config: ClusterConfig, measured: Measured) -> float:
     return lease.lease_ms * (1 - DRIFT) - lease.heartbeat_ms - measured.round_trip_ms
 
 
-_QUIET = (
-    Fault(
-        "one of several links, or a segment's heartbeats, cut",
-        (),
-        0.0,
-        "nothing moves: heartbeats go over every link and segment at once",
-    ),
-    Fault("a BACKUP or the witness lost", (), 0.0, "nothing moves"),
+_PATH_LOST = Fault(
+    "one of several links, or a segment's heartbeats, cut",
+    (),
+    0.0,
+    "nothing moves: heartbeats go over every link and segment at once",
 )
 
 
@@ -178,17 +224,18 @@ _APART = (
 )
 
 
-def _during_a_load(late: Term, claim: tuple[Term, ...], fastest_ms: float) -> Fault:
+def _during_a_load(late: Term, claim: tuple[Term, ...], fastest_ms: float, until: str) -> Fault:
     longest = LEASE_MS_MAX * (1 + DRIFT)
     return Fault(
         "power cut or freeze while the ACTIVE node loads a policy, or within a second after",
         (Term(longest, f"long lease of {LEASE_MS_MAX} ms + 1 % drift"), late, *claim),
         fastest_ms,
         "so that a load that holds up the lease loop moves nothing",
+        until,
     )
 
 
-def _deaf(lease: LeaseConfig, claim: tuple[Term, ...], trip_ms: float) -> Fault:
+def _deaf(lease: LeaseConfig, claim: tuple[Term, ...], trip_ms: float, until: str) -> Fault:
     own_ms = lease.lease_ms * (1 - DRIFT)
     return Fault(
         "the ACTIVE node hears nobody, and is heard",
@@ -200,6 +247,7 @@ def _deaf(lease: LeaseConfig, claim: tuple[Term, ...], trip_ms: float) -> Fault:
         ),
         own_ms - lease.heartbeat_ms - trip_ms + trip_ms / 2 + 2 * trip_ms,
         "the voters granted all that it asked for; if no release arrives, as long again",
+        until,
     )
 
 
@@ -219,8 +267,23 @@ def _cold_start(lease: LeaseConfig, claim: tuple[Term, ...], fastest_ms: float) 
     )
 
 
-def worst_cases(config: ClusterConfig, measured: Measured) -> list[Fault]:
+def _until(config: ClusterConfig, votes: Votes) -> str:
+    if votes.spare > 0 or config.quorum == "two-node":
+        return ""
+    return (
+        f"a lost voter is back: of {len(votes.members)} ({votes.source}) "
+        f"{len(votes.voting)} vote, and {votes.majority} are needed"
+    )
+
+
+def _other_voter_lost(until: str) -> Fault:
+    note = "the ACTIVE node cannot renew its lease" if until else "nothing moves"
+    return Fault("a BACKUP or the witness lost", (), 0.0, note, until)
+
+
+def worst_cases(config: ClusterConfig, measured: Measured, votes: Votes) -> list[Fault]:
     """One for each kind of fault, the common ones first."""
+    until = _until(config, votes)
     lease, trip = config.lease, measured.round_trip_ms
     voters_hold = Term(
         lease.lease_ms * (1 + DRIFT), f"lease of {lease.lease_ms} ms + 1 % drift, as voters count"
@@ -236,6 +299,7 @@ def worst_cases(config: ClusterConfig, measured: Measured) -> list[Fault]:
             lease.lease_ms * (1 + DRIFT) - lease.heartbeat_ms + fastest,
             f"a frozen node's gate is shut {lease.lease_ms * (1 - DRIFT):.0f} ms after its last "
             "renewal was sent, before anybody can claim",
+            until,
         ),
         Fault(
             "hafw-leased of the ACTIVE node dies or hangs",
@@ -246,8 +310,9 @@ def worst_cases(config: ClusterConfig, measured: Measured) -> list[Fault]:
             ),
             2 * DRIFT * lease.lease_ms + fastest,
             "the node forwards until its gate shuts",
+            until,
         ),
-        *(() if config.quorum == "two-node" else (_deaf(lease, claim, trip),)),
+        *(() if config.quorum == "two-node" else (_deaf(lease, claim, trip, until),)),
         Fault(
             "a segment of the ACTIVE node loses its carrier",
             (Term(measured.loop_ms, "the ACTIVE node's loop wakes late"), *hand_over),
@@ -268,8 +333,9 @@ def worst_cases(config: ClusterConfig, measured: Measured) -> list[Fault]:
             trip / 2 + fastest,
             f"after {SYNCD_SILENT_MS / 1000:.0f} s in which it forwards as before",
         ),
-        *(() if config.quorum == "two-node" else (_during_a_load(late, claim, fastest),)),
-        *_QUIET,
+        *(() if config.quorum == "two-node" else (_during_a_load(late, claim, fastest, until),)),
+        _PATH_LOST,
+        _other_voter_lost(until),
         *(_APART if config.quorum == "two-node" else ()),
         _cold_start(lease, claim, fastest),
     ]

@@ -12,8 +12,9 @@ import pytest
 from cluster.disk_writer import DiskWriter
 from cluster.era import had_voters, read_era
 from cluster.lease_types import EraFailed, EraPersisted, VoterRecord, VotersPersisted
-from cluster.voters_file import read_voters
+from cluster.voters_file import read_voters, write_voters
 from hafw.config.model import ClusterConfig, VoterSet
+from hafw.errors import StateError
 from hafw.paths import NodePaths
 
 FOUNDERS = VoterRecord(VoterSet(id=1, members=(1, 2, 9)))
@@ -79,3 +80,49 @@ def test_no_era_without_a_voters_file(paths: NodePaths) -> None:
     assert read_era(paths.era) == 0
     for end in (heard, wake):
         end.close()
+
+
+PAIR = cast(
+    ClusterConfig, SimpleNamespace(quorum="two-node", voters=VoterSet(id=1, members=(1, 2)))
+)
+
+
+@pytest.mark.parametrize(
+    ("record", "fault"),
+    [
+        (FOUNDERS, "voters 1 and 2 alone, and voter set 1 is nodes 1, 2, 9"),
+        (
+            VoterRecord(LATER.current, VoterSet(id=5, members=(1, 2, 9))),
+            "voter set 5 is nodes 1, 2, 9",
+        ),
+        (VoterRecord(LATER.current, lost=True), "this node has lost its voters file once"),
+        (VoterRecord.newcomer(LATER.current), "this node was to found a cluster by another"),
+    ],
+)
+def test_one_of_two_does_not_act_alone_if_others_may_hold_the_group(
+    paths: NodePaths, record: VoterRecord, fault: str
+) -> None:
+    """The witness is a voter still, or may become one with the other gateway: those two would be
+    a majority beside the one that decides alone."""
+    write_voters(paths.voters, record)
+    heard, wake = socket.socketpair()
+    said = f"quorum: two-node.* {fault}"
+    with heard, wake, pytest.raises(StateError, match=said):
+        DiskWriter(paths, wake, PAIR)
+    assert read_voters(paths.voters, LATER.current, first_start=False) == (record, "")
+
+
+def test_two_nodes_keep_their_set_and_the_file_that_names_just_them(paths: NodePaths) -> None:
+    heard, wake = socket.socketpair()
+    with heard, wake:
+        first = DiskWriter(paths, wake, PAIR)
+        assert (first.record, first.wrong, first.begin()) == (VoterRecord(PAIR.voters), "", "")
+        paths.voters.write_bytes(b"{}")
+        damaged = DiskWriter(paths, wake, PAIR)
+        assert "is damaged" in damaged.wrong
+        assert damaged.begin() == ""
+        assert DiskWriter(paths, wake, CONFIG).record == VoterRecord(PAIR.voters)
+        write_voters(paths.voters, LATER)
+        later = DiskWriter(paths, wake, PAIR)
+        assert (later.record, later.wrong, later.begin()) == (VoterRecord(PAIR.voters), "", "")
+        assert DiskWriter(paths, wake, CONFIG).record == LATER

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import hafw.lab
 from cluster.announce_plan import ANNOUNCE_MS, AnnouncePlan
-from cluster.heartbeat import Beat
+from cluster.heartbeat import Beat, Voters
 from cluster.lease_types import Arrived, Send
 from cluster.leased_io import plan_paths
 from cluster.leased_status import leased_status
@@ -220,6 +220,15 @@ def test_a_peer_tells_its_round_trip_once() -> None:
     assert view.round_trip_told(44, bench.now) is None
     witness = status(bench).peers[1]
     assert (witness.votes, witness.able) == (True, False)
+
+
+def test_a_vote_in_another_set_is_none_in_ours() -> None:
+    """Founders that differ: its set has our number, and its vote does not count here."""
+    bench = Bench()
+    bench.hear(9, Beat(3, True, False, [], [], VOTED, None))
+    assert status(bench).peers[1].votes
+    bench.hear(9, Beat(3, True, False, [], [], Voters(VOTED.id, (1, 9)), None))
+    assert not status(bench).peers[1].votes
 
 
 def test_paths_are_links_and_segments_with_the_peers_on_them() -> None:

@@ -24,7 +24,10 @@ def lab(tmp_path: Path) -> Path:
 def test_the_lab_cluster_and_its_policy_are_right(lab: Path) -> None:
     report = check_file(lab / "cluster.yaml")
     assert (report.ok, report.kind, report.lines) == (True, "cluster", [])
-    assert ("voters", "3, majority 2, hash 16599b2484efdbd9") in report.facts
+    assert (
+        "voters at the first start",
+        "3, majority 2, hash 16599b2484efdbd9 (later: hafwctl cluster voters)",
+    ) in report.facts
     assert report.also is not None
     assert report.also.kind == "policy"
     assert dict(report.also.facts)["compiled for gw1"].endswith(" nft rules")
@@ -100,8 +103,8 @@ def test_notes_on_a_cluster_that_survives_nothing(lab: Path) -> None:
     (lab / "policy.yaml").unlink()
     notes = check_file(file).notes
     warning = (
-        "two voters: the loss of either leaves no majority; add a witness (two-node quorum is not "
-        "in this release)"
+        "two voters: the loss of either leaves no majority; add a witness (quorum: two-node lets "
+        "one go on alone, and promises less)"
     )
     assert check_file(file).warnings == [warning]
     result = CliRunner().invoke(check, [str(file)])
@@ -110,6 +113,15 @@ def test_notes_on_a_cluster_that_survives_nothing(lab: Path) -> None:
     assert any("group main has one candidate" in note for note in notes)
     assert any("node gw2 has one link" in note for note in notes)
     assert any("does not exist here" in note for note in notes)
+
+
+def test_two_nodes_are_told_what_they_do_not_get(lab: Path) -> None:
+    file = lab / "cluster.yaml"
+    text = file.read_text()
+    text = text[: text.index("  wit:")] + text[text.index("groups:") :]
+    file.write_text(text + "\nquorum: two-node\n")
+    (warning,) = check_file(file).warnings
+    assert warning.startswith("two nodes without a witness: if all links and segments")
 
 
 def test_one_voter_is_noted(lab: Path) -> None:

@@ -167,8 +167,14 @@ def test_a_rotation_is_a_note_and_two_are_an_alarm() -> None:
 
 def test_the_weaker_promise_of_two_nodes_is_a_note() -> None:
     assert not [n for n in build_tables(CONFIG, facts("gw1"))["notes"] if n["source"] == "quorum"]
+    told = facts("gw1")
+    assert told.leased is not None
+    alone = replace(told, leased=structs.replace(told.leased, two_node=True))
+    [note] = [n for n in build_tables(CONFIG, alone)["notes"] if n["source"] == "quorum"]
     config = CONFIG.model_copy(update={"quorum": "two-node"})
-    [note] = [n for n in build_tables(config, facts("gw1"))["notes"] if n["source"] == "quorum"]
+    assert not [n for n in build_tables(config, told)["notes"] if n["source"] == "quorum"]
+    silent = build_tables(config, replace(told, leased=None))["notes"]
+    assert [n["note"] for n in silent if n["source"] == "quorum"] == [note["note"]]
     assert note["note"].endswith("if all links and segments between them are cut, both forward")
 
 

@@ -121,6 +121,7 @@ def two_nodes(**fields: object) -> dict[str, tuple[bool, str]]:
     config = CONFIG.model_copy(update={"nodes": nodes, "quorum": "two-node"})
     told = view("gw1", changed("gw1", "gw2", **fields))
     told = structs.replace(told, peers=[peer for peer in told.peers if peer.node_id == 2])
+    told = structs.replace(told, two_node=True)
     return {
         f"{row['kind']} {row['losing']}": (bool(row["survives"]), str(row["why"]))
         for row in survival_rows(config, "gw1", told)

@@ -10,6 +10,7 @@ from msgspec import structs
 from cluster.agreed import (
     Command,
     Configure,
+    DropVoter,
     Join,
     Leave,
     Member,
@@ -18,7 +19,7 @@ from cluster.agreed import (
     State,
     hash_token,
 )
-from cluster.assignment import AddToken, apply, find_member
+from cluster.assignment import AddToken, apply, find_member, outsiders
 from hafw.messages import LeasedStatus, VoterSetStatus, VotersRequest
 from hafw.node.raft_rows import member_rows, target_problem
 from hafw.node.status_rows import build_tables
@@ -71,7 +72,7 @@ def test_founders_are_to_vote_and_later_members_once_they_joined() -> None:
     with_gw3 = Configure((*FOUNDED.members, later), FOUNDED.groups, FOUNDED.voters)
     state, _ = apply(FOUNDED, with_gw3)
     assert member(state, "gw3").votes == ""
-    assert VoterKeeper(CONFIG).observe(acting(*ALL), state, leads=True, now=0.0) is None
+    assert VoterKeeper().observe(acting(*ALL), state, leads=True, now=0.0) is None
     state, _ = apply(state, AddToken(hash_token("t"), 60.0, 0.0))
     state, refusal = apply(state, Join("gw3", hash_token("t"), 1.0))
     assert (refusal, member(state, "gw3").votes) == ("", "yes")
@@ -81,7 +82,7 @@ def test_founders_are_to_vote_and_later_members_once_they_joined() -> None:
 
 
 def test_who_leaves_is_taken_out_and_who_joins_again_is_added() -> None:
-    keeper = VoterKeeper(CONFIG)
+    keeper = VoterKeeper()
     assert keeper.observe(acting(*ALL), FOUNDED, leads=True, now=0.0) is None
     left = agreed(Leave("gw2"))
     assert keeper.observe(acting(*ALL), left, leads=False, now=0.0) is None
@@ -91,7 +92,7 @@ def test_who_leaves_is_taken_out_and_who_joins_again_is_added() -> None:
 
 
 def test_a_node_is_added_when_it_has_been_heard_for_a_while() -> None:
-    keeper = VoterKeeper(CONFIG)
+    keeper = VoterKeeper()
     silent = acting(1, 9, silent=(2,))
     assert keeper.observe(silent, FOUNDED, leads=True, now=0.0) is None
     assert keeper.observe(acting(1, 9), FOUNDED, leads=True, now=1.0) is None
@@ -109,7 +110,7 @@ def test_a_node_is_added_when_it_has_been_heard_for_a_while() -> None:
 def test_nothing_is_asked_for_while_a_change_is_under_way() -> None:
     status = structs.replace(acting(*ALL), voters_next=VoterSetStatus(5, [1, 9], [1], 1500.0))
     state = agreed(Leave("gw2"))
-    assert VoterKeeper(CONFIG).observe(status, state, leads=True, now=0.0) is None
+    assert VoterKeeper().observe(status, state, leads=True, now=0.0) is None
     assert change_words(status, member(state, "gw2")) == "leaves with set 5, stored so far"
     assert voters_notes(CONFIG, status) == [
         "voter set 5 (gw1, wit) follows, stored by gw1: in force in 1.5 s"
@@ -117,16 +118,16 @@ def test_nothing_is_asked_for_while_a_change_is_under_way() -> None:
 
 
 def test_what_would_leave_no_majority_waits_with_an_alarm_unless_forced() -> None:
-    keeper, status = VoterKeeper(CONFIG), acting(*ALL, silent=(9,))
+    keeper, status = VoterKeeper(), acting(*ALL, silent=(9,))
     state = agreed(SetVotes("gw2", "no"))
     assert keeper.observe(status, state, leads=True, now=0.0) is None
-    assert keeper.alarms(status, 1.0) == []
+    assert keeper.alarms(1.0) == []
     assert keeper.observe(status, state, leads=True, now=10.0) is None
-    [alarm] = keeper.alarms(status, 10.0)
+    [alarm] = keeper.alarms(10.0)
     assert "gw2 is to leave: only 1 of the 2 voters" in alarm
     forced = agreed(SetVotes("gw2", "no", forced=True))
     assert keeper.observe(status, forced, leads=True, now=11.0) == VotersRequest(5, [1, 9])
-    assert keeper.alarms(status, 11.0) == []
+    assert keeper.alarms(11.0) == []
 
 
 def test_a_step_that_the_voters_in_force_cannot_put_into_force_is_not_forced_either() -> None:
@@ -144,7 +145,7 @@ def test_a_step_that_the_voters_in_force_cannot_put_into_force_is_not_forced_eit
 def test_a_newcomer_knows_no_voters_and_asks_for_none() -> None:
     new = acting(*ALL, number=0)
     left = agreed(Leave("gw2"))
-    assert VoterKeeper(CONFIG).observe(new, left, leads=True, now=0.0) is None
+    assert VoterKeeper().observe(new, left, leads=True, now=0.0) is None
     assert "knows no voters yet" in change_problem(new, member(left, "gw2"), add=False)
     assert {row["votes"] for row in member_rows(raft("gw1"), new)} == {False}
 
@@ -177,7 +178,7 @@ def test_nothing_is_moved_to_who_rests_or_is_not_to_vote() -> None:
 
 
 def test_one_is_added_before_another_is_taken_out() -> None:
-    keeper, state = VoterKeeper(CONFIG), agreed(SetVotes("wit", "no"))
+    keeper, state = VoterKeeper(), agreed(SetVotes("wit", "no"))
     keeper.observe(acting(1, 9), state, leads=True, now=0.0)
     request = keeper.observe(acting(1, 9), state, leads=True, now=SETTLED_S)
     assert request == VotersRequest(5, [1, 2, 9])
@@ -206,7 +207,41 @@ def test_members_and_status_say_who_votes_by_the_set_in_force() -> None:
     assert (loss["survives"], loss["why"]) == (False, "no quorum: gw1 of 2 voters would vote")
 
 
-def test_a_voter_that_the_file_no_longer_has_is_an_alarm() -> None:
-    status = acting(1, 7, 9)
-    [alarm] = VoterKeeper(CONFIG).alarms(status, 0.0)
-    assert alarm.startswith("node 7 votes and is not in cluster.yaml")
+def test_a_voter_that_the_file_no_longer_has_is_shown_and_can_be_taken_out() -> None:
+    keeper, four = VoterKeeper(), acting(1, 2, 3, 9)
+    rows = {row["member"]: row for row in member_rows(raft("gw1"), four)}
+    assert (rows["node3"]["votes"], rows["node3"]["state"]) == (True, "not in cluster.yaml")
+    told = build_tables(CONFIG, replace(facts("gw1"), leased=four))
+    assert told["lease"][0]["voters"] == ["gw1", "gw2", "node3", "wit"]
+    assert keeper.observe(four, FOUNDED, leads=True, now=0.0) is None
+
+    state = agreed(DropVoter(3))
+    assert keeper.observe(four, state, leads=True, now=0.0) == VotersRequest(5, [1, 2, 9])
+    assert change_words(four, outsiders(state)[0]) == "to be taken out"
+    assert keeper.observe(acting(1, 2, 9), state, leads=True, now=1.0) is None
+    assert apply(FOUNDED, DropVoter(2))[1] == "node 2 is the member gw2"
+    back = Configure((*state.members, Member("gw3", 3, "gateway", {})), state.groups, state.voters)
+    assert outsiders(apply(state, back)[0]) == []
+
+
+def test_it_is_lost_already_when_another_node_is_lost() -> None:
+    survives = survival_rows(CONFIG, "gw1", acting(1, 2, 3, 9))
+    [loss] = [row for row in survives if (row["kind"], row["losing"]) == ("node", "wit")]
+    assert (loss["survives"], loss["why"]) == (False, "no quorum: gw1, gw2 of 4 voters would vote")
+
+
+def test_nothing_is_changed_without_a_majority_of_the_set_in_force() -> None:
+    """{gw1, gw2} of which gw2 is dead: a step that were stored now would block all others."""
+    status = acting(1, 2, silent=(2,))
+    state = agreed(SetVotes("gw2", "no", forced=True))
+    problem = change_problem(status, member(state, "gw2"), add=False)
+    assert problem == (
+        "only 1 of the 2 voters of set 4 are heard and vote, and 2 are needed to change it"
+    )
+
+
+def test_a_node_of_the_file_that_does_not_vote_is_a_note_on_the_others() -> None:
+    assert voters_notes(CONFIG, acting(1, 2)) == [
+        "in cluster.yaml and not in voter set 4: wit (hafwctl node join there, or hafwctl cluster "
+        "voters --add)"
+    ]
