@@ -69,6 +69,7 @@ class _Peer:
     good_s: float = 0.0
     away: bool = False
     over: str = ""
+    heard: frozenset[str] = frozenset()
     segments: dict[str, _Segment] = field(default_factory=dict)
 
 
@@ -141,6 +142,11 @@ class Detour:
                     peer.away = False
                     self.counters["detours_ended"] += 1
             peer.over = self._choose(peer_id, peer, now) if peer.away else ""
+            peer.heard = frozenset(
+                name
+                for name, way in peer.segments.items()
+                if peer.over and now - way.heard_at <= HEARD_S
+            )
 
     def _choose(self, peer_id: int, peer: _Peer, now: float) -> str:
         ranks = {
@@ -162,6 +168,12 @@ class Detour:
     def away(self) -> dict[int, str]:
         """Peer -> segment, for all that the links do not reach; empty where no segment does."""
         return {n: peer.over for n, peer in self._peers.items() if peer.away}
+
+    @property
+    def asked_over(self) -> set[str]:
+        """Segments over which a peer may ask, while one stands in: all over which it is heard.
+        Each end chooses its own, so that may be another one than this node sends over."""
+        return {name for peer in self._peers.values() for name in peer.heard}
 
     def proven(self, peer_id: int) -> bool:
         """It was heard over its segment since it was last heard over a link: it is not dead."""

@@ -61,7 +61,7 @@ class Prober:
         """Whom links do not reach, as of now."""
         self._detour.work(now=now)
         self._transport.detour(self._detour.away)
-        self._server.stand_in(self._transport.standing_in())
+        self._server.stand_in(self._transport.addresses_on(self._detour.asked_over))
 
     def alarms(self, *, now: float) -> list[str]:
         """What the network lacks, though replication copes with it."""

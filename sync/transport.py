@@ -17,7 +17,7 @@ import fcntl
 import socket
 import struct
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -141,12 +141,9 @@ class Transport:
             if link.name in of and (link.name == over if over else not link.segment)
         ]
 
-    def standing_in(self) -> set[str]:
-        """Own addresses on all segments shared with a peer for which one stands in now: each end
-        chooses its own, so the peer may ask over another one than this node does."""
-        segments = self.segments
-        names = {name for peer, over in self._away.items() if over for name in segments[peer]}
-        return {link.address for link in self._links if link.name in names}
+    def addresses_on(self, segments: Collection[str]) -> set[str]:
+        """The node's own, on these ways."""
+        return {link.address for link in self._links if link.name in segments}
 
     def device(self, link_name: str) -> str:
         return next(link.device for link in self._links if link.name == link_name)

@@ -184,3 +184,23 @@ def test_two_that_start_without_a_link_find_each_other() -> None:
     two = Two()
     two.run(CUT_S + PROBE_S + 0.1, no_links)
     assert two.over(1) == two.over(2) == LAN
+
+
+def test_ends_that_use_different_segments_are_ready_for_each_other_on_both() -> None:
+    def no_lan_from_1(sender: int, way: str) -> bool:
+        return is_segment(way) and (sender, way) != (1, LAN)
+
+    two = Two()
+    two.run(4 * PROBE_S)
+    assert two[1].asked_over == set(), "links bring everything"
+    two.run(4 * PROBE_S, no_links)
+    two.run(HEARD_S + PROBE_S, no_lan_from_1)
+    two.run(4 * PROBE_S, no_links)
+    assert (two.over(1), two.over(2)) == (LAN, WAN), "each keeps what works"
+    for number in (1, 2):
+        assert two[number].asked_over == {LAN, WAN}
+    two.run(HEARD_S + 2 * PROBE_S, lambda _sender, way: way == WAN)
+    for number in (1, 2):
+        assert two[number].asked_over == {WAN}
+    two.run(BACK_S + 1)
+    assert two[1].asked_over == two[2].asked_over == set()
