@@ -16,7 +16,8 @@ unicast: deltas, beacons, repairs, snapshots. Each node judges for itself, and f
   links alone: two nodes cannot keep each other in a detour.
 * *Which segment*: the first of `sync.segments` over which the peer's probes come (two a second,
   also at rest) and over which it says that ours do; it is kept while that is so. A peer of which
-  no segment brings anything is dead, or not to be reached: nothing is sent to it there.
+  no segment has brought anything for `HEARD_S` is dead, or not to be reached: nothing is sent to
+  it there.
 * *The links are tried all the time*: nothing is taken away from them, so that no datagram is lost
   at the way back. What was lost on the way there is repaired like any gap (`sync.stream`).
 """
