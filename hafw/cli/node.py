@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from hafw.cli.raft_asking import ask_raft, own_node, propose
-from hafw.cli.where import Scope, find_scope, require_root, scope_options
+from hafw.cli.where import Scope, find_scope, require_root, scope_options, wait_option
 from hafw.errors import RefusedError, StateError
 from hafw.paths import NodePaths
 
@@ -30,18 +30,15 @@ def node() -> None:
     """A node as a member of the cluster: drain it, rest it, bring it back."""
 
 
+_wait_for_voters = wait_option(
+    20.0, "Wait this long for the voter set to follow; 0: only say what is wanted."
+)
+
+
 def _arguments(wait_s: float) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in (
-            click.option(
-                "--wait",
-                "wait_s",
-                type=click.FloatRange(0, 600),
-                default=wait_s,
-                show_default=True,
-                metavar="SECONDS",
-                help="Wait this long for it to be done; 0: only say what is wanted.",
-            ),
+            wait_option(wait_s, "Wait this long for it to be done; 0: only say what is wanted."),
             click.option(
                 "--why",
                 default="",
@@ -130,18 +127,6 @@ def online(
     click.echo(f"{member.name} is online and {able}", err=True)
 
 
-def _wait_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--wait",
-        "wait_s",
-        type=click.FloatRange(0, 600),
-        default=20.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="Wait this long for the voter set to follow; 0: only say what is wanted.",
-    )(command)
-
-
 @node.command()
 @click.argument("name", metavar="NODE")
 @scope_options
@@ -162,7 +147,7 @@ def undamp(name: str, node: str | None, config_file: Path | None) -> None:
 
 @node.command()
 @click.argument("given", metavar="TOKEN")
-@_wait_option
+@_wait_for_voters
 @scope_options
 def join(given: str, wait_s: float, node: str | None, config_file: Path | None) -> None:
     """Be a member that votes, after `leave` or as a new node of cluster.yaml.
@@ -189,7 +174,7 @@ def join(given: str, wait_s: float, node: str | None, config_file: Path | None) 
 @node.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--force", is_flag=True, help="Even if too few of the other voters are heard.")
-@_wait_option
+@_wait_for_voters
 @scope_options
 def leave(
     yes: bool, force: bool, wait_s: float, node: str | None, config_file: Path | None

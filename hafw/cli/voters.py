@@ -10,7 +10,7 @@ import click
 
 from hafw.cli.raft_asking import ask_raft, propose
 from hafw.cli.render import format_option, render
-from hafw.cli.where import Scope, find_scope, require_root, scope_options
+from hafw.cli.where import Scope, find_scope, require_root, scope_options, wait_option
 from hafw.errors import RefusedError, StateError
 from hafw.paths import NodePaths
 
@@ -36,15 +36,7 @@ WAIT_S = 20.0
 @click.option(
     "--force", is_flag=True, help="Even if too few of the new voters are heard, or one is left."
 )
-@click.option(
-    "--wait",
-    "wait_s",
-    type=click.FloatRange(0, 600),
-    default=WAIT_S,
-    show_default=True,
-    metavar="SECONDS",
-    help="Wait this long for a change to be in force; 0: only say what is wanted.",
-)
+@wait_option(WAIT_S, "Wait this long for a change to be in force; 0: only say what is wanted.")
 @scope_options
 @format_option
 def voters(

@@ -21,7 +21,7 @@ from hafw.paths import NodePaths
 if TYPE_CHECKING:
     from hafw.config.model import ClusterConfig
 
-__all__ = ["Scope", "find_scope", "require_root", "scope_options"]
+__all__ = ["Scope", "find_scope", "require_root", "scope_options", "wait_option"]
 
 DEFAULT_CONFIG = Path("/etc/hafw/cluster.yaml")
 
@@ -47,6 +47,19 @@ class Scope:
             if isinstance(name, str):
                 return name
         return self.config().name
+
+
+def wait_option(default_s: float, help_text: str) -> Callable[..., Any]:
+    """``--wait``, as `wait_s`; 0 does not wait."""
+    return click.option(
+        "--wait",
+        "wait_s",
+        type=click.FloatRange(0, 600),
+        default=default_s,
+        show_default=True,
+        metavar="SECONDS",
+        help=help_text,
+    )
 
 
 def scope_options(command: Callable[..., Any]) -> Callable[..., Any]:
