@@ -10,11 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tests.unit.cluster.lease_bench as lease_bench
-from cluster.claims import heirs, rank
+from cluster.claims import Candidacy, heirs, rank
 from cluster.damping import Damped, Damping
 from cluster.heartbeat import Beat, GroupBeat, Propose, Release
 from cluster.lease import LeaseCore
-from cluster.lease_types import DampingParams, GroupParams, LeaseParams, SegmentsDown, StandingSaid
+from cluster.lease_types import (
+    DampingParams,
+    GroupParams,
+    LeaseParams,
+    SegmentsDown,
+    StandingSaid,
+    StopAsked,
+)
+from cluster.view import HEARD_BEATS
 from hafw.config.load import load_cluster
 from hafw.config.model import VoterSet
 from hafw.human import make_epoch
@@ -160,11 +168,13 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 def say(
-    bench: Bench, node: int = 2, *, carrier: bool = True, damped: tuple[int, ...] = ()
-) -> None:
+    bench: Bench, *, holder: int = 1, carrier: bool = True, upstream: bool = True,
+    damped: tuple[int, ...] = (),
+) -> None:  # fmt: skip
     group = GroupBeat(
-        1, 0, 0, 1, carrier, True, "" if carrier else FLAP, carrier=carrier, damped=list(damped)
-    )
+        1, 0, 0, holder, carrier, True, "" if carrier else FLAP, carrier=carrier,
+        upstream=upstream, damped=list(damped),
+    )  # fmt: skip
     bench.hear(2, Beat(3, True, True, [group], [], VOTED, None))
 
 
@@ -211,10 +221,18 @@ def test_what_raft_clears_is_forgotten_once(bench: Bench) -> None:
     assert status(bench).damped != []
 
 
-def test_what_a_drained_node_does_counts_nothing(bench: Bench) -> None:
-    bench.core.handle(StandingSaid(Standing({}, [2], [])), now_ns=bench.now)
+@pytest.mark.parametrize(
+    "standing", [Standing({}, [2], []), Standing({}, [], [2])], ids=["drained", "maintenance"]
+)
+def test_what_a_node_does_that_somebody_works_on_counts_nothing(
+    bench: Bench, standing: Standing
+) -> None:
+    bench.core.handle(StandingSaid(standing), now_ns=bench.now)
     flap(bench, 9)
     assert status(bench).damped == []
+    bench.core.handle(StandingSaid(Standing({}, [], [])), now_ns=bench.now)
+    flap(bench)
+    assert status(bench).damped != []
 
 
 def test_silence_counts_when_somebody_else_is_heard(bench: Bench) -> None:
@@ -285,6 +303,14 @@ def test_all_go_by_what_each_candidate_says(bench: Bench) -> None:
     assert beat.groups[0].damped == [], "only what it has counted itself"
 
 
+def test_the_word_of_a_node_that_fell_silent_no_longer_counts(bench: Bench) -> None:
+    say(bench, damped=(1,))
+    bench.now += HEARD_BEATS * HEARTBEAT
+    assert bench.core.view.flaps.damped(1, bench.now) == {1}
+    bench.now += 1
+    assert bench.core.view.flaps.damped(1, bench.now) == set()
+
+
 def test_its_own_cable_damps_a_node_in_its_own_eyes(bench: Bench) -> None:
     for _ in range(LOSSES):
         for names in (frozenset({"lan"}), frozenset[str]()):
@@ -293,6 +319,42 @@ def test_its_own_cable_damps_a_node_in_its_own_eyes(bench: Bench) -> None:
             bench.core.tick(now_ns=bench.now)
     [said] = status(bench).damped
     assert (said.node_id, said.why) == (1, FLAP)
+
+
+def test_an_upstream_that_comes_and_goes_damps_like_a_cable(bench: Bench) -> None:
+    for _ in range(LOSSES):
+        for answers in (True, False, True):
+            say(bench, upstream=answers)
+            bench.now += HEARTBEAT
+            bench.renew()
+    [said] = status(bench).damped
+    assert (said.node_id, said.losses, said.why) == (2, LOSSES, "its upstream check fails")
+    for _ in range(LOSSES):
+        for unanswered in (frozenset({(1, "lan")}), frozenset[tuple[int, str]]()):
+            bench.core.handle(SegmentsDown(frozenset(), unanswered), now_ns=bench.now)
+            bench.now += HEARTBEAT
+            bench.core.tick(now_ns=bench.now)
+    own = next(said for said in status(bench).damped if said.node_id == 1)
+    assert (own.losses, own.why) == (LOSSES, "the upstream check of segment lan fails")
+
+
+@pytest.mark.parametrize(
+    ("damped", "place"), [((), 0), ((2,), 0), ((1, 2), 0), ((1,), 1)], ids=str
+)
+def test_a_damped_candidate_lets_the_next_one_claim_first(
+    bench: Bench, damped: tuple[int, ...], place: int
+) -> None:
+    group = bench.core.groups[1]
+    bench.core.handle(StopAsked(), now_ns=bench.now)
+    bench.core.view.stopping = False  # Released: free for whoever comes first.
+    bench.beat(9)
+    say(bench, holder=0, damped=damped)
+    candidacy = Candidacy(group.params, bench.core.view, group.acceptor)
+    begun = bench.now
+    while not candidacy.due(bench.now, busy=False, retry_ns=0):
+        assert candidacy.at_ns is not None
+        bench.now = candidacy.at_ns
+    assert bench.now - begun == place * HEARTBEAT
 
 
 def test_without_damping_nothing_is_counted_and_the_default_counts() -> None:

@@ -6,7 +6,16 @@ from itertools import pairwise
 
 from msgspec import structs
 
-from cluster.agreed import Command, Member, SetGroup, SetMemberState, SetOrder, SetVotes, State
+from cluster.agreed import (
+    Command,
+    Group,
+    Member,
+    SetGroup,
+    SetMemberState,
+    SetOrder,
+    SetVotes,
+    State,
+)
 from cluster.assignment import apply
 from hafw.messages import DampedStatus, LeasedStatus
 from hafw.node.mover import BACK_SOON_S, REFUSED_S, RETURNED_S, Mover, Wish, fit_problem
@@ -117,6 +126,19 @@ def test_a_damped_node_gets_nothing_back_and_is_the_last_choice() -> None:
     flapped = structs.replace(holding("gw2"), damped=[damped])
     [wish] = mover.observe(flapped, drained, now=7.0)
     assert wish.target == "gw1"
+
+
+def test_a_drain_prefers_who_is_not_damped_to_who_comes_first() -> None:
+    names = ("gw1", "gw2", "gw3")
+    members = [Member(name, n, "gateway", {}) for n, name in enumerate(names, 1)]
+    members[0] = structs.replace(members[0], state="draining")
+    state = State(members=tuple(members), groups=(Group("main", 1, names, False, 5.0),))
+    status = holding("gw1")
+    peers = [structs.replace(status.peers[0], node_id=node) for node in (2, 3)]
+    status = structs.replace(status, peers=peers)
+    flapped = structs.replace(status, damped=[DampedStatus(1, 2, 3, "silent", 20.0, [])])
+    for said, target in ((status, "gw2"), (flapped, "gw3")):
+        assert [w.target for w in Mover(CONFIG, "gw1").observe(said, state, now=0.0)] == [target]
 
 
 def test_fit_is_who_is_online_heard_and_synced() -> None:
