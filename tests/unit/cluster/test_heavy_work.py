@@ -8,10 +8,11 @@ import pytest
 from msgspec import structs
 
 import tests.unit.cluster.lease_bench as lease_bench
-from cluster.heartbeat import Propose, Release
+from cluster.heartbeat import Beat, Propose, Release
 from cluster.lease_types import HeavyUntil, MoveAsked, SetGate
 from cluster.local_events import local_event
 from hafw.messages import HEAVY_S_MAX, HeavyWork, LeasedStatus, MoveRequest
+from hafw.node import heavy
 from hafw.node.client import Unavailable
 from hafw.node.heavy import REPEAT_S, heavy_work, holds_long
 from tests.unit.cluster.lease_bench import HEARTBEAT, MS, Bench, T, done, sent
@@ -54,6 +55,17 @@ def test_a_holder_renews_by_the_longest_lease_and_its_own_voter_counts_it(bench:
     assert voter.until_ns - bench.now > bench.core.groups[1].gate_ns - bench.now
     assert status(bench).lease_ms == 1000
     assert 0.9 < status(bench).heavy_left_s < 1
+
+
+def test_the_long_lease_is_asked_for_at_once_not_with_the_next_heartbeat(bench: Bench) -> None:
+    while not sent(bench.pass_time(MS), Beat):
+        pass
+    bench.pass_time(HEARTBEAT // 2)
+    begun = bench.core.handle(HeavyUntil(bench.now + S), now_ns=bench.now)
+    assert {ask.lease_ns for ask in sent(begun, Propose)} == {LONG}
+    bench.pass_time(HEARTBEAT // 2)
+    over = bench.core.handle(HeavyUntil(0), now_ns=bench.now)
+    assert {ask.lease_ns for ask in sent(over, Propose)} == {T}
 
 
 def test_what_was_granted_runs_out_once_the_work_is_done(bench: Bench) -> None:
@@ -162,6 +174,38 @@ def test_the_work_begins_with_the_lease_and_ends_it(bench: Bench) -> None:
         asyncio.run(work(leased))
     assert leased.told == [HEAVY_S_MAX, 0.0]
     assert 0 < REPEAT_S < HEAVY_S_MAX / 2
+
+
+def test_the_word_is_repeated_while_the_work_lasts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(leased: Leased) -> None:
+        async with heavy_work(leased):
+            for _ in range(9):
+                await asyncio.sleep(0)
+        told = list(leased.told)
+        await asyncio.sleep(0)
+        assert leased.told == told, "and not a moment longer"
+
+    monkeypatch.setattr(heavy, "REPEAT_S", 0.0)
+    leased = Leased(bench)
+    asyncio.run(work(leased))
+    assert leased.told[:4] == [HEAVY_S_MAX] * 4
+    assert leased.told[-1] == 0.0
+
+
+def test_the_work_begins_without_a_lease_that_voters_do_not_grant(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(leased: Leased) -> bool:
+        async with heavy_work(leased):
+            return True
+
+    monkeypatch.setattr(heavy, "AGREED_S_MAX", 0.0)
+    leased = Leased(bench, looks=10_000)
+    assert asyncio.run(work(leased))
+    assert 0 < leased.looks < 10_000, "it has looked"
+    assert leased.told == [HEAVY_S_MAX, 0.0]
 
 
 def test_without_a_leased_nothing_is_waited_for(bench: Bench) -> None:

@@ -9,7 +9,15 @@ import pytest
 
 from cluster.heartbeat import Accepted, Beat, Envelope, GroupBeat, Message, Voters
 from cluster.lease import LeaseCore
-from cluster.lease_types import Arrived, Effect, EraFailed, SegmentsDown, SetGate, Unreadable
+from cluster.lease_types import (
+    Arrived,
+    Effect,
+    EraFailed,
+    HeavyUntil,
+    SegmentsDown,
+    SetGate,
+    Unreadable,
+)
 from cluster.pair import PairWatch
 from hafw.config.model import VoterSet
 from tests.unit.cluster.lease_bench import HEARTBEAT, KEPT, MS, START, Peer, T, params
@@ -190,6 +198,15 @@ def test_a_node_that_cannot_write_is_not_active_alone() -> None:
     alone.core.handle(EraFailed(4, "disk full"), now_ns=alone.now)
     alone.run(2 * T)
     assert not alone.active
+
+
+def test_heavy_work_makes_no_lease_longer_than_silence_is_weighed_against() -> None:
+    alone = Alone()
+    alone.core.handle(HeavyUntil(alone.now + 60_000 * MS), now_ns=alone.now)
+    shut = [e.announce_ns - alone.now for e in alone.run(20 * T) if isinstance(e, SetGate)]
+    assert shut, "it goes on renewing"
+    assert alone.core.groups[1].gate_ns - alone.now <= T
+    assert alone.core.view.lease_asked_ns(alone.now, opened=True) == T
 
 
 def test_a_twin_is_no_silence() -> None:
