@@ -19,7 +19,14 @@ from cluster.mld import report_frames
 from cluster.vmac import virtual_link_local
 from hafw.config.model import ClusterConfig
 
-__all__ = ["AnnouncedPort", "Announcer", "announced_ports", "arp_frames", "na_frame"]
+__all__ = [
+    "AnnouncedPort",
+    "Announcer",
+    "announced_ports",
+    "arp_frames",
+    "na_frame",
+    "port_frames",
+]
 
 _BROADCAST = b"\xff" * 6
 _ALL_NODES = IPv6Address("ff02::1")
@@ -79,6 +86,23 @@ def na_frame(mac: str, target: IPv6Address) -> bytes:
     return _ALL_NODES_MAC + own + struct.pack("!H", _ETH_IPV6) + header + body
 
 
+def port_frames(port: AnnouncedPort) -> list[bytes]:
+    """All that is announced on one device."""
+    frames: list[bytes] = []
+    for vip in port.vips:
+        match vip:
+            case IPv4Address():
+                frames += arp_frames(port.mac, vip)
+            case IPv6Address():
+                frames.append(na_frame(port.mac, vip))
+    own = [vip for vip in port.vips if isinstance(vip, IPv6Address)]
+    if own:
+        link_local = virtual_link_local(port.mac)
+        frames.append(na_frame(port.mac, link_local))
+        frames += report_frames(port.mac, link_local, [*own, link_local])
+    return frames
+
+
 def _mac_bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
@@ -87,7 +111,7 @@ class Announcer:
     """Sends a group's announcements on its virtual MAC devices."""
 
     def __init__(self, ports: list[AnnouncedPort]) -> None:
-        self._frames = {port.ifname: _frames(port) for port in ports}
+        self._frames = {port.ifname: port_frames(port) for port in ports}
         self._sockets: dict[str, socket.socket] = {}
         self.refused = 0
         """Frames the kernel did not take, since the start: a shut gate, or no device."""
@@ -127,19 +151,3 @@ class Announcer:
         raw = self._sockets.pop(ifname, None)
         if raw is not None:
             raw.close()
-
-
-def _frames(port: AnnouncedPort) -> list[bytes]:
-    frames: list[bytes] = []
-    for vip in port.vips:
-        match vip:
-            case IPv4Address():
-                frames += arp_frames(port.mac, vip)
-            case IPv6Address():
-                frames.append(na_frame(port.mac, vip))
-    own = [vip for vip in port.vips if isinstance(vip, IPv6Address)]
-    if own:
-        link_local = virtual_link_local(port.mac)
-        frames.append(na_frame(port.mac, link_local))
-        frames += report_frames(port.mac, link_local, [*own, link_local])
-    return frames

@@ -8,8 +8,9 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.announce import announced_ports, arp_frames, na_frame
+from cluster.announce import AnnouncedPort, announced_ports, arp_frames, na_frame, port_frames
 from cluster.mld import report_frames, solicited_node
+from cluster.vmac import virtual_link_local
 from hafw.config.load import load_cluster
 
 MAC = "00:00:5e:00:01:2a"
@@ -94,6 +95,18 @@ def test_listener_reports_name_each_group_once_in_both_versions(
 def test_no_listener_report_without_an_address() -> None:
     assert report_frames(MAC, IPv6Address("fe80::1"), []) == []
     assert str(solicited_node(IPv6Address("2001:db8::12:3456"))) == "ff02::1:ff12:3456"
+
+
+def test_a_port_announces_each_vip_and_listens_for_the_link_local_address_too() -> None:
+    four, six = IPv4Address("192.0.2.254"), IPv6Address("2001:db8:1::fe:1")
+    local = virtual_link_local(MAC)
+    assert solicited_node(local) != solicited_node(six)
+    reports = report_frames(MAC, local, [six, local])
+    assert len(reports) == 3, "one of both groups, and one of each for older switches"
+    frames = port_frames(AnnouncedPort("hv1-lan", MAC, (four, six)))
+    told = [*arp_frames(MAC, four), na_frame(MAC, six), na_frame(MAC, local)]
+    assert sorted(frames) == sorted([*told, *reports])
+    assert port_frames(AnnouncedPort("hv1-lan", MAC, (four,))) == arp_frames(MAC, four)
 
 
 def test_ports_of_a_group_only_for_its_candidates() -> None:
