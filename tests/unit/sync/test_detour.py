@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sync.detour import BACK_S, CUT_S, HEARD_S, TOLD_S, Detour, is_segment, segment_name
+from sync.detour import (
+    BACK_S,
+    CUT_BEACONS,
+    CUT_S,
+    HEARD_S,
+    TOLD_S,
+    Detour,
+    is_segment,
+    segment_name,
+)
 from sync.paths import JUDGE_S, PROBE_S
 
 BEACON_S = 0.02
@@ -29,9 +38,10 @@ class Two:
     """Nodes 1 and 2 with one link, `lan` and `wan`, as `sync.inbox` and `sync.prober` join them:
     beacons over the link and over the segment in use, probes over everything."""
 
-    def __init__(self) -> None:
+    def __init__(self, beacon_s: float = BEACON_S) -> None:
         self.now = 0.0
-        self.nodes = {n: Detour({3 - n: [LAN, WAN]}, beacon_s=BEACON_S) for n in (1, 2)}
+        self.beacon_s = beacon_s
+        self.nodes = {n: Detour({3 - n: [LAN, WAN]}, beacon_s=beacon_s) for n in (1, 2)}
         self.heard: dict[tuple[int, str], float] = {}
         self.stopped: set[int] = set()
         self.switches = 0
@@ -46,7 +56,7 @@ class Two:
     def run(self, seconds: float, passes: Passes = all_pass) -> None:
         until = self.now + seconds
         while self.now < until - 1e-9:
-            self.now += BEACON_S
+            self.now += self.beacon_s
             before = self.over()
             for sender in (1, 2):
                 if sender not in self.stopped:
@@ -62,7 +72,7 @@ class Two:
                 its.on_beacon(sender, deaf, to)
                 if not is_segment(way):
                     its.on_link(sender)
-        if round(self.now / BEACON_S) % round(PROBE_S / BEACON_S) == 0:
+        if round(self.now / self.beacon_s) % round(PROBE_S / self.beacon_s) == 0:
             self._probe(sender, passes)
 
     def _probe(self, sender: int, passes: Passes) -> None:
@@ -100,6 +110,19 @@ def test_a_cut_of_the_link_leads_over_the_first_segment_and_back() -> None:
     two.run(0.2)
     assert two.over(1) == two.over(2) == "links"
     assert two.switches == 2
+
+
+def test_where_beacons_are_rare_a_few_lost_ones_are_no_cut() -> None:
+    rare_s = PROBE_S / 5
+    assert CUT_BEACONS * rare_s > CUT_S
+    two = Two(rare_s)
+    for _ in range(3):
+        two.run(2)
+        two.run((CUT_BEACONS - 2) * rare_s, no_links)
+    assert two.over(1) == two.over(2) == "links"
+    assert not two[1].counters
+    two.run(4 * rare_s, no_links)
+    assert two.over(1) == two.over(2) == LAN
 
 
 def test_a_link_that_carries_in_one_direction_counts_as_cut_for_both() -> None:
@@ -178,6 +201,15 @@ def test_a_segment_that_works_in_one_direction_only_is_left() -> None:
     two.run(10, one_way)
     two.run(1, lambda sender, way: is_segment(way) and one_way(sender, way))
     assert two.over() == WAN
+
+
+def test_a_segment_over_which_the_peer_never_hears_us_is_tried_for_a_while_only() -> None:
+    two = Two()
+    only_to_1: Passes = lambda sender, way: way == LAN and sender == 2  # noqa: E731
+    two.run(CUT_S + PROBE_S + 0.1, only_to_1)
+    assert two.over() == LAN, "its word may be under way"
+    two.run(TOLD_S, only_to_1)
+    assert two.over() == "", "it would have said so by now"
 
 
 def test_two_that_start_without_a_link_find_each_other() -> None:
