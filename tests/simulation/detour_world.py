@@ -11,7 +11,8 @@ from collections import Counter
 
 from sync.detour import Detour, segment_name
 from sync.paths import PROBE_S
-from tests.simulation.stream_world import BEACON_S, Datagram, Node, StreamWorld
+from tests.simulation.stream_node import Datagram, Node
+from tests.simulation.stream_world import BEACON_S, StreamWorld
 
 __all__ = ["LAN", "DetourWorld"]
 

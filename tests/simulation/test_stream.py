@@ -9,7 +9,8 @@ import pytest
 
 from sync.ring import Repair, Repairer, SendRing
 from sync.stream import Deliver, StreamBroken, StreamEffect, StreamReceiver
-from tests.simulation.stream_world import Cores, Datagram, Faults, StreamWorld
+from tests.simulation.stream_node import Datagram
+from tests.simulation.stream_world import Cores, Faults, StreamWorld
 from tests.simulation.timeline import CheckFailed
 
 SEEDS = 100
