@@ -90,11 +90,13 @@ for _name in ("load", "dump", "dumps"):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of a proposal. `known` false: it may or may not be carried out yet."""
+    """Of a proposal. `known` false: it may or may not be carried out yet. `again`: the reason
+    passes by itself, as an election does; the same proposal may be agreed on then."""
 
     ok: bool
     reason: str = ""
     known: bool = True
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,18 +225,19 @@ class RaftLog:
     def propose(self, command: Command, done: Callable[[Outcome], None]) -> None:
         """`done` is called once, at once or later; never, if the answer is lost on the way."""
         if self._sync._getLeader() is None:
-            done(Outcome(False, "there is no Raft leader: everything is read-only"))
+            done(Outcome(False, "there is no Raft leader: everything is read-only", again=True))
             return
 
         def finished(refusal: str | None, error: int) -> None:
             if error == FAIL_REASON.SUCCESS:
                 done(Outcome(not refusal, refusal or ""))
             elif error in (FAIL_REASON.LEADER_CHANGED, FAIL_REASON.UNKNOWN_OUTCOME):
-                done(Outcome(False, "the Raft leader changed meanwhile", known=False))
+                changed = "the Raft leader changed meanwhile"
+                done(Outcome(False, changed, known=False, again=True))
             elif error == FAIL_REASON.QUEUE_FULL:
-                done(Outcome(False, "too many changes at once"))
+                done(Outcome(False, "too many changes at once", again=True))
             else:
-                done(Outcome(False, "the Raft leader changed meanwhile: nothing was changed"))
+                done(Outcome(False, "the Raft leader changed meanwhile", again=True))
 
         self._sync._applyCommand(REGULAR + encode(command), finished)
 

@@ -254,7 +254,7 @@ class Raftd:
         if outcome.known and not outcome.ok and not isinstance(command, RecordMove):
             name = type(command).__name__
             self._log.warning("command_refused", command=name, reason=outcome.reason)
-        connection.answer(ProposeReply(outcome.ok, outcome.reason, outcome.known))
+        connection.answer(ProposeReply(outcome.ok, outcome.reason, outcome.known, outcome.again))
 
     def _status(self, now: float) -> RaftStatus:
         facts, state = self._raft.facts(), self._raft.state

@@ -40,11 +40,13 @@ class ProposeRequest(_Message, frozen=True):
 
 
 class ProposeReply(_Message, frozen=True):
-    """`known` false: it may or may not be carried out."""
+    """`known` false: it may or may not be carried out. `again`: the reason passes by itself, as an
+    election does."""
 
     ok: bool
     reason: str = ""
     known: bool = True
+    again: bool = False
 
 
 class RaftPeer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -217,7 +217,7 @@ def _member(scope: Scope, name: str | None) -> tuple[Member, State]:
     from cluster.agreed import decode_state
     from cluster.assignment import find_member
 
-    _, status = ask_raft(scope)
+    _, status = ask_raft(scope, to_change=True)
     state = decode_state(status.state)
     wanted = own_node(scope) if name is None else name
     member = find_member(state, wanted)

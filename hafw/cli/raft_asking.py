@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import click
@@ -16,10 +17,23 @@ if TYPE_CHECKING:
 
 __all__ = ["ask_raft", "own_node", "propose", "warn"]
 
+POLL_S = 0.1
 
-def ask_raft(scope: Scope) -> tuple[str, RaftStatus]:
+
+def ask_raft(scope: Scope, *, to_change: bool = False) -> tuple[str, RaftStatus]:
     """The first node of the scope whose raftd answers; one that is not read-only, if there is
-    one. Raises StateError."""
+    one, or `to_change` something comes to be one within `LEADER_S`. Raises StateError."""
+    from hafw.node.raft_client import LEADER_S
+
+    deadline = time.monotonic() + (LEADER_S if to_change else 0.0)
+    while True:
+        name, status = _ask_once(scope)
+        if not status.read_only or time.monotonic() >= deadline:
+            return name, status
+        time.sleep(POLL_S)
+
+
+def _ask_once(scope: Scope) -> tuple[str, RaftStatus]:
     from hafw.node.client import Unavailable
     from hafw.node.raft_client import RaftClient
 
@@ -43,11 +57,13 @@ def own_node(scope: Scope) -> str:
 
 
 def propose(name: str, command: Command) -> None:
-    """Raises StateError if raftd cannot be asked, RefusedError if the cluster refuses."""
+    """Have the cluster agree, through a change of Raft's leader too.
+
+    Raises StateError if raftd cannot be asked, RefusedError if the cluster refuses."""
     from hafw.node.client import Unavailable
     from hafw.node.raft_client import RaftClient
 
-    answer = RaftClient(NodePaths(name)).propose(command)
+    answer = RaftClient(NodePaths(name)).agree(command)
     if isinstance(answer, Unavailable):
         doubt = "" if answer.state == "down" else "; whether it is done is not known"
         raise StateError(answer.reason + doubt)

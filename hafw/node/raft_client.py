@@ -8,10 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 
 import msgspec
 
-from cluster.assignment import Command, encode
+from cluster.agreed import (
+    ClearLosses,
+    Command,
+    DropVoter,
+    SetGroup,
+    SetMemberState,
+    SetOrder,
+    SetVotes,
+    encode,
+)
 from hafw.node.client import ASK_S, Unavailable
 from hafw.paths import NodePaths
 from hafw.raft_messages import (
@@ -25,10 +35,16 @@ from hafw.raft_messages import (
     encode_raft,
 )
 
-__all__ = ["PROPOSE_S", "RaftClient"]
+__all__ = ["LEADER_S", "PROPOSE_S", "RaftClient"]
 
 PROPOSE_S = 3.0
 """How long the cluster is waited for."""
+LEADER_S = 3.0
+"""How long Raft is waited for to have a leader again: an election takes 0.3 s, more when votes
+are split (`cluster.raft_log.ELECTION_S`), and a member that was cut off learns of it last."""
+POLL_S = 0.1
+_TWICE = ClearLosses | DropVoter | SetGroup | SetMemberState | SetOrder | SetVotes
+"""What leaves, said twice, what it left the first time."""
 
 
 class RaftClient:
@@ -46,6 +62,21 @@ class RaftClient:
         if isinstance(answer, ProposeReply | Unavailable):
             return answer
         return Unavailable("silent", "hafw-raftd gave another answer")
+
+    def agree(self, command: Command) -> ProposeReply | Unavailable:
+        """`propose`, and again for `LEADER_S` while Raft's leader changes: if nothing was changed,
+        and if that is not known of what may be said twice."""
+        deadline = time.monotonic() + LEADER_S
+        known = True
+        while True:
+            answer = self.propose(command)
+            if isinstance(answer, Unavailable):
+                return answer
+            safe = answer.known or isinstance(command, _TWICE)
+            known = known and answer.known
+            if answer.ok or not (answer.again and safe) or time.monotonic() >= deadline:
+                return answer if answer.ok else msgspec.structs.replace(answer, known=known)
+            time.sleep(POLL_S)
 
     async def status_async(self) -> RaftStatus | Unavailable:
         return await asyncio.to_thread(self.status)

@@ -134,7 +134,13 @@ class Member:
         return self.must().counters.get(name, 0)
 
     def propose(self, command: Command) -> ProposeReply:
-        answer = self._client().propose(command)
+        return self._replied(self._client().propose(command))
+
+    def agree(self, command: Command) -> ProposeReply:
+        return self._replied(self._client().agree(command))
+
+    @staticmethod
+    def _replied(answer: ProposeReply | Unavailable) -> ProposeReply:
         assert not isinstance(answer, Unavailable), answer
         return answer
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.agreed import SetMemberState
 from cluster.assignment import AddToken, Join, Leave, Move, RecordMove, hash_token
 from cluster.raft_journal import parse
 from cluster.raft_wire import Part, Wire, encode_message
@@ -106,6 +107,21 @@ def test_the_leader_is_killed_and_comes_back(world: World) -> None:
     assert len({m.must().digest for m in world.members.values()}) == 1
 
 
+def test_a_change_is_agreed_on_though_the_leader_goes_under_it(world: World) -> None:
+    """Said to a member that still forwards it to the leader that was, which answers nobody."""
+    old = world.wait_agreed()
+    asked = next(m for n, m in world.members.items() if n != old)
+    frozen = world[old].process
+    assert frozen is not None
+    os.kill(frozen.pid, signal.SIGSTOP)
+    try:
+        assert asked.agree(SetMemberState("gw1", "online", "it is back")).ok
+    finally:
+        os.kill(frozen.pid, signal.SIGCONT)
+    members = {m.name: m for m in asked.state().members}
+    assert members["gw1"].why == "it is back"
+
+
 def test_a_restart_of_all_keeps_the_state(world: World) -> None:
     command = record(world, world["wit"])
     terms = {name: m.must().term for name, m in world.members.items()}
@@ -136,7 +152,8 @@ def test_without_a_quorum_it_is_read_only_and_says_so(world: World) -> None:
     wait_for("the alarm", lambda: any("read-only" in alarm for alarm in gw1.must().alarms))
     assert has(gw1, command), "what was agreed can still be read"
     reply = gw1.propose(move(epoch(world)))
-    assert reply == ProposeReply(False, "there is no Raft leader: everything is read-only")
+    refused = "there is no Raft leader: everything is read-only"
+    assert reply == ProposeReply(False, refused, again=True)
     # Not even after a restart: what it had agreed to is on its disk.
     gw1.stop(signal.SIGKILL)
     gw1.start()

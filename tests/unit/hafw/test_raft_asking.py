@@ -1,0 +1,110 @@
+"""What a command proposes again when Raft's leader changes under it, and what it then says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from cluster.agreed import Command, Join, SetMemberState
+from hafw.cli import raft_asking as module
+from hafw.cli.where import Scope
+from hafw.errors import RefusedError, StateError
+from hafw.node import raft_client
+from hafw.node.client import Unavailable
+from hafw.raft_messages import ProposeReply, RaftStatus
+from tests.unit.hafw.test_status_rows import raft
+
+DONE = ProposeReply(True)
+CHANGED = ProposeReply(False, "the Raft leader changed meanwhile", again=True)
+DOUBT = ProposeReply(False, "the Raft leader changed meanwhile", known=False, again=True)
+NO = ProposeReply(False, "gw1 has left")
+ONLINE = SetMemberState("gw1", "online")
+JOIN = Join("gw1", "0" * 64, 1)
+
+
+class Raftd:
+    """Answers from a list, the last one again and again; a clock that only sleeping moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.replies: list[ProposeReply | Unavailable] = []
+        self.statuses: list[RaftStatus] = []
+        self.asked = 0
+        self.now = 100.0
+        monkeypatch.setattr(raft_client.RaftClient, "propose", lambda _, said: self.propose(said))
+        monkeypatch.setattr(raft_client.RaftClient, "status", lambda _: self.status())
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+        monkeypatch.setattr("time.sleep", self._sleep)
+
+    def _sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def propose(self, _command: Command) -> ProposeReply | Unavailable:
+        self.asked += 1
+        return self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+
+    def status(self) -> RaftStatus:
+        self.asked += 1
+        return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+
+
+@pytest.fixture
+def raftd(monkeypatch: pytest.MonkeyPatch) -> Raftd:
+    return Raftd(monkeypatch)
+
+
+@pytest.mark.parametrize("command", [ONLINE, JOIN])
+def test_what_changed_nothing_is_proposed_again(raftd: Raftd, command: Command) -> None:
+    raftd.replies = [CHANGED, CHANGED, DONE]
+    module.propose("gw1", command)
+    assert raftd.asked == 3
+
+
+def test_in_doubt_only_what_may_be_said_twice_is_proposed_again(raftd: Raftd) -> None:
+    raftd.replies = [DOUBT, DONE]
+    module.propose("gw1", ONLINE)
+    raftd.replies, raftd.asked = [DOUBT, DONE], 0
+    with pytest.raises(RefusedError, match=r"meanwhile; whether it is done is not known$"):
+        module.propose("gw1", JOIN)
+    assert raftd.asked == 1
+
+
+def test_a_refusal_is_the_answer_at_once(raftd: Raftd) -> None:
+    raftd.replies = [NO]
+    with pytest.raises(RefusedError, match=r"^gw1 has left; nothing was changed$"):
+        module.propose("gw1", ONLINE)
+    assert raftd.asked == 1
+
+
+def test_it_ends_after_a_bound_and_says_nothing_was_changed_once(raftd: Raftd) -> None:
+    raftd.replies = [CHANGED]
+    with pytest.raises(RefusedError, match=r"^the Raft leader changed meanwhile; nothing was c"):
+        module.propose("gw1", ONLINE)
+    waited = raftd.now - 100.0
+    assert raft_client.LEADER_S <= waited < raft_client.LEADER_S + 2 * raft_client.POLL_S
+
+
+def test_a_doubt_stays_one_whatever_comes_after_it(raftd: Raftd) -> None:
+    raftd.replies = [DOUBT, CHANGED]
+    with pytest.raises(RefusedError, match=r"whether it is done is not known"):
+        module.propose("gw1", ONLINE)
+
+
+def test_a_raftd_that_is_silent_is_not_asked_twice(raftd: Raftd) -> None:
+    raftd.replies = [Unavailable("silent", "hafw-raftd did not answer in 3 s")]
+    with pytest.raises(StateError, match=r"in 3 s; whether it is done is not known"):
+        module.propose("gw1", ONLINE)
+    assert raftd.asked == 1
+
+
+def test_a_leader_is_waited_for_as_long_as_asked(raftd: Raftd) -> None:
+    good = raft("gw1")
+    lost = structs.replace(good, read_only=True)
+    scope = Scope(["gw1"], Path("cluster.yaml"))
+    raftd.statuses = [lost, lost, good]
+    assert module.ask_raft(scope, to_change=True) == ("gw1", good)
+    raftd.statuses, raftd.asked = [lost], 0
+    assert module.ask_raft(scope) == ("gw1", lost)
+    assert raftd.asked == 1
+    assert module.ask_raft(scope, to_change=True) == ("gw1", lost)
