@@ -10,14 +10,16 @@ unicast: deltas, beacons, repairs, snapshots. Each node judges for itself, and f
               heard over a link, and it hears us, for `BACK_S`
 
 * *Silence* is counted in the node's own attentive time, so that whoever was stopped himself does
-  not take his own pause for a cut.
+  not take his own pause for a cut. Links that bring multicast and no unicast (no probe for
+  `HEARD_S`) count as silent: repairs, proofs of a session and snapshots need it.
 * *A cut in one direction* is seen by one end only, so its beacon says whom it does not hear over
   links (`deaf`), and these send over a segment too. What one says follows from what one hears over
   links alone: two nodes cannot keep each other in a detour.
 * *Which segment*: the first of `sync.segments` over which the peer's probes come (two a second,
-  also at rest) and over which it says that ours do; it is kept while that is so. A peer of which
-  no segment has brought anything for `HEARD_S` is dead, or not to be reached: nothing is sent to
-  it there.
+  also at rest) and over which it says that ours do; it is kept while that is so.
+* *A dead peer* is silent, too. So a segment is used only if it brought a probe since the links
+  fell silent. Either end sends some when half of that silence has passed (`doubted`), so that the
+  proof is there when the links are given up; to whom it does not come nothing but questions go.
 * *The links are tried all the time*: nothing is taken away from them, so that no datagram is lost
   at the way back. What was lost on the way there is repaired like any gap (`sync.stream`).
 """
@@ -35,6 +37,8 @@ __all__ = ["BACK_S", "CUT_S", "HEARD_S", "TOLD_S", "Detour", "is_segment", "segm
 CUT_S = 0.2
 """Of silence over all links; five beacons, where these are rare."""
 CUT_BEACONS = 5
+DOUBTED_PROBES = 8
+"""In one silence, one with each beacon, so that a lossy segment brings one."""
 BACK_S = 1.0
 HEARD_S = 3.5 * PROBE_S
 TOLD_S = JUDGE_S + 3 * PROBE_S
@@ -66,7 +70,13 @@ class _Segment:
 class _Peer:
     silent_s: float = 0.0
     """Over all links."""
+    no_unicast_s: float = 0.0
+    """Since a probe came over a link."""
+    unicast: bool = True
+    """One came since the last silence."""
     says_deaf: bool = False
+    asked: int = 0
+    """Probes for which this silence was the reason."""
     good_s: float = 0.0
     away: bool = False
     over: str = ""
@@ -85,7 +95,10 @@ class Detour:
         self._cut_s = max(CUT_S, CUT_BEACONS * beacon_s)
         self._worked_at: float | None = None
         self.pressing = False
-        """A peer has just said that it is cut off: what it misses should reach it soon."""
+        """A peer has just said that it is cut off, or been heard on a segment at last: what it
+        misses should reach it soon."""
+        self.doubted: list[int] = []
+        """Peers to probe now on all segments: they may be dead, or cut off."""
         self.counters: Counter[str] = Counter()
 
     # -- what is heard, and authentic
@@ -93,8 +106,19 @@ class Detour:
     def on_link(self, peer_id: int) -> None:
         """Anything of this peer came over a link."""
         peer = self._peers.get(peer_id)
+        if peer is None:
+            return
+        if peer.silent_s >= self._cut_s:
+            peer.no_unicast_s = 0.0  # Its probes have a chance to come now.
+        peer.silent_s = 0.0
+
+    def on_link_probe(self, peer_id: int) -> None:
+        """A new probe came over a link."""
+        self.on_link(peer_id)
+        peer = self._peers.get(peer_id)
         if peer is not None:
-            peer.silent_s = 0.0
+            peer.no_unicast_s = 0.0
+            peer.unicast = True
 
     def on_beacon(self, peer_id: int, deaf: Collection[int], own_id: int) -> None:
         """A new one, by whatever way: those that it does not hear over links."""
@@ -113,6 +137,7 @@ class Detour:
             told_at = None if way is None else way.told_at
             way = peer.segments[segment] = _Segment(now, now, told_at)
         way.heard_at = now
+        self.pressing |= peer.away and not peer.over
 
     def on_told(self, peer_id: int, heard: Collection[str], *, now: float) -> None:
         """The ways over which this peer hears our probes."""
@@ -130,18 +155,27 @@ class Detour:
         if self._worked_at is not None:
             passed_s = min(now - self._worked_at, 2 * self._beacon_s)
         self._worked_at = now
+        self.doubted = []
         for peer_id, peer in self._peers.items():
             peer.silent_s += passed_s
-            if peer.silent_s >= self._cut_s or peer.says_deaf:
+            peer.no_unicast_s += passed_s
+            deaf = self._deaf_to(peer)
+            peer.unicast = peer.unicast and not deaf
+            if deaf or peer.says_deaf:
                 peer.good_s = 0.0
                 if not peer.away:
                     peer.away = True
                     self.counters["detours_begun"] += 1
             elif peer.away:
                 peer.good_s += passed_s
-                if peer.good_s >= BACK_S:
+                if peer.good_s >= BACK_S and peer.unicast:
                     peer.away = False
                     self.counters["detours_ended"] += 1
+            if peer.silent_s < self._cut_s / 2 and not peer.says_deaf:
+                peer.asked = 0
+            elif peer.asked < DOUBTED_PROBES:
+                peer.asked += 1
+                self.doubted.append(peer_id)
             peer.over = self._choose(peer_id, peer, now) if peer.away else ""
             peer.heard = frozenset(
                 name
@@ -153,17 +187,33 @@ class Detour:
         ranks = {
             name: rank
             for name in self._order[peer_id]
-            if name in peer.segments and (rank := _rank(peer.segments[name], now)) is not None
+            if name in peer.segments
+            and self._proves_life(peer, peer.segments[name], now)
+            and (rank := _rank(peer.segments[name], now)) is not None
         }
         best = min(ranks.values(), default=None)
         if peer.over in ranks and ranks[peer.over] == best:
             return peer.over
         return next((name for name, rank in ranks.items() if rank == best), "")
 
+    def _proves_life(self, peer: _Peer, way: _Segment, now: float) -> bool:
+        """A link has just brought something, or the segment has since none did."""
+        return (
+            peer.silent_s < self._cut_s or now - way.heard_at < peer.silent_s - 2 * self._beacon_s
+        )
+
+    def _deaf_to(self, peer: _Peer) -> bool:
+        return peer.silent_s >= self._cut_s or peer.no_unicast_s >= max(HEARD_S, self._cut_s)
+
     @property
     def deaf(self) -> list[int]:
-        """Peers that are heard over no link: for the beacon."""
-        return [n for n, peer in self._peers.items() if peer.silent_s >= self._cut_s]
+        """Peers of which no link brings anything, or no unicast: for the beacon."""
+        return [n for n, peer in self._peers.items() if self._deaf_to(peer)]
+
+    @property
+    def multicast_alone(self) -> list[int]:
+        """Of these, those whose multicast comes."""
+        return [n for n in self.deaf if self._peers[n].silent_s < self._cut_s]
 
     @property
     def away(self) -> dict[int, str]:
@@ -175,16 +225,6 @@ class Detour:
         """Segments over which a peer may ask, while one stands in: all over which it is heard.
         Each end chooses its own, so that may be another one than this node sends over."""
         return {name for peer in self._peers.values() for name in peer.heard}
-
-    def proven(self, peer_id: int) -> bool:
-        """It was heard over its segment since it was last heard over a link: it is not dead."""
-        peer = self._peers[peer_id]
-        way = peer.segments.get(peer.over)
-        if way is None or self._worked_at is None:
-            return False
-        return (
-            peer.says_deaf or self._worked_at - way.heard_at < peer.silent_s - 2 * self._beacon_s
-        )
 
 
 def _rank(way: _Segment, now: float) -> int | None:

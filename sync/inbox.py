@@ -255,7 +255,7 @@ class Inbox:
         if is_segment(way[0]):
             self._detour.on_segment(header.sender_id, way[0], now=now)
         else:
-            self._detour.on_link(header.sender_id)
+            self._detour.on_link_probe(header.sender_id)
 
     def _on_ack(self, peer_id: int, ack: Ack | None, now: float) -> None:
         outbox = self._outbox

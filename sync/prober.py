@@ -8,7 +8,7 @@ from sync.control import Probe, padded
 from sync.detour import Detour, is_segment
 from sync.event_reader import EventReader
 from sync.outbox import Outbox
-from sync.paths import HEADERS_BYTES, SIZES, Paths
+from sync.paths import HEADERS_BYTES, SIZES, Paths, ProbeOver
 from sync.snapshot import SnapshotServer
 from sync.transport import Transport
 from sync.wire import HEADER_BYTES, TAG_BYTES
@@ -46,9 +46,7 @@ class Prober:
         """Before each beacon."""
         self.detour(now=now)
         for probe in self._paths.due(now=now):
-            said = Probe(probe.peer_id, self._paths.hears(probe.peer_id, now=now))
-            whole = padded(said, probe.bytes - HEADER_BYTES - TAG_BYTES)
-            self._transport.over(probe.peer_id, probe.link, self._outbox.seal(whole))
+            self._probe(probe, now)
         self._transport.direct(self._paths.by_unicast)
         fits = self._paths.datagram_bytes
         if fits != self._datagram_bytes:
@@ -60,8 +58,16 @@ class Prober:
     def detour(self, *, now: float) -> None:
         """Whom links do not reach, as of now."""
         self._detour.work(now=now)
+        for peer_id in self._detour.doubted:
+            for segment in self._transport.segments[peer_id]:
+                self._probe(ProbeOver(peer_id, segment, SIZES[-1]), now)
         self._transport.detour(self._detour.away)
         self._server.stand_in(self._transport.addresses_on(self._detour.asked_over))
+
+    def _probe(self, probe: ProbeOver, now: float) -> None:
+        said = Probe(probe.peer_id, self._paths.hears(probe.peer_id, now=now))
+        whole = padded(said, probe.bytes - HEADER_BYTES - TAG_BYTES)
+        self._transport.over(probe.peer_id, probe.link, self._outbox.seal(whole))
 
     def alarms(self, *, now: float) -> list[str]:
         """What the network lacks, though replication copes with it."""
@@ -79,11 +85,16 @@ class Prober:
             "switch snoop IGMP without a querier? Or set sync.transport to unicast"
             for peer, link in self._paths.unheard(now=now)
         ]
+        half_dead = self._detour.multicast_alone
         cut = [
-            f"all sync links to {name(peer)} are cut: it is replicated with over {over} "
-            f"({device(over)})"
+            (
+                f"the sync links from {name(peer)} pass multicast and no unicast"
+                if peer in half_dead
+                else f"all sync links to {name(peer)} are cut"
+            )
+            + f": it is replicated with over {over} ({device(over)})"
             for peer, over in self._detour.away.items()
-            if over and self._detour.proven(peer)
+            if over
         ]
         return small + unheard + cut
 

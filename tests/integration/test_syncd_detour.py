@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from signal import SIGKILL
 
 import pytest
 
@@ -23,6 +24,7 @@ from tests.integration.syncd_world import (
 pytestmark = pytest.mark.integration
 
 LINKS = (0, 1)
+UNICAST = "ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00"
 
 
 def over(gateway: Gateway, peer: int) -> str:
@@ -53,8 +55,15 @@ def heal_links(world: World) -> None:
 
 
 def lan_packets(gateway: Gateway) -> int:
-    text = inside(gateway.space, "cat", "/sys/class/net/lan0/statistics/tx_packets")
-    return int(text)
+    return _lan_sent(gateway, "tx_packets")
+
+
+def lan_bytes(gateway: Gateway) -> int:
+    return _lan_sent(gateway, "tx_bytes")
+
+
+def _lan_sent(gateway: Gateway, name: str) -> int:
+    return int(inside(gateway.space, "cat", f"/sys/class/net/lan0/statistics/{name}"))
 
 
 @pytest.fixture
@@ -139,6 +148,42 @@ def test_links_that_are_dead_in_one_direction_count_as_cut(pair: World) -> None:
     heal_links(pair)
     wait_over(gw1, 2, "links")
     assert gw2.reason == ""
+
+
+def test_to_a_gateway_that_died_no_delta_is_sent_over_the_segment(pair: World) -> None:
+    gw1, gw2 = pair[1], pair[2]
+    gw1.put(mixed(8000))
+    pair.wait_equal(1, 2, 30)
+    wait_over(gw2, 1, "links")
+    sent, said = lan_bytes(gw2), gw2.counter("deltas_sent")
+    gw1.say(None)
+    gw1.stop(SIGKILL)
+    gw2.hold(2)
+    wait_for("gw2 has said all", lambda: gw2.counter("deltas_sent") >= said + 8000, 20)
+    wait_over(gw2, 1, "")
+    assert lan_bytes(gw2) - sent < 100_000, "probes alone; the deltas are 400 kB"
+
+
+def test_links_that_pass_multicast_alone_count_as_cut(pair: World) -> None:
+    gw1, gw2 = pair[1], pair[2]
+    gw1.put(mixed(300))
+    pair.wait_equal(1, 2)
+    for gateway, peer in ((gw1, 2), (gw2, 1)):
+        wait_over(gateway, peer, "links")
+    for link in LINKS:
+        pair.drop(link, UNICAST)
+    for gateway, peer in ((gw1, 2), (gw2, 1)):
+        wait_over(gateway, peer, "segment lan")
+    wait_for("gw1 names it", lambda: "from gw2 pass multicast and no unicast" in alarms(gw1))
+    gw2.stop(SIGKILL)
+    gw2.flush()
+    gw2.start()
+    gw2.wait_synced()
+    pair.wait_equal(1, 2)
+    heal_links(pair)
+    for gateway, peer in ((gw1, 2), (gw2, 1)):
+        wait_over(gateway, peer, "links")
+    assert not alarms(gw1)
 
 
 def test_ends_that_chose_different_segments_serve_each_other_on_both(tmp_path: Path) -> None:

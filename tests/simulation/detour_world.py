@@ -1,8 +1,10 @@
 """`stream_world` with a segment beside the links, which stay dead when the calm comes.
 
 Real, beside the cores of the stream, is `sync.detour`. A segment that loses like a link carries
-what the detours say; probes go over it twice a second. The seed draws which links are dead in the
-end: all, all in one direction, or those of one node. Liveness is demanded all the same.
+what the detours say; probes go over it and over the links twice a second, and over it when a
+detour doubts a peer. The seed draws which links are dead in the
+end: all, all in one direction, or those of one node; and whether a node starts anew then.
+Liveness is demanded all the same.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ from collections import Counter
 from sync.detour import Detour, segment_name
 from sync.paths import PROBE_S
 from tests.simulation.stream_node import Datagram, Node
-from tests.simulation.stream_world import BEACON_S, StreamWorld
+from tests.simulation.stream_world import BEACON_S, TURBULENT_S, StreamWorld
 
 __all__ = ["LAN", "DetourWorld"]
 
 LAN = segment_name("lan")
+RESTART_IN_THE_CUT = 0.3
 _SEGMENT = 99
 """As the number of a link."""
 
@@ -66,6 +69,8 @@ class DetourWorld(StreamWorld):
         detour = self.detour_of(self.node(datagram.sender))
         if datagram.kind == "beacon":
             detour.work(now=self.now)
+            for peer in detour.doubted:
+                self._carry(_SEGMENT, peer, self.node(datagram.sender).datagram("probe", None))
             self._deaf[datagram.session, datagram.seq] = detour.deaf
         super().multicast(datagram)
         for peer, over in detour.away.items():
@@ -106,16 +111,23 @@ class DetourWorld(StreamWorld):
             deaf = self._deaf[datagram.session, datagram.seq]
             detour.on_beacon(sender, deaf, node.number)
         elif datagram.kind == "probe":
-            detour.on_segment(sender, LAN, now=self.now)
+            if link == _SEGMENT:
+                detour.on_segment(sender, LAN, now=self.now)
+            else:
+                detour.on_link_probe(sender)
 
     # -- the run
 
     def run(self) -> Counter[str]:
         for node in self.nodes:
             self._every(PROBE_S, lambda node=node: self._probe(node), node)  # type: ignore[misc]
+        if self.rng.random() < RESTART_IN_THE_CUT:
+            node = self.rng.choice(self.nodes)
+            self.at(TURBULENT_S + 0.05, node.start)
         return super().run()
 
     def _probe(self, node: Node) -> None:
         for peer in self.numbers:
             if peer != node.number:
-                self._carry(_SEGMENT, peer, node.datagram("probe", None))
+                for way in (*range(self.links), _SEGMENT):
+                    self._carry(way, peer, node.datagram("probe", None))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from sync.detour import (
     BACK_S,
     CUT_BEACONS,
     CUT_S,
+    DOUBTED_PROBES,
     HEARD_S,
     TOLD_S,
     Detour,
@@ -18,8 +21,9 @@ from sync.paths import JUDGE_S, PROBE_S
 
 BEACON_S = 0.02
 LAN, WAN = segment_name("lan"), segment_name("wan")
+MULTICAST = "multicast over the link"
 Passes = Callable[[int, str], bool]
-"""Sender and way -> does it arrive?"""
+"""Sender and way -> does it arrive? The link's unicast is a way of its own."""
 
 
 def all_pass(_sender: int, _way: str) -> bool:
@@ -28,6 +32,10 @@ def all_pass(_sender: int, _way: str) -> bool:
 
 def no_links(_sender: int, way: str) -> bool:
     return is_segment(way)
+
+
+def no_unicast_on_links(_sender: int, way: str) -> bool:
+    return way != "link"
 
 
 def nothing(_sender: int, _way: str) -> bool:
@@ -66,26 +74,32 @@ class Two:
     def _turn(self, sender: int, passes: Passes) -> None:
         to, mine, its = 3 - sender, self[sender], self[3 - sender]
         mine.work(now=self.now)
+        if to in mine.doubted:
+            self._probe(sender, passes, over=(LAN, WAN))
         deaf = mine.deaf
         for way in {"link", mine.away.get(to) or "link"}:
-            if passes(sender, way) and to not in self.stopped:
+            if passes(sender, MULTICAST if way == "link" else way) and to not in self.stopped:
                 its.on_beacon(sender, deaf, to)
                 if not is_segment(way):
                     its.on_link(sender)
-        if round(self.now / self.beacon_s) % round(PROBE_S / self.beacon_s) == 0:
-            self._probe(sender, passes)
+        if round(self.now / self.beacon_s) % max(round(PROBE_S / self.beacon_s), 1) == 0:
+            self._probe(sender, passes, over=("link", LAN, WAN))
 
-    def _probe(self, sender: int, passes: Passes) -> None:
+    def _probe(self, sender: int, passes: Passes, *, over: tuple[str, ...]) -> None:
         to = 3 - sender
         said = [
             way for way in (LAN, WAN)
             if self.now - self.heard.get((sender, way), -99.0) <= JUDGE_S
         ]  # fmt: skip
-        for way in (LAN, WAN):
-            if passes(sender, way) and to not in self.stopped:
-                self.heard[to, way] = self.now
-                self[to].on_segment(sender, way, now=self.now)
-                self[to].on_told(sender, said, now=self.now)
+        for way in over:
+            if not passes(sender, way) or to in self.stopped:
+                continue
+            self[to].on_told(sender, said, now=self.now)
+            if way == "link":
+                self[to].on_link_probe(sender)
+                continue
+            self.heard[to, way] = self.now
+            self[to].on_segment(sender, way, now=self.now)
 
 
 def test_links_that_work_are_never_left() -> None:
@@ -158,24 +172,107 @@ def test_who_was_stopped_does_not_take_his_own_pause_for_a_cut() -> None:
     assert two[2].counters["detours_begun"] == 1, "it did not hear node 1"
 
 
-def test_to_a_dead_peer_nothing_is_sent_over_a_segment() -> None:
+@pytest.mark.parametrize("probed_before_s", [0.02, 0.1, 0.26, 0.48])
+def test_to_a_dead_peer_nothing_is_ever_sent_over_a_segment(probed_before_s: float) -> None:
     two = Two()
-    two.run(10)
-    two.run(CUT_S + HEARD_S + 0.1, nothing)
-    assert two.over() == ""
-    assert not two[1].proven(2)
-    two.run(0.02, nothing)
+    two.run(10 + probed_before_s)
+    for _ in range(round(4 * HEARD_S / BEACON_S)):
+        two.run(BEACON_S, nothing)
+        assert two.over() in ("links", "")
     assert two[1].away == {2: ""}, "questions go everywhere"
 
 
-def test_a_peer_that_is_cut_off_is_told_from_a_dead_one() -> None:
+def test_a_dead_peer_is_asked_a_few_times_whether_it_lives() -> None:
     two = Two()
     two.run(10)
-    two.run(0.3, nothing)
+    asked = 0
+    for _ in range(round(20 / BEACON_S)):
+        two.run(BEACON_S, nothing)
+        asked += len(two[1].doubted)
+    assert asked == DOUBTED_PROBES
+
+
+def test_one_that_dies_while_its_own_deafness_is_the_reason_of_the_detour() -> None:
+    two = Two()
+    two.run(10)
+    two.run(2, lambda sender, way: is_segment(way) or sender == 2)
+    assert two.over(1) == LAN
+    two.run(CUT_S + HEARD_S + 2 * BEACON_S, nothing)
+    assert two.over(1) == ""
+
+
+def test_a_peer_that_is_cut_off_proves_that_it_lives_before_the_links_are_given_up() -> None:
+    for step in range(round(PROBE_S / BEACON_S)):  # Wherever the cut falls between two probes.
+        two = Two()
+        two.run(10 + step * BEACON_S)
+        two.run(CUT_S + 2 * BEACON_S, no_links)
+        assert two.over(1) == two.over(2) == LAN
+
+
+def test_a_segment_that_proves_it_late_is_used_at_once() -> None:
+    two = Two()
+    two.run(10)
+    two.run(CUT_S + 0.1, nothing)
+    assert two.over() == ""
+    two[1].on_segment(2, LAN, now=two.now)
+    assert two[1].pressing
+    two[1].work(now=two.now)
     assert two.over() == LAN
-    assert not two[1].proven(2)
-    two.run(1, no_links)
-    assert two[1].proven(2)
+
+
+def test_links_that_bring_no_unicast_are_not_enough() -> None:
+    two = Two()
+    two.run(10)
+    two.run(HEARD_S + PROBE_S + 2 * BEACON_S, no_unicast_on_links)
+    assert two.over(1) == two.over(2) == LAN
+    assert (two[1].multicast_alone, two[2].multicast_alone) == ([2], [1])
+    two.run(30, no_unicast_on_links)
+    assert two.over() == LAN
+    two.run(BACK_S + PROBE_S + 0.1)
+    assert two.over(1) == two.over(2) == "links"
+    assert two[1].multicast_alone == []
+    assert two.switches == 2
+
+
+def test_unicast_that_is_lost_in_one_direction_leads_both_over_the_segment() -> None:
+    two = Two()
+    two.run(10)
+    two.run(HEARD_S + 1, lambda sender, way: way != "link" or sender == 2)
+    assert two.over(1) == two.over(2) == LAN
+    assert (two[1].deaf, two[2].deaf) == ([], [1])
+
+
+def test_links_that_come_back_with_multicast_alone_are_not_gone_back_to() -> None:
+    two = Two()
+    two.run(10)
+    two.run(5, no_links)
+    two.run(30, no_unicast_on_links)
+    assert two.over() == LAN
+    assert two.switches == 1
+
+
+def test_where_beacons_are_as_rare_as_can_be_some_lost_probes_are_no_cut() -> None:
+    two = Two(1.0)  # Probes go out with beacons.
+    two.run(20)
+    for _ in range(3):
+        two.run(3, no_unicast_on_links)
+        two.run(2)
+    assert two.over(1) == two.over(2) == "links"
+    assert not two[1].counters
+    two.run(CUT_BEACONS + 2, no_unicast_on_links)
+    assert two.over(1) == two.over(2) == LAN
+    two.run(4)
+    assert two.over(1) == two.over(2) == "links"
+
+
+def test_a_peer_that_was_away_for_long_is_not_called_deaf_when_it_is_back() -> None:
+    two = Two()
+    two.run(10)
+    two.run(60, nothing)
+    for _ in range(round(2 / BEACON_S)):
+        two.run(BEACON_S)
+        assert two[1].deaf == two[2].deaf == []
+    assert two.over(1) == "links"
 
 
 def test_a_segment_that_dies_is_left_for_the_next_and_not_taken_again() -> None:

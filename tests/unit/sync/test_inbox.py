@@ -233,6 +233,9 @@ def test_a_peer_that_hears_nothing_over_links_is_believed_once() -> None:
     gw1.inbox.on_datagram(gw2.beacon(), now=0.02, way=("sync0", True))
     gw1.inbox.on_datagram(recorded, now=0.04, way=(LAN, False))  # Somebody's copy of it.
     for step in range(2, 80):
+        if step % 25 == 0:
+            probe = gw2.outbox.seal(Probe(1, {}))
+            gw1.inbox.on_datagram(probe, now=step * 0.02, way=("sync0", False))
         gw1.inbox.on_datagram(gw2.beacon(), now=step * 0.02, way=("sync0", True))
         gw1.detour.work(now=step * 0.02)
     assert gw1.detour.away == {}
