@@ -11,7 +11,8 @@ the peer over each link::
 Whoever is told that a link brings its unicast but not its multicast sends over it by unicast too,
 to that peer. Whoever is told that only smaller datagrams arrive makes its own no larger, on all
 links, since each datagram goes over all of them. Nothing is judged before a way has been heard
-for `JUDGE_S`, and what is not judged is not said: the last word stays in force.
+for `JUDGE_S`, and what is not judged is not said: the last word stays in force, until the peer has
+named other ways for `FORGET_S` and not this one. That one is dead, and no limit for the others.
 
 Segments, which carry nothing else until all links are cut (`sync.detour`), are probed in the same
 way, without multicast: so it is known before whether they would do, and their MTU counts always.
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from sync.wire import DATAGRAM_BYTES_MAX
 
 __all__ = [
+    "FORGET_S",
     "HEADERS_BYTES",
     "JUDGE_S",
     "PROBE_S",
@@ -41,6 +43,8 @@ HEADERS_BYTES = 28
 PROBE_S = 0.5
 JUDGE_S = 4.0
 """What has not come for this long, while other probes have, does not arrive: eight in a row."""
+FORGET_S = 30.0
+"""Longer than a restart of the peer or of a switch."""
 ALARM_S = 30.0
 """What a peer said longer ago is no alarm any more: it is gone, and that is leased's business."""
 
@@ -70,6 +74,8 @@ class _Way:
     told: Heard | None = None
     """What the peer hears of us."""
     told_at: float = 0.0
+    unsaid_s: float = 0.0
+    """For how long the peer has named other ways, and not this one."""
 
     @property
     def whole(self) -> bool:
@@ -95,6 +101,8 @@ class Paths:
         self._ways = {where: _Way() for where in sorted(of_links | self._segments)}
         self._unicast = unicast
         self._probe_at = 0.0
+        self._named_at: dict[int, float] = {}
+        """Peer -> when it named any way last."""
 
     # -- what is heard
 
@@ -118,10 +126,20 @@ class Paths:
 
     def on_told(self, peer_id: int, heard: Mapping[str, Heard], *, now: float) -> None:
         """What this peer hears of us, by its probe."""
-        for link, said in heard.items():
-            way = self._ways.get((peer_id, link))
-            if way is not None:
-                way.told, way.told_at = (max(said[0], SIZES[-1]), said[1]), now
+        if not heard:
+            return  # It has just started, or hears nothing of us.
+        passed_s = min(now - self._named_at.get(peer_id, now), 2 * PROBE_S)
+        self._named_at[peer_id] = now
+        for (peer, link), way in self._ways.items():
+            if peer != peer_id:
+                continue
+            said = heard.get(link)
+            if said is not None:
+                way.told, way.told_at, way.unsaid_s = (max(said[0], SIZES[-1]), said[1]), now, 0.0
+            else:
+                way.unsaid_s += passed_s
+                if way.unsaid_s >= FORGET_S:
+                    way.told = None
 
     # -- what to say
 

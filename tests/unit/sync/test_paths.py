@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sync.control import Probe, encode_control, padded
-from sync.paths import ALARM_S, JUDGE_S, PROBE_S, SIZES, Paths
+from sync.detour import segment_name
+from sync.paths import ALARM_S, FORGET_S, JUDGE_S, PROBE_S, SIZES, Paths
 
 Passes = Callable[[str, int], bool]
 """Link and size of a datagram -> does it arrive? A size of 0 is a beacon by multicast."""
 WHOLE, SMALLEST = SIZES[0], SIZES[-1]
+LAN = segment_name("lan")
 
 
 def all_pass(_link: str, _size: int) -> bool:
@@ -23,9 +25,12 @@ def all_pass(_link: str, _size: int) -> bool:
 class Two:
     """Node 1 and node 2 on two links, heard by each other once in `PROBE_S`."""
 
-    def __init__(self, *, unicast: bool = False) -> None:
+    def __init__(self, *, unicast: bool = False, segments: tuple[str, ...] = ()) -> None:
         self.now = 0.0
-        self.nodes = {n: Paths({3 - n: ["a", "b"]}, unicast=unicast) for n in (1, 2)}
+        self.nodes = {
+            n: Paths({3 - n: ["a", "b"]}, unicast=unicast, segments={3 - n: segments})
+            for n in (1, 2)
+        }
         self.probes_said = 0
 
     def run(self, seconds: float, there: Passes, back: Passes = all_pass) -> Paths:
@@ -114,6 +119,36 @@ def test_what_was_found_stays_while_a_link_or_a_peer_is_away() -> None:
     assert two.now > ALARM_S
     assert not node.small(now=two.now), "a peer that is gone is not the MTU's fault"
     assert not node.unheard(now=two.now)
+
+
+@pytest.mark.parametrize("dead", ["a", LAN])
+def test_a_way_that_died_limits_the_others_no_longer(dead: str) -> None:
+    two = Two(segments=(LAN,))
+    node = two.run(3 * JUDGE_S, lambda way, size: way != dead or size <= SMALLEST)
+    assert node.datagram_bytes == SMALLEST
+    node = two.run(FORGET_S - 1, lambda way, _: way != dead)
+    assert node.datagram_bytes == SMALLEST, "it may come back"
+    node = two.run(JUDGE_S + 2, lambda way, _: way != dead)
+    assert node.datagram_bytes == WHOLE
+    assert not node.small(now=two.now)
+    node = two.run(3 * JUDGE_S, lambda way, size: way != dead or size <= SMALLEST)
+    assert node.datagram_bytes == SMALLEST, "it is back, as narrow as it was"
+
+
+def test_a_limit_outlives_a_peer_that_hears_nothing() -> None:
+    two = Two()
+    two.run(3 * JUDGE_S, lambda _, size: size <= 1100)
+    node = two.run(2 * FORGET_S, lambda *_: False)  # And says so, all the time.
+    assert node.datagram_bytes == 1024
+
+
+def test_a_limit_outlives_an_absence_of_the_peer() -> None:
+    two = Two()
+    narrow: Passes = lambda link, size: link == "b" or size <= 1100  # noqa: E731
+    two.run(3 * JUDGE_S, narrow)
+    two.run(10 * FORGET_S, lambda *_: False, lambda *_: False)
+    for _ in range(round(2 * JUDGE_S / PROBE_S)):
+        assert two.run(PROBE_S, narrow).datagram_bytes == 1024
 
 
 def test_with_unicast_by_configuration_nothing_is_missed() -> None:
