@@ -206,3 +206,30 @@ def test_a_target_that_does_not_take_what_it_is_given_is_not_given_it_again_and_
     gaps = [after - before for before, after in pairwise(tried)]
     assert gaps[:2] == [RETURNED_S[0], 2 * RETURNED_S[0]]
     assert max(gaps) == RETURNED_S[1]
+
+
+def test_a_pause_is_never_followed_by_a_shorter_one() -> None:
+    mover, state = Mover(CONFIG, "gw1"), agreed(DRAINED)
+    assert mover.observe(holding("gw1"), state, now=0.0) != []
+    for _ in range(12):
+        mover.refused("main", "it did not take it", now=0.0, released=True)
+    most = RETURNED_S[1]
+    assert mover.observe(holding("gw1"), state, now=most) != []
+    mover.refused("main", "because", now=most)
+    assert mover.observe(holding("gw1"), state, now=2 * most - 1) == []
+    assert mover.observe(holding("gw1"), state, now=2 * most) != []
+
+
+def test_a_group_that_was_away_for_a_moment_keeps_its_pause() -> None:
+    mover, state = Mover(CONFIG, "gw1"), agreed(DRAINED)
+    first = RETURNED_S[0]
+    mover.observe(holding("gw1"), state, now=0.0)
+    mover.refused("main", "it did not take it", now=0.0, released=True)
+    late = first + 2 * BACK_SOON_S
+    assert mover.observe(holding("gw1"), state, now=late) != []
+    mover.done("main", now=late)
+    assert mover.observe(leased("gw1"), state, now=late + 1) == []
+    back = late + BACK_SOON_S - 1
+    assert mover.observe(holding("gw1"), state, now=back) == []
+    assert mover.observe(holding("gw1"), state, now=back + 2 * first - 1) == []
+    assert mover.observe(holding("gw1"), state, now=back + 2 * first) != []
