@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from hafw.lab.lab import Lab
 from hafw.node.client import Unavailable
 from hafw.node.raft_client import RaftClient
 from hafw.paths import NodePaths
+from tests.integration.policy_spaces import Site, policy_site
 from tests.integration.running import Running, wait_for
 from tests.integration.syncd_world import World, syncd_world
 
@@ -90,3 +92,22 @@ def pair(world: World) -> World:
     world[2].wait_synced()
     world[1].wait_synced()
     return world
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One gateway between two hosts, for policies; none is loaded."""
+    folder = tmp_path_factory.mktemp("policy")
+    with pytest.MonkeyPatch.context() as patch, policy_site(folder) as made:
+        patch.setenv("HAFW_RUN_ROOT", str(folder))
+        yield made
+
+
+@pytest.fixture
+def afresh(site: Site) -> Iterator[None]:
+    """The lab's policy, afresh: counters of hafw_cluster begin at 0, no flow is left."""
+    subprocess.run(["ip", "netns", "exec", site.gateway, "conntrack", "-F"], capture_output=True)
+    result = site.apply()
+    assert result.ok, result.error
+    yield
+    site.close_sockets()

@@ -23,7 +23,7 @@ from hafw.policy import worker
 from hafw.policy.apply import parse_result, read_ruleset, worker_command
 from hafw.policy.compile import TABLES
 from hafw.policy.loaded import kernel_hash, loaded_marker
-from tests.integration.policy_spaces import LAB, SERVER, Site, policy_site
+from tests.integration.policy_spaces import LAB, SERVER, Site
 
 pytestmark = pytest.mark.integration
 
@@ -33,14 +33,6 @@ SMALL = "zones: {lan: [lan], wan: [wan]}\n"
 def table_names(nft: Nftables) -> list[str]:
     tables = [item["table"] for item in nft.list_objects("tables") if "table" in item]
     return [table["name"] for table in tables if table["family"] == "inet"]
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("policy")
-    with pytest.MonkeyPatch.context() as patch, policy_site(folder) as made:
-        patch.setenv("HAFW_RUN_ROOT", str(folder))
-        yield made
 
 
 @pytest.fixture(autouse=True)
