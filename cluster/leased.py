@@ -133,6 +133,7 @@ class Leased:
         self._upstream = UpstreamSockets(plan_checks(config, node_name), now_boottime_ns())
         self._faults = SegmentsDown(frozenset())
         self._local = LocalSocket(self._paths.leased_socket, counters)
+        self._syncd = str(self._paths.syncd_socket)
         self._own_readers = (
             self._wake_in.fileno(),
             self._local.socket.fileno(),
@@ -238,13 +239,15 @@ class Leased:
         return "" if self._gate_watch is None else self._gate_watch.look(now_ns)
 
     def _take_datagrams(self, ready: Iterable[int]) -> None:
-        counters = self._core.view.counters
-        for datagram, path in self._links.receive(ready):
-            now_ns = now_boottime_ns()  # After receiving: see the module's text.
-            first = self._recent.find(datagram)
-            if first is not None:
-                self._link_meter.again(first, path, now_ns)
+        counters, find, again = self._core.view.counters, self._recent.find, self._link_meter.again
+        datagrams = self._links.receive(ready)
+        now_ns = now_boottime_ns()
+        for datagram, path in datagrams:
+            first = find(datagram)
+            if first is not None:  # Most are: nothing but the path's own facts is taken of them.
+                again(first, path, now_ns)
                 continue
+            now_ns = now_boottime_ns()  # After receiving: see the module's text.
             try:
                 sender, envelope = self._codec.open(datagram)
             except DatagramError as error:
@@ -327,10 +330,10 @@ class Leased:
                     self._disk.write_voters(record)
                 case TellSyncd(message):
                     if self._has_syncd:
-                        self._local.send(encode(message), str(self._paths.syncd_socket))
+                        self._local.send(encode(message), self._syncd)
                 case AskPosition(group, epoch):
                     question = encode(PositionRequest(group=group, epoch=epoch))
-                    self._local.send(question, str(self._paths.syncd_socket))
+                    self._local.send(question, self._syncd)
                 case ReplyMove(token, reply):
                     self._local.send(encode(reply), token)
                 case ReplyVoters(token, reason):

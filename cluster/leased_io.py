@@ -15,7 +15,7 @@ import ipaddress
 import socket
 import struct
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,8 @@ _REBIND_NS = 200_000_000
 _DRAIN_MAX = 64
 """Datagrams taken from one socket a wake-up: a flood on one path must not hold the loop."""
 _SO_BINDTODEVICE = 25
+_TAKEN_BYTES = DATAGRAM_BYTES_MAX + 1
+"""One more than allowed, so that an oversized datagram shows."""
 RECENT_MAX = 256
 """Datagrams remembered, so that copies over other paths are dropped by comparing bytes."""
 _PRIORITY = 6
@@ -125,25 +127,26 @@ class _Path:
     def send(self, datagram: bytes, to: int, counters: Counter[str]) -> None:
         if self.socket is None:
             return
-        for target in self._one.get(to, []) if to else self._everybody:
+        give = self.socket.sendto
+        for target in self._one.get(to, ()) if to else self._everybody:
             try:
-                self.socket.sendto(datagram, target)
+                give(datagram, target)
             except OSError:
                 counters["send_errors"] += 1
 
     def receive(self, into: list[tuple[bytes, str]], counters: Counter[str]) -> None:
         if self.socket is None:
             return
+        take, name = self.socket.recv, self.plan.name
         for _ in range(_DRAIN_MAX):
             try:
-                # One byte more than allowed, so that an oversized datagram shows.
-                datagram = self.socket.recv(DATAGRAM_BYTES_MAX + 1)
+                datagram = take(_TAKEN_BYTES)
             except BlockingIOError:
                 return
             except OSError:
                 counters["receive_errors"] += 1  # E.g. ENETDOWN: told once per socket.
                 return
-            into.append((datagram, self.plan.name))
+            into.append((datagram, name))
 
     def close(self) -> None:
         if self.socket is not None:
@@ -212,9 +215,8 @@ class Recent:
     def __init__(self) -> None:
         self._known: dict[bytes, FirstCopy] = {}
         self._order: deque[bytes] = deque()
-
-    def find(self, datagram: bytes) -> FirstCopy | None:
-        return self._known.get(datagram)
+        self.find: Callable[[bytes], FirstCopy | None] = self._known.get
+        """The first copy of the same bytes. Asked of everything that comes in: no call more."""
 
     def add(self, datagram: bytes, first: FirstCopy) -> None:
         self._known[datagram] = first

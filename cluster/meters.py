@@ -167,25 +167,20 @@ class LinkMeter:
 
     def first(self, copy: FirstCopy, path: str) -> None:
         """A datagram of which no copy came before."""
-        self._heard(copy.sender, path, copy.at_ns, copy.round_trip_ns)
+        self.again(copy, path, copy.at_ns)
         if copy.round_trip_ns is not None and copy.sender in self._fastest:
             self._fastest[copy.sender].add(copy.round_trip_ns, copy.at_ns)
 
     def again(self, copy: FirstCopy, path: str, now_ns: int) -> None:
         """Another copy of it."""
-        took_ns = copy.round_trip_ns
-        later_ns = None if took_ns is None else took_ns + now_ns - copy.at_ns
-        self._heard(copy.sender, path, now_ns, later_ns)
-
-    def _heard(self, peer: int, path: str, now_ns: int, took_ns: int | None) -> None:
-        entry = self._paths.get((peer, path))
+        entry = self._paths.get((copy.sender, path))
         if entry is None:
             return
         entry.heard_ns = now_ns
         entry.received += 1
-        if took_ns is not None and now_ns >= entry.sample_ns:
+        if now_ns >= entry.sample_ns and copy.round_trip_ns is not None:
             entry.sample_ns = now_ns + _SAMPLE_NS
-            entry.round_trips.add(took_ns, now_ns)
+            entry.round_trips.add(copy.round_trip_ns + now_ns - copy.at_ns, now_ns)
 
     def read_peer(self, peer: int, now_ns: int) -> Spread | None:
         """Round trips over the fastest path."""

@@ -48,17 +48,20 @@ class Refusals:
     """Watches counters by name."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        self._counts = dict.fromkeys(names, 0)
+        self._names = names
+        self._seen: tuple[int | None, ...] = (None,) * len(names)
         self._last_ns: dict[str, int] = {}
 
     def to_say(self, counters: Mapping[str, int], now_ns: int) -> list[tuple[str, int]]:
         """(name, count) of what has grown since the last call and is to be logged now."""
+        seen = tuple(map(counters.get, self._names))
+        if seen == self._seen:
+            return []
+        known, self._seen = self._seen, seen
         found = []
-        for name, known in self._counts.items():
-            count = counters.get(name, 0)
-            if count == known:
+        for name, before, count in zip(self._names, known, seen, strict=True):
+            if not count or count == before:
                 continue
-            self._counts[name] = count
             last_ns = self._last_ns.get(name)
             self._last_ns[name] = now_ns
             if last_ns is None or now_ns - last_ns >= QUIET_NS:
