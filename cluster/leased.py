@@ -54,7 +54,7 @@ from cluster.lease_types import (
 )
 from cluster.leased_io import LinkSockets, LocalSocket, Recent, plan_paths
 from cluster.leased_status import GateFacts, leased_status
-from cluster.local_events import local_event
+from cluster.local_events import awaits_syncd, local_event
 from cluster.meters import DelayMeter, FirstCopy, LinkMeter
 from cluster.realtime import Collector, Punctuality, make_realtime, read_clocks
 from cluster.refusals import LEASED, Refusals
@@ -136,6 +136,7 @@ class Leased:
         self._syncd = str(self._paths.syncd_socket)
         self._own_readers = (self._wake_in.fileno(), self._carrier.socket.fileno())
         lease, sync = config.lease, config.sync
+        # A gateway's beacons may wait for its heartbeat only where that is no slower than they.
         self._local_waits = self._has_syncd and lease.heartbeat_ms <= sync.beacon_ms
         self._link_meter = LinkMeter((p.name, p.peers) for p in self._links.peers_of())
         self._delay = DelayMeter()
@@ -217,10 +218,12 @@ class Leased:
         self._links.check(now_ns)
         deadline_ns = self._core.deadline(now_ns=now_ns)
         readers = [*self._own_readers, *self._links.descriptors(), *self._upstream.descriptors()]
-        if not self._local_waits or self._awaits_syncd():
-            readers.append(self._local.socket.fileno())
+        local = self._local.socket.fileno()
+        if not self._local_waits or awaits_syncd(self._core.groups.values()):
+            readers.append(local)
         ready, _, _ = select.select(readers, [], [], max(0, deadline_ns - now_ns) / 1e9)
-        self._take_local()
+        if self._local_waits or local in ready:
+            self._take_local()
         if ready:
             self._take_datagrams(ready)
             wake, carrier = self._own_readers
@@ -236,17 +239,6 @@ class Leased:
             collector.maybe(now_ns)
             self._clock_rate.observe(*read_clocks())
         return "" if self._gate_watch is None else self._gate_watch.look(now_ns)
-
-    def _awaits_syncd(self) -> bool:
-        """Whether a gate is shut until syncd has spoken, or soon may be. At all other times its
-        beacons, a third of what would wake a calm gateway, wait for the next turn: at most a
-        heartbeat, and they are taken before anything asks how old the last one is."""
-        return any(
-            group.handover.busy
-            or group.proposer.claim is not None
-            or (group.proposer.held is not None and not group.proposer.held.opened)
-            for group in self._core.groups.values()
-        )
 
     def _take_datagrams(self, ready: Iterable[int]) -> None:
         counters, find, again = self._core.view.counters, self._recent.find, self._link_meter.again

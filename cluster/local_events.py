@@ -1,9 +1,12 @@
-"""What comes to leased over its local socket, as events of the lease core. Pure."""
+"""What comes to leased over its local socket, as events of the lease core, and when it is urgent.
+Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import assert_never
 
+from cluster.lease_group import GroupCore
 from cluster.lease_types import (
     NS_PER_MS,
     Event,
@@ -29,7 +32,20 @@ from hafw.messages import (
     VotersRequest,
 )
 
-__all__ = ["local_event"]
+__all__ = ["awaits_syncd", "local_event"]
+
+
+def awaits_syncd(groups: Iterable[GroupCore]) -> bool:
+    """Whether a gate is shut until syncd has spoken, or soon may be. At all other times what
+    comes over the local socket does not wake a gateway, whose calm turns its beacons would be a
+    third of. It waits for the next turn: at most a heartbeat, and it is taken before anything
+    asks how old the last beacon is."""
+    return any(
+        group.handover.busy
+        or group.proposer.claim is not None
+        or (group.proposer.held is not None and not group.proposer.held.opened)
+        for group in groups
+    )
 
 
 def local_event(message: LeasedMessage, sender: str, now_ns: int) -> Event | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -10,8 +11,13 @@ from pathlib import Path
 
 import pytest
 
+import cluster.leased
 from cluster import gate
-from hafw.messages import LeasedStatus
+from cluster.leased import Leased, now_boottime_ns
+from cluster.realtime import Collector
+from hafw.instance import claim_instance
+from hafw.logs import configure_logs
+from hafw.messages import LeasedStatus, SyncBeacon, encode
 from hafw.node.client import LocalClient
 from hafw.node.setup import prepare_node, teardown_node
 from tests.integration.gate_env import GateNet, built_net
@@ -92,3 +98,36 @@ def test_without_its_gate_it_ends_with_the_reason(
     assert last.startswith("hafw-leased: error: ")
     assert said in last
     assert "Traceback" not in words
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_beacon_wakes_a_gateway_only_while_a_gate_waits_for_it(
+    net: GateNet, monkeypatch: pytest.MonkeyPatch, *, awaited: bool
+) -> None:
+    """The turns are made by hand, and a turn that was not woken ends at its deadline."""
+    monkeypatch.setattr(cluster.leased, "awaits_syncd", lambda _groups: awaited)
+    paths, slow = net.paths("gw1"), net.config.lease.model_copy(update={"heartbeat_ms": 1000})
+    config = net.config.model_copy(
+        update={
+            "lease": slow, "sync": net.config.sync.model_copy(update={"beacon_ms": 1000}),
+        }
+    )  # fmt: skip
+    beacon = SyncBeacon(synced={3: True}, reasons={}, applied=[], stale_entries=0)
+    with net.inside("gw1"):
+        prepare_node(config, "gw1")
+        with claim_instance(paths, "leased"):
+            leased = Leased(config, "gw1", configure_logs("leased", "gw1"))
+            collector = Collector(now_boottime_ns())
+            try:
+                leased._turn(collector)  # What is there at a start is taken.
+                with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syncd:
+                    for _ in range(3):
+                        deadline_ns = leased._core.deadline(now_ns=now_boottime_ns())
+                        syncd.sendto(encode(beacon), str(paths.leased_socket))
+                        leased._turn(collector)
+                        assert leased._core.view.beacon == beacon, "it waits for no further turn"
+                        leased._core.view.beacon = None
+                        assert (now_boottime_ns() < deadline_ns) == awaited
+            finally:
+                leased.close()
+        teardown_node(config, "gw1")
