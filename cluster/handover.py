@@ -8,6 +8,9 @@ Theory of operation
             |                           |                            \-- in time by nobody:
             \-- not within wait_s       \-- silent: open again            released, not moved
 
+    WAIT_SYNC may last for minutes, and takes nothing from the holder: it claims new epochs, and
+    gives the group to another node if a fault here asks for that.
+
     POSITION shuts *announce* and leaves *accept* at the deadline already stored, never renewing
     it; the lease itself is still renewed, so opening again is a right. `Release` gives the lease
     up: from then on this node is BACKUP. It is repeated at each heartbeat for one lease.
@@ -85,7 +88,8 @@ class HandOver:
 
     @property
     def busy(self) -> bool:
-        return self._move is not None
+        """Whether no epoch may be claimed: the move is for the one that is held."""
+        return self._move is not None and self._move.step is not Step.WAIT_SYNC
 
     def serves(self, origin: MoveOrigin) -> bool:
         return self._move is not None and self._move.origin == origin
@@ -118,8 +122,6 @@ class HandOver:
         held = self._group.proposer.held
         if held is None or not held.opened:
             return "this node does not hold the group"
-        if self._group.proposer.claim is not None:
-            return "the holder is claiming a new epoch; try again"
         if target == view.params.node_id:
             return "that node is already the holder"
         if target not in order:
@@ -145,7 +147,11 @@ class HandOver:
             return self._watch_segments(now_ns) or self._watch_syncd(now_ns)
         match move.step:
             case Step.WAIT_SYNC:
-                return self._wait_sync(move, now_ns)
+                effects = self._wait_sync(move, now_ns)
+                if self.busy or self._move is None:
+                    return effects
+                # A segment that dies here does not wait for the target of a move.
+                return self._watch_segments(now_ns)
             case Step.POSITION:
                 return self._wait_position(move, now_ns)
             case Step.RELEASED:
@@ -190,8 +196,10 @@ class HandOver:
             why = beat.reason if beat is not None else "it says nothing of this group"
             reason = f"node {move.target} is not synced: {why}"
             return self._end(move, moved=False, released=False, epoch=0, reason=reason)
-        held = self._group.proposer.held
+        proposer, held = self._group.proposer, self._group.proposer.held
         assert held is not None
+        if proposer.claim is not None or proposer.needs_epoch(now_ns):
+            return []  # Soon over: the move is for the epoch that comes of it.
         move.step = Step.POSITION
         move.epoch = held.epoch
         move.until_ns = now_ns + POSITION_BEATS * view.params.heartbeat_ns
@@ -309,10 +317,12 @@ class HandOver:
     def _give(self, node: int, epoch: int, fault: str, now_ns: int) -> list[Effect]:
         view, index = self._view, self._group.params.index
         until_ns = now_ns + POSITION_BEATS * view.params.heartbeat_ns
+        reason = f"the group was given to node {node}: {fault}"
+        waiting = self.cancel(reason)
         move = _Move(None, node, Step.POSITION, until_ns, epoch=epoch)
         self._move, self._worse_since_ns = move, None
         facts = (("group", index), ("target_id", node), ("why", fault))
-        shut: list[Effect] = [self._silence(now_ns), Note("move_began", facts)]
+        shut: list[Effect] = [*waiting, self._silence(now_ns), Note("move_began", facts)]
         if view.syncd_silent_ns(now_ns):
             return [*shut, *self._release(move, None, now_ns)]
         return [*shut, AskPosition(index, epoch)]

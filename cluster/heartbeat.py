@@ -106,7 +106,7 @@ class Voters(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class Beat(Wire, frozen=True, tag="b"):
-    """The heartbeat, the only message that is acted on whatever voter set the envelope names.
+    """The heartbeat; it and `Release` are acted on whatever voter set the envelope names.
     `voters`: the set that the sender acts in; `next`: the one it has stored to follow. `votes`:
     its acceptor may vote. `able`: it could carry groups. `echoes`: (node, seq of the last beat
     heard from it, nanoseconds since), for the round trip."""

@@ -13,7 +13,8 @@ Theory of operation
     `handle` takes one event, `tick` the passing of time; both give effects in the order in which
     they are owed, `deadline` says when to tick at the latest. Everything goes out in envelopes
     (`heartbeat`), and only what comes in a proven session (`session`) is acted on; if it names
-    another voter set, only its heartbeat, which tells how the sets follow each other (`voters`).
+    another voter set, only its heartbeat, which tells how the sets follow each other (`voters`),
+    and its releases, which tell of the sender's own gate.
 
     Eras: an epoch of a higher era than ours is answered only after that era is durable here. It
     is raised ahead when a heartbeat shows it, so a claim seldom waits for a disk.
@@ -297,7 +298,7 @@ class LeaseCore:
             effects.append(Note("peer_proven", (("peer_id", sender),)))
         peer.heard_ns = now_ns
         same, named = self._same_voters(envelope), view.voters.id
-        acted_on = [m for m in envelope.messages if same or isinstance(m, Beat)]
+        acted_on = [m for m in envelope.messages if same or self._holds_in_any_set(m)]
         for message in acted_on:
             effects += self._on_message(sender, message, envelope.seq, now_ns)
         rival = not same and envelope.voters_id == named
@@ -312,6 +313,11 @@ class LeaseCore:
             envelope.voters_id == self.view.voters.id
             and envelope.voters_hash == self.view.voters_hash
         )
+
+    def _holds_in_any_set(self, message: Message) -> bool:
+        """A release says that a gate is shut for its epoch: true whoever counts the votes, and
+        needed by the target of a move that follows to a new set later than the holder."""
+        return isinstance(message, Beat | Release)
 
     def _on_message(self, sender: int, message: Message, seq: int, now_ns: int) -> list[Effect]:
         view = self.view

@@ -345,16 +345,9 @@ class GroupCore:
         return self.proposer.resend(now_ns)
 
     def _outbid(self, now_ns: int) -> list[Effect]:
-        """Claim anew while holding, when renewals fail: voters promised a higher epoch to a
-        claimant that got nowhere, or started since and can grant only a later era."""
-        held = self.proposer.held
-        if (
-            held is None
-            or not held.refused
-            or self.proposer.claim is not None
-            or self.handover.busy
-            or held.deadline_ns - now_ns > self._view.params.lease_ns // 2
-        ):
+        """Claim anew while holding, when renewals fail."""
+        held, busy = self.proposer.held, self.handover.busy or self.proposer.claim is not None
+        if held is None or busy or not self.proposer.needs_epoch(now_ns):
             return []
         held.refused = False
         self._view.counters["reclaims"] += 1

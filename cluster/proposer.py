@@ -306,6 +306,16 @@ class Proposer:
         assert request.sent_ns <= now_ns
         return request.sent_ns + self._view.params.shorter(request.lease_ns)
 
+    def needs_epoch(self, now_ns: int) -> bool:
+        """Whether renewals fail: voters promised a higher epoch to a claimant that got nowhere, or
+        started since and can grant only a later era."""
+        held = self.held
+        return (
+            held is not None
+            and held.refused
+            and held.deadline_ns - now_ns <= self._view.params.lease_ns // 2
+        )
+
     def voters_changed(self, now_ns: int) -> list[Effect]:
         """Grants of two voter sets are not added up: what is under way begins anew."""
         if self.held is not None:

@@ -175,8 +175,8 @@ class Judged:
     def note_owed(self, sender: int, peer: Node, envelope: Envelope) -> None:
         """`peer` hears it."""
         settled = self.now - 4 * LEASE_NS
-        if peer.core is None or peer.core.view.voters.id != envelope.voters_id:
-            return  # It acts on nothing that is said in another voter set.
+        if peer.core is None:
+            return
         for message in envelope.messages:
             if (
                 type(message) is Release
@@ -295,18 +295,21 @@ class Judged:
         self.check_better()
 
     def check_kept(self) -> None:
-        """A lease may not end while its holder and a majority are well.
+        """A lease may not end while its holder and a majority are well, nor for a move that waits.
 
-        Judged only if they, and the network between all, have been undisturbed for long. A slow
-        disk is no excuse, nor is what happens to the other nodes' processes. A voter that was
-        still silent when the lease was won must be able to carry it on if disks are quick: a new
-        claim needs its era, and eras need disks. So does one that had not written its era then.
+        Judged only if they, and the network between all, have been undisturbed for long, and
+        nobody has shut its gate to hand the group over. A slow disk is no excuse, nor is what
+        happens to the other nodes' processes. A voter that was still silent when the lease was
+        won must be able to carry it on if disks are quick: a new claim needs its era, and eras
+        need disks. So does one that had not written its era then.
         """
         calm_from, network = self.now - CALM_NS, self.network
         if self.network_disturbed_at > calm_from or network.loss or network.slow or network.cut:
             return
         for lane in self.lanes.values():
-            if lane.moved_at <= calm_from and not any(
+            gates = [node.gates[lane.index] for node in self.nodes.values()]
+            moving = any(gate.shut_at > calm_from for gate in gates)
+            if not moving and not any(
                 self.announces(node, lane.index) for node in self.nodes.values()
             ):
                 self._check_lost(lane, calm_from)

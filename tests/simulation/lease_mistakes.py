@@ -11,7 +11,7 @@ import msgspec
 from cluster.acceptor import Acceptor
 from cluster.claims import Candidacy
 from cluster.handover import HandOver
-from cluster.heartbeat import Accepted, Codec, Envelope, Message, Promise, Release
+from cluster.heartbeat import Accepted, Beat, Codec, Envelope, Message, Promise, Release
 from cluster.heir import Heir
 from cluster.lease import LeaseCore
 from cluster.lease_group import GroupCore
@@ -46,6 +46,7 @@ FOCUS: dict[str, tuple[str, ...]] = {
     "voters_without_wait": ("leave_behind", "change_voters"),
     "next_voters_replaced": ("rival_voters", "rival_voters", "isolate", "change_voters"),
     "rival_that_lives_left": ("rival_comes_late",),
+    "release_of_another_set_ignored": ("move_between_sets",),
     "rivals_stay": ("rival_voters", "rival_voters", "isolate"),
     "anybody_votes": ("change_voters", "isolate"),
     "voters_told_early": ("leave_behind", "crash_while_writing"),
@@ -82,6 +83,7 @@ VOTER_FOCUS = frozenset(
         "loss_of_voters_unnoticed",
         "next_voters_replaced",
         "old_voters_accepted",
+        "release_of_another_set_ignored",
         "rival_that_lives_left",
         "rivals_stay",
         "voters_told_early",
@@ -111,6 +113,7 @@ FOCUS_PACE = {
     "restarts_while_changing": (2_000 * MS, 300 * MS),
     "given_to_anybody": (2_000 * MS, 400 * MS),
     "upstream_ignored": (2_000 * MS, 800 * MS),
+    "release_of_another_set_ignored": (2_000 * MS, 300 * MS),
 }
 """How long the faults of a focus go on, and the mean gap between them."""
 
@@ -278,6 +281,7 @@ MISTAKES: dict[str, str] = {
     "voters_without_wait": "a voter set comes into force as soon as both majorities have it",
     "next_voters_replaced": "another next set takes the place of the one stored",
     "rival_that_lives_left": "a higher rival is stored although ours may have its majority",
+    "release_of_another_set_ignored": "a release is acted on in the voter set of its sender alone",
     "rivals_stay": "no node ever leaves the next set that it has stored for a rival",
     "anybody_votes": "newcomers vote, and are counted, before their set is in force",
     "voters_told_early": "a next set is told before it is durable",
@@ -325,6 +329,11 @@ def planted(mistake: str | None, world: World | None = None) -> Iterator[None]:
         "voters_without_wait": (VoterChange, "_wait_ns", lambda _self: 0),
         "next_voters_replaced": (VoterChange, "_free", lambda _self: True),
         "rival_that_lives_left": (VoterChange, "_way_given", _highest),
+        "release_of_another_set_ignored": (
+            LeaseCore,
+            "_holds_in_any_set",
+            lambda _self, message: isinstance(message, Beat),
+        ),
         "rivals_stay": (VoterChange, "_way_given", lambda _self: None),
         "anybody_votes": (NodeView, "counts", lambda _self, _node: True),
         "renewed_in_hand_over": (HandOver, "gate_frozen", property(lambda _self: False)),

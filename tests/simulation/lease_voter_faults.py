@@ -105,6 +105,41 @@ class VoterFaults(Faults):
         world.at(until, turn)
         world.at(until + RESTART_WAIT_NS + 6 * LEASE_NS, heal)
 
+    def _move_between_sets(self) -> None:
+        """The target of a move follows to a new set later than the holder, and is told of the
+        release alone: neither the voters nor its syncd hear of what went before."""
+        world, rng = self.world, self.rng
+        holders = [node for node in world.nodes.values() if world.announces(node)]
+        voters = holders[0].core.view.voters if holders and holders[0].core is not None else None
+        if voters is None or voters.id + 1 in world.asked_sets:
+            return
+        heirs = [n for n in world.gateways if n in voters.members and n != holders[0].id]
+        if not heirs:
+            return
+        holder, heir = holders[0], world.nodes[rng.choice(heirs)]
+        others = [node for node in world.everybody if node not in (holder.id, heir.id)]
+        members = set(voters.members) ^ {rng.choice(others)}
+        follows = VoterSet(id=voters.id + 1, members=tuple(sorted(members)))
+        world.asked_sets[follows.id] = follows
+        world.disturb(heir.id)
+        heir.disk_least_ns = 2 * RESTART_WAIT_NS
+        heir.disk_slow_until = world.now + 2_000 * MS
+        world.ask_voters(holder, follows)
+
+        def move() -> None:
+            if self.mended:
+                return
+            self._cut_for({(holder.id, node) for node in others}, 2 * LEASE_NS)
+            heir.syncd_up = False
+            world.move(holder, heir.id, 0)
+            world.at(world.now + 50 * MS, heal)
+
+        def heal() -> None:
+            world.disturb(heir.id)
+            heir.syncd_up, heir.disk_least_ns = True, 0
+
+        world.at(world.now + RESTART_WAIT_NS + 30 * MS + rng.randrange(LEASE_NS), move)
+
     def _acting_members(self) -> list[int]:
         cores = [node.core for node in self.world.nodes.values() if node.core is not None]
         return sorted({n for core in cores for n in core.view.voters.members})

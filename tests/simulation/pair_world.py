@@ -135,10 +135,12 @@ class PairWorld(World):
 
     def check_kept(self) -> None:
         """A lease may not end while its holder is well, whatever becomes of the other node, and
-        whatever is cut or healed in both directions together."""
-        network = self.network
+        whatever is cut or healed in both directions together, nor for a move that waits: only
+        once a gate was shut to hand the group over."""
+        network, calm_from = self.network, self.now - CALM_NS
         if (
-            max(self.apart_at, self.lanes[GROUP].moved_at) > self.now - CALM_NS
+            self.apart_at > calm_from
+            or any(node.gate.shut_at > calm_from for node in self.nodes.values())
             or network.loss
             or network.slow
             or len(network.cut) == 1

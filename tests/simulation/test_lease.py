@@ -102,6 +102,33 @@ def test_a_deaf_holder_is_succeeded_after_one_lease(seed: int) -> None:
     assert [node for _, node, _ in world.takeovers] == [holder.id, heir.id]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_move_that_waits_for_its_target_costs_no_lease(seed: int) -> None:
+    world = World(Random(seed), gateways=(1, 2), witnesses=(9,))
+    for node in world.nodes.values():
+        world.start(node)
+    world.run(RESTART_WAIT_NS + 4 * LEASE_NS)
+    holder = next(node for node in world.nodes.values() if world.announces(node))
+    target = world.nodes[3 - holder.id]
+    world.power_cut(target)
+    target.synced = False
+    world.start(target)
+    world.run(world.now + 10 * RESTART_WAIT_NS)
+    world.move(holder, target.id, 600)
+    world.run(world.now + 50 * LEASE_NS)
+    world.kill(world.nodes[9])  # The lease rested on it: a new epoch is needed.
+    world.start(world.nodes[9])
+    for _ in range(1000):
+        world.run(world.now + LEASE_NS // 100)
+        assert world.announces(holder)
+    assert world.replies == []
+    target.synced = True
+    world.run(world.now + 8 * LEASE_NS)
+    [reply] = world.replies
+    assert reply.moved, reply.reason
+    assert world.announces(target)
+
+
 @pytest.mark.parametrize("mistake", sorted(MISTAKES))
 def test_planted_mistake_is_caught(mistake: str) -> None:
     focus = LEASE.focus_of(mistake)
