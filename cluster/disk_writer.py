@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 import threading
 from collections import deque
-from pathlib import Path
 
 from cluster.era import had_voters, read_era, write_era
 from cluster.lease_types import (
@@ -44,7 +43,7 @@ class DiskWriter:
         self.record = VoterRecord(config.voters)
         """What the voters file holds, or is to hold: all that others were told of sets."""
         if config.quorum == "two-node":  # Their set does not change: the file is only looked at.
-            self.wrong = _only_the_two(paths.voters, config.voters)
+            _only_the_two(paths, config.voters)
         else:
             self.record, self.wrong = read_voters(
                 paths.voters, config.voters, first_start=not had_voters(paths.era)
@@ -101,27 +100,34 @@ class DiskWriter:
         self._wake.send(b"v")
 
 
-def _only_the_two(path: Path, two: VoterSet) -> str:
+def _only_the_two(paths: NodePaths, two: VoterSet) -> None:
     """A set that leads away from {a, b} takes both: each has stored it first. So a node whose file
     names just the two, and none to follow, may decide alone, whatever the others are told to be:
     nobody is in a later set. Any other record might have others hold the group beside it; a new
-    node's too, as the others may have founded with it and it died before its file said so. A file
-    that is gone says nothing, nor does one that is damaged: what is wrong with it. Raises
-    StateError."""
-    if not path.exists():
-        return ""
-    record, wrong = read_voters(path, two, first_start=False)
+    node's too, as the others may have founded with it and it died before its file said so, and
+    that of one whose file is damaged, or gone: the era file says that there was one. StateError.
+    """
+    path, new = paths.voters, not had_voters(paths.era)
+    if new and not path.exists():
+        return
+    record, wrong = read_voters(path, two, first_start=new)
     if wrong:
-        return wrong
+        raise StateError(
+            f"quorum: two-node: {wrong}, so this node may have known voters beside the two, who "
+            "would hold its groups while it decides alone. If there are such voters, put the "
+            "former cluster.yaml back and take them out there; if there are none, remove what is "
+            f"left of {path}, and the word `voters` in {paths.era} (not the number)"
+        )
     if record.current.id == NEWCOMER:
         raise StateError(
             f"quorum: two-node: {path} says that this node was to found a cluster by another "
             "cluster.yaml: put that back and go on from there; or, if none of its nodes has ever "
-            "known any voters (hafwctl cluster voters: set 0), remove the file on both"
+            "known any voters (hafwctl cluster voters: set 0), remove the file on both, and the "
+            f"word `voters` in {paths.era} (not the number)"
         )
     if record.current.members == two.members and record.next is None:
         if not record.lost:
-            return ""
+            return
         fault = "this node has lost its voters file once, and was not added anew since"
     else:
         latest = record.next or record.current

@@ -117,12 +117,41 @@ def test_two_nodes_keep_their_set_and_the_file_that_names_just_them(paths: NodeP
     with heard, wake:
         first = DiskWriter(paths, wake, PAIR)
         assert (first.record, first.wrong, first.begin()) == (VoterRecord(PAIR.voters), "", "")
-        paths.voters.write_bytes(b"{}")
-        damaged = DiskWriter(paths, wake, PAIR)
-        assert "is damaged" in damaged.wrong
-        assert damaged.begin() == ""
-        assert DiskWriter(paths, wake, CONFIG).record == VoterRecord(PAIR.voters)
+        again = DiskWriter(paths, wake, PAIR)
+        assert (again.record, again.begin()) == (VoterRecord(PAIR.voters), "")
         write_voters(paths.voters, LATER)
         later = DiskWriter(paths, wake, PAIR)
         assert (later.record, later.wrong, later.begin()) == (VoterRecord(PAIR.voters), "", "")
         assert DiskWriter(paths, wake, CONFIG).record == LATER
+
+
+@pytest.mark.parametrize(("content", "fault"), [(None, "is gone"), (b"{}", "is damaged")])
+def test_one_of_two_that_lost_its_voters_file_does_not_act_alone(
+    paths: NodePaths, content: bytes | None, fault: str
+) -> None:
+    """It may have been one of three, and the other two hold the group."""
+    heard, wake = socket.socketpair()
+    with heard, wake:
+        for _ in range(2):
+            assert DiskWriter(paths, wake, CONFIG).begin() == ""
+        paths.voters.unlink()
+        if content is not None:
+            paths.voters.write_bytes(content)
+        for _ in range(2):
+            with pytest.raises(StateError, match=f"quorum: two-node.*{fault}.*word `voters`"):
+                DiskWriter(paths, wake, PAIR)
+        # What it says to do, if there is nobody beside the two.
+        paths.voters.unlink(missing_ok=True)
+        paths.era.write_bytes(paths.era.read_bytes().replace(b" voters", b""))
+        two = DiskWriter(paths, wake, PAIR)
+        assert (two.era, two.begin()) == (2, "")
+        assert two.record == VoterRecord(PAIR.voters)
+        assert DiskWriter(paths, wake, PAIR).era == 3
+
+
+def test_one_of_two_with_an_era_of_an_earlier_release_has_lost_nothing(paths: NodePaths) -> None:
+    paths.era.write_bytes(b"7\n")
+    heard, wake = socket.socketpair()
+    with heard, wake:
+        assert DiskWriter(paths, wake, PAIR).begin() == ""
+        assert read_era(paths.era) == 8
