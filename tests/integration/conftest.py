@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from cluster.agreed import ClearLosses
+from hafw.kernel.netns import entered
 from hafw.lab.lab import Lab
 from hafw.node.client import Unavailable
 from hafw.node.raft_client import RaftClient
 from hafw.paths import NodePaths
+from sync.ctsocket import EventSocket, RequestSocket
+from tests.integration.ct_spaces import inside, spaces, strict
 from tests.integration.policy_spaces import Site, policy_site
 from tests.integration.running import Running, wait_for
 from tests.integration.syncd_world import World, syncd_world
@@ -111,3 +114,42 @@ def afresh(site: Site) -> Iterator[None]:
     assert result.ok, result.error
     yield
     site.close_sockets()
+
+
+LABEL_RULES = """
+table inet labels {
+  chain forward {
+    type filter hook forward priority filter;
+    ct label set 3
+  }
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def space() -> Iterator[str]:
+    """A namespace whose conntrack tracks strictly and keeps labels."""
+    with spaces("table") as (name,):
+        strict(name)
+        # A rule that sets a label makes room for labels in every entry (nf_connlabels_get).
+        inside(name, "nft", "-f", "-", stdin=LABEL_RULES)
+        yield name
+
+
+@pytest.fixture
+def requests(space: str) -> Iterator[RequestSocket]:
+    """To ask with; the table is empty."""
+    with entered(space):
+        sock = RequestSocket()
+    with sock:
+        inside(space, "conntrack", "-F")
+        yield sock
+
+
+@pytest.fixture
+def events(space: str, requests: RequestSocket) -> Iterator[EventSocket]:
+    """Hears what happens in it."""
+    with entered(space):
+        sock = EventSocket()
+    with sock:
+        yield sock
