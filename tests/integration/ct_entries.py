@@ -5,15 +5,7 @@ from __future__ import annotations
 import dataclasses
 from ipaddress import ip_address
 
-from hafw.flow import (
-    AF_INET,
-    AF_INET6,
-    FlowEntry,
-    FlowKey,
-    TcpState,
-    Tuple,
-    inverse,
-)
+from hafw.flow import AF_INET, AF_INET6, FlowEntry, FlowKey, TcpState, Tuple, inverse
 
 TCP, UDP, SCTP, DCCP, GRE, ESP = 6, 17, 132, 33, 47, 50
 HOSTS = {

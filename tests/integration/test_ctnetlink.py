@@ -14,15 +14,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from hafw.flow import (
-    IPS_FIXED_TIMEOUT,
-    FlowEntry,
-    FlowKey,
-    SeqAdj,
-    TcpState,
-    Tuple,
-    inverse,
-)
+from hafw.flow import IPS_FIXED_TIMEOUT, FlowEntry, FlowKey, SeqAdj, TcpState, Tuple, inverse
 from hafw.kernel.netns import entered
 from sync.ctnetlink import (
     build_create,
@@ -33,16 +25,7 @@ from sync.ctnetlink import (
     parse_events,
 )
 from sync.ctsocket import RequestSocket
-from tests.integration.ct_entries import (
-    ESP,
-    GRE,
-    HOSTS,
-    SCTP,
-    TCP,
-    UDP,
-    entry_of,
-    flow,
-)
+from tests.integration.ct_entries import ESP, GRE, HOSTS, SCTP, TCP, UDP, entry_of, flow
 from tests.integration.ct_spaces import Listed, conntrack_list, kernel_tree
 
 pytestmark = pytest.mark.integration

@@ -10,10 +10,7 @@ import struct
 import pytest
 
 from hafw.errors import KernelError
-from hafw.flow import (
-    FlowKey,
-    TcpState,
-)
+from hafw.flow import FlowKey, TcpState
 from hafw.kernel.netns import entered
 from sync._codec import receive_dump
 from sync.ctnetlink import (
