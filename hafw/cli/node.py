@@ -106,17 +106,17 @@ def online(
 ) -> None:
     """NODE may carry groups again; waits until it could: heard, voting and synced.
 
-    A witness carries none: it is waited for until it votes. No group comes back by itself,
-    unless it has `preempt`.
+    Daemons of this node that were only just started are waited for, too. A witness carries none:
+    it is waited for until it votes. No group comes back by itself, unless it has `preempt`.
     """
     require_root()
     scope = find_scope(node, config_file)
-    member, state = _member(scope, name)
+    deadline = time.monotonic() + wait_s
+    member, state = _member(scope, name, wait_s)
     _set(scope, member, "online", why)
     if not wait_s:
         click.echo(f"{member.name} is online", err=True)
         return
-    deadline = time.monotonic() + wait_s
     while missing := _not_fit(scope, member, state):
         if time.monotonic() > deadline:
             raise RefusedError(
@@ -212,12 +212,14 @@ def leave(
 # ---- parts ----------------------------------------------------------------------------------
 
 
-def _member(scope: Scope, name: str | None) -> tuple[Member, State]:
-    """Raises RefusedError if there is no such node, or nothing can be changed now."""
+def _member(scope: Scope, name: str | None, within_s: float = 0.0) -> tuple[Member, State]:
+    """Raises RefusedError if there is no such node, or nothing can be changed now, nor within
+    that time."""
     from cluster.agreed import decode_state
     from cluster.assignment import find_member
+    from hafw.node.raft_client import LEADER_S
 
-    _, status = ask_raft(scope, to_change=True)
+    _, status = ask_raft(scope, within_s=max(within_s, LEADER_S))
     state = decode_state(status.state)
     wanted = own_node(scope) if name is None else name
     member = find_member(state, wanted)

@@ -20,16 +20,25 @@ __all__ = ["ask_raft", "own_node", "propose", "warn"]
 POLL_S = 0.1
 
 
-def ask_raft(scope: Scope, *, to_change: bool = False) -> tuple[str, RaftStatus]:
+def ask_raft(scope: Scope, *, within_s: float = 0.0) -> tuple[str, RaftStatus]:
     """The first node of the scope whose raftd answers; one that is not read-only, if there is
-    one, or `to_change` something comes to be one within `LEADER_S`. Raises StateError."""
-    from hafw.node.raft_client import LEADER_S
-
-    deadline = time.monotonic() + (LEADER_S if to_change else 0.0)
+    one, or comes to be one within that time: of a node that was just started, or beside an
+    election. Raises StateError."""
+    deadline = time.monotonic() + within_s
+    told = False
     while True:
-        name, status = _ask_once(scope)
-        if not status.read_only or time.monotonic() >= deadline:
-            return name, status
+        late = time.monotonic() >= deadline
+        try:
+            name, status = _ask_once(scope)
+        except StateError as error:
+            if late:
+                raise
+            if not told:
+                click.echo(f"{error}; waiting for it", err=True)
+            told = True
+        else:
+            if late or not status.read_only:
+                return name, status
         time.sleep(POLL_S)
 
 

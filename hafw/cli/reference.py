@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,11 +63,12 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
-    file = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/reference/commands.md")
+@click.command()
+@click.argument("file", type=Path, default=Path("docs/reference/commands.md"))
+def main(file: Path) -> None:
+    """Write the page of all commands to FILE."""
     file.write_text(page())
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

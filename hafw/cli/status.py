@@ -94,10 +94,10 @@ def _pretty(document: Document, verbose: bool) -> str:
     count = len(document["problems"])
     verdict = "healthy" if document["healthy"] else f"{count} problem{'s' if count > 1 else ''}"
     words = {"draining": "being drained", "maintenance": "in maintenance", "left": "no member"}
+    states = {row["peer"]: row["state"] for row in document["peers"]}  # As this one knows them.
+    states |= {row["node"]: row["state"] for row in document["nodes"]}
     verdict += "".join(
-        f"; {row['node']} is {words[row['state']]}"
-        for row in document["nodes"]
-        if row.get("state") in words
+        f"; {node} is {words[state]}" for node, state in sorted(states.items()) if state in words
     )
     parts = [f"cluster {document['cluster']}: {verdict}\n"]
     for title, rows in _sections(document, verbose):

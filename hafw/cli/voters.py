@@ -188,7 +188,7 @@ def _rows(config: ClusterConfig, leased: LeasedStatus) -> list[dict[str, object]
     return [
         {
             "set": voters.id,
-            "state": state,
+            "state": state if voters.id else "not founded",
             "voters": [config.node_name(node) for node in voters.members],
             "stored_by": [config.node_name(node) for node in voters.stored_by],
             "settles_ms": voters.settles_ms,

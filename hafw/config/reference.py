@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 from pydantic import BaseModel
 
 from hafw.config.fields import PATTERN_NAMES, PATTERN_WORDS
@@ -178,13 +178,14 @@ class _Page:
         return f" (at least {low})" if low else ""
 
 
-def main() -> int:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/reference")
+@click.command()
+@click.argument("folder", type=Path, default=Path("docs/reference"))
+def main(folder: Path) -> None:
+    """Write a page for each file of the configuration into FOLDER."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in pages().items():
         (folder / name).write_text(content)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -35,6 +35,7 @@ from hafw.node.rotation import conflicts, peers_of, step_of
 from hafw.node.survival import survival_rows
 from hafw.node.verdict import find_problems
 from hafw.node.voters import voters_notes
+from hafw.raft_messages import RaftStatus
 
 __all__ = [
     "COLUMNS",
@@ -79,7 +80,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "loop": ("node", "late_up_to_ms", "count"),
     "peers": (
         "node", "peer", "alive", "proven", "age_ms", "rtt_ms", "era", "links_alive", "links",
-        "votes", "able", "rtt_min_ms", "rtt_p50_ms", "rtt_p99_ms",
+        "votes", "able", "state", "rtt_min_ms", "rtt_p50_ms", "rtt_p99_ms",
     ),
     "links": (
         "node", "peer", "link", "alive", "age_ms", "received", "rtt_min_ms", "rtt_p50_ms",
@@ -176,7 +177,7 @@ def build_tables(config: ClusterConfig, facts: NodeFacts) -> Tables:
             }
         )  # fmt: skip
     if facts.leased is not None:
-        _add_leased(tables, config, facts.node, facts.leased)
+        _add_leased(tables, config, facts.node, facts.leased, facts.raft)
     if facts.syncd is not None:
         _add_syncd(tables, config, facts.node, facts.syncd)
     if facts.raft is not None:
@@ -228,7 +229,13 @@ def _gate_word(announce_left_ms: float | None, accept_left_ms: float | None) -> 
     return "accept only" if accept_left_ms > 0 else "shut"
 
 
-def _add_leased(tables: Tables, config: ClusterConfig, node: str, leased: LeasedStatus) -> None:
+def _add_leased(
+    tables: Tables,
+    config: ClusterConfig,
+    node: str,
+    leased: LeasedStatus,
+    raft: RaftStatus | None,
+) -> None:
     voters = leased.voters
     tables["lease"].append(
         {
@@ -275,6 +282,7 @@ def _add_leased(tables: Tables, config: ClusterConfig, node: str, leased: Leased
                 "age_ms": _rounded(peer.age_ms), "rtt_ms": _rounded(peer.rtt_ms),
                 "era": peer.era, "links_alive": sum(link.alive for link in peer.links),
                 "links": len(peer.links), "votes": peer.votes, "able": peer.able,
+                "state": member_state(raft, name),
                 **_round_trip_columns(peer.round_trip),
             }
         )  # fmt: skip

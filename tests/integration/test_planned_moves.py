@@ -108,6 +108,19 @@ def test_drained_a_node_hands_over_ranks_last_and_stays_so_through_a_restart_of_
     assert cluster.active() == first
 
 
+def test_online_waits_for_a_node_that_was_only_just_started(cluster: Running) -> None:
+    """The end of a restart by hand: drained, restarted, `online` said on the node itself."""
+    node, lab = cluster.backup(), cluster.lab
+    well("node", "drain", node, "--yes")
+    lab.hold(node)
+    os.kill(lab.pids(node)["hafwd"], signal.SIGTERM)
+    wait_for("it is down", lambda: not lab.all_pids(node))
+    lab.release(node)
+    done = hafwctl("node", "online", node, "--node", node)
+    assert (done.returncode, "could take over" in done.stderr) == (0, True), done.stderr
+    assert "hafw-raftd is not running" in done.stderr, "it had nothing to wait for"
+
+
 @pytest.mark.long
 def test_what_cannot_leave_stays_and_the_command_says_why(cluster: Running) -> None:
     active, backup = cluster.active(), cluster.backup()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,10 @@ def test_two_nodes_keep_their_voters_whatever_the_file_says_by_now(cluster: Clus
     done = cluster.ask("--remove", "gw2")
     assert "two nodes without a witness keep their voters" in str(done.exception)
     assert cluster.proposed == []
+
+
+def test_voters_of_which_nobody_votes_yet_are_not_in_force(cluster: Cluster) -> None:
+    founding = structs.replace(acting(1, 2, 9).voters, id=0)  # type: ignore[type-var]
+    cluster.leased = structs.replace(acting(1, 2, 9), voters=founding)
+    rows = json.loads(cluster.ask("--json").stdout)
+    assert [(row["set"], row["state"]) for row in rows] == [(0, "not founded")]

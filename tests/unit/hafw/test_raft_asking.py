@@ -29,7 +29,7 @@ class Raftd:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.replies: list[ProposeReply | Unavailable] = []
-        self.statuses: list[RaftStatus] = []
+        self.statuses: list[RaftStatus | Unavailable] = []
         self.asked = 0
         self.now = 100.0
         monkeypatch.setattr(raft_client.RaftClient, "propose", lambda _, said: self.propose(said))
@@ -44,7 +44,7 @@ class Raftd:
         self.asked += 1
         return self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
 
-    def status(self) -> RaftStatus:
+    def status(self) -> RaftStatus | Unavailable:
         self.asked += 1
         return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
 
@@ -103,8 +103,24 @@ def test_a_leader_is_waited_for_as_long_as_asked(raftd: Raftd) -> None:
     lost = structs.replace(good, read_only=True)
     scope = Scope(["gw1"], Path("cluster.yaml"))
     raftd.statuses = [lost, lost, good]
-    assert module.ask_raft(scope, to_change=True) == ("gw1", good)
+    assert module.ask_raft(scope, within_s=3.0) == ("gw1", good)
     raftd.statuses, raftd.asked = [lost], 0
     assert module.ask_raft(scope) == ("gw1", lost)
     assert raftd.asked == 1
-    assert module.ask_raft(scope, to_change=True) == ("gw1", lost)
+    assert module.ask_raft(scope, within_s=3.0) == ("gw1", lost)
+    assert 3.0 <= raftd.now - 100.2 < 3.5
+
+
+def test_a_raftd_that_only_just_starts_is_waited_for_and_said_once(
+    raftd: Raftd, capsys: pytest.CaptureFixture[str]
+) -> None:
+    down = Unavailable("down", "hafw-raftd is not running: nobody has raftd.sock")
+    raftd.statuses = [down, down, raft("gw1")]
+    scope = Scope(["gw1"], Path("cluster.yaml"))
+    assert module.ask_raft(scope, within_s=1.0)[0] == "gw1"
+    assert capsys.readouterr().err.count("nobody has raftd.sock; waiting for it") == 1
+    raftd.statuses = [down]
+    with pytest.raises(StateError, match="nobody has"):
+        module.ask_raft(scope)
+    with pytest.raises(StateError, match="nobody has"):
+        module.ask_raft(scope, within_s=1.0)

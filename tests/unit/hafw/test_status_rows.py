@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 
 from cluster.assignment import Group, Member, Move, State, Voters, encode
-from hafw.cli.status import _loop, _replication, _survival
+from hafw.cli.status import _loop, _pretty, _replication, _survival
 from hafw.config.load import load_cluster
 from hafw.human import make_epoch
 from hafw.messages import (
@@ -176,6 +176,22 @@ def test_the_weaker_promise_of_two_nodes_is_a_note() -> None:
     silent = build_tables(config, replace(told, leased=None))["notes"]
     assert [n["note"] for n in silent if n["source"] == "quorum"] == [note["note"]]
     assert note["note"].endswith("if all links and segments between them are cut, both forward")
+
+
+def test_a_node_asked_alone_says_that_its_peer_is_drained() -> None:
+    members = tuple(
+        structs.replace(m, state="draining") if m.name == "gw2" else m for m in ASSIGNMENT.members
+    )
+    agreed = encode(structs.replace(ASSIGNMENT, members=members))
+    nodes = {
+        name: replace(node, raft=structs.replace(raft(name), state=agreed))
+        for name, node in healthy().items()
+    }
+    first = "cluster lab: healthy; gw2 is being drained"
+    for asked in (["gw1"], ["gw2"], ["gw1", "gw2", "wit"]):
+        told = merge("lab", [build_tables(CONFIG, nodes[name]) for name in asked])
+        assert _pretty(told, verbose=False).splitlines()[0] == first, asked
+    assert _pretty(document(healthy()), verbose=False).startswith("cluster lab: healthy\n")
 
 
 def test_every_row_has_exactly_the_declared_keys() -> None:
