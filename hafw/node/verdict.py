@@ -11,6 +11,8 @@ from typing import Any
 
 __all__ = ["find_problems"]
 
+CAUSE_CHARS_LONG = 60
+
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
 Problem = dict[str, str]
@@ -29,7 +31,26 @@ def find_problems(tables: Tables) -> list[Problem]:
         _problem(row["node"], f"alarm of {row['source']}: {row['alarm']}")
         for row in tables["alarms"]
     ]
-    return problems
+    return _said_once(problems)
+
+
+def _said_once(problems: list[Problem]) -> list[Problem]:
+    """A long cause that several problems of one scope have (``what: cause``) stands in the first
+    of them. The tables of daemons and alarms have it everywhere."""
+    said: dict[str, list[str]] = {}
+    shorter = []
+    for problem in problems:
+        scope, text = problem["scope"], problem["problem"]
+        before = said.setdefault(scope, [])
+        parts = text.split(": ")
+        for count in range(1, len(parts)):
+            cause = ": ".join(parts[count:])
+            if len(cause) >= CAUSE_CHARS_LONG and any(cause in each for each in before):
+                text = ": ".join([*parts[:count], "as said above"])
+                break
+        before.append(problem["problem"])
+        shorter.append(_problem(scope, text))
+    return shorter
 
 
 def _problem(scope: str, text: str) -> Problem:

@@ -213,6 +213,29 @@ def test_alarm_rows_have_the_declared_keys() -> None:
     assert problems(nodes) == ["gw1: alarm of hafwd: the disk is full"]
 
 
+def test_a_long_cause_of_several_problems_is_said_once_for_each_node() -> None:
+    cause = "/sys/fs/bpf/hafw: this process has a mount namespace of its own; use `nsenter --net`"
+    nodes = healthy()
+    for name in ("gw1", "gw2"):
+        nodes[name] = replace(
+            nodes[name],
+            alarms=[
+                f"the node's devices cannot be set up: {cause}",
+                f"the gate cannot be read: {cause}",
+                "the disk is full",
+                "the disk is full",
+            ],
+        )
+    for name in ("gw1", "gw2"):
+        assert [text for text in problems(nodes) if text.startswith(name)] == [
+            f"{name}: alarm of hafwd: the node's devices cannot be set up: {cause}",
+            f"{name}: alarm of hafwd: the gate cannot be read: as said above",
+            f"{name}: alarm of hafwd: the disk is full",
+            f"{name}: alarm of hafwd: the disk is full",
+        ]
+    assert sum(cause in row["alarm"] for row in document(nodes)["alarms"]) == 4
+
+
 def test_the_loop_and_its_worst_are_rows() -> None:
     result = document({"gw1": facts("gw1", active=True)})
     assert result["loop"] == [
