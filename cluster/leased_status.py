@@ -164,7 +164,12 @@ def _voters_alarms(core: LeaseCore, now_ns: int) -> list[str]:
         alarms.append(
             "this node is new and votes once it knows the voters: it waits for a node that does, "
             "or for all of cluster.yaml to be heard and new, too"
-            + (f" (missing: nodes {silent})" if silent else "")
+            + (
+                f" (missing: nodes {silent}). If one cannot come, take it out of cluster.yaml on "
+                "all the others and restart hafwd there; it is added once it is there"
+                if silent
+                else ""
+            )
         )
     alarms += [
         f"node {node} is in voter set {view.voters.id} and not in cluster.yaml: it is never "

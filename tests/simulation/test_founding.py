@@ -173,6 +173,59 @@ def test_restarts_while_founding(seed: int) -> None:
     assert len(active(world)) == 1
 
 
+def founded_without_the_witness(seed: int, *, it_was_there: bool) -> World:
+    """As cluster.md says: the two gateways wait for the witness; it is taken out of their file and
+    they are restarted; it comes, with the whole file. `it_was_there`: it did found with them, and
+    they lost power before they had stored that; then it went away."""
+    world = fresh(seed, 1, 2)
+    pass_time(world, SETTLE_NS)
+    assert active(world) == []
+    for node in (1, 2):
+        new(world, world.nodes[node], 1, 2)
+    pass_time(world, SETTLE_NS)
+    assert in_force(world) == {VoterSet(id=1, members=(1, 2))}
+    assert len(active(world)) == 1
+    if it_was_there:
+        world.nodes[9].record = VoterRecord(VoterSet(id=1, members=ALL))
+        world.start(world.nodes[9])
+    else:
+        new(world, world.nodes[9], *ALL)
+    pass_time(world, SETTLE_NS)
+    return world
+
+
+@pytest.mark.parametrize("it_was_there", [False, True])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_node_that_did_not_come_is_left_out_and_added_when_it_does(
+    seed: int, it_was_there: bool
+) -> None:
+    world = founded_without_the_witness(seed, it_was_there=it_was_there)
+    [holder] = active(world)
+    assert in_force(world, 1, 2) == {VoterSet(id=1, members=(1, 2))}
+    ask(world, *ALL)
+    assert active(world) == [holder]
+    assert in_force(world) == {VoterSet(id=2, members=ALL)}
+    world.power_cut(world.nodes[holder])
+    pass_time(world, SETTLE_NS)
+    assert active(world) == [3 - holder], "the witness votes"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_node_is_left_out_by_all_or_nobody_founds(seed: int) -> None:
+    """One gateway has the file without the witness, the other has it still."""
+    world = fresh(seed, 1, 2)
+    pass_time(world, SETTLE_NS)
+    new(world, world.nodes[1], 1, 2)
+    pass_time(world, SETTLE_NS)  # (What it said before is not heard any more.)
+    new(world, world.nodes[9], *ALL)
+    pass_time(world, SETTLE_NS)
+    assert active(world) == []
+    assert {voters.id for voters in in_force(world)} == {0}
+    cut(world, (1,), (2, 9))
+    pass_time(world, SETTLE_NS)
+    assert active(world) == []
+
+
 # ---- nodes added later, and installed anew ----------------------------------------------------
 
 

@@ -97,7 +97,7 @@ def test_a_new_node_says_what_it_waits_for() -> None:
     bench.beat(9)
     [alarm] = status(bench).alarms
     assert "new and votes once it knows the voters" in alarm
-    assert alarm.endswith("(missing: nodes 2)")
+    assert "(missing: nodes 2). If one cannot come, take it out of cluster.yaml" in alarm
 
 
 def test_absurd_era_of_a_peer_is_an_alarm() -> None:
