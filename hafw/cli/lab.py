@@ -100,17 +100,24 @@ def draw(folder: Path, gateways: int, groups: int) -> None:
     """Write cluster.yaml and policy.yaml of a larger lab into FOLDER, for `lab up --config`.
 
     An even number of gateways gets a witness. Each group begins its order with another gateway.
+    Refused if there are files of these names with other content.
     """
-    from hafw.errors import StateError
+    from hafw.errors import RefusedError, StateError
     from hafw.lab.draw import draw as draw_cluster
     from hafw.lab.recipe import default_config_file
 
-    text = draw_cluster(gateways, groups)
-    policy = default_config_file().with_name("policy.yaml").read_text()
+    drawn = {
+        folder / "cluster.yaml": draw_cluster(gateways, groups),
+        folder / "policy.yaml": default_config_file().with_name("policy.yaml").read_text(),
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "cluster.yaml").write_text(text)
-        (folder / "policy.yaml").write_text(policy)
+        kept = [file for file, text in drawn.items() if file.exists() and file.read_text() != text]
+        if kept:
+            names = " and ".join(map(str, kept))
+            raise RefusedError(f"{names}: there already, with other content; nothing was written")
+        for file, text in drawn.items():
+            file.write_text(text)
     except OSError as error:
         raise StateError(f"cannot write into {folder}: {error.strerror}") from None
     click.echo(f"hafwctl lab up --config {folder}/cluster.yaml", err=True)

@@ -11,6 +11,7 @@ from msgspec import structs
 
 from cluster.agreed import Command, DropVoter, SetVotes, encode
 from hafw.cli import voters as module
+from hafw.cli.main import cli
 from hafw.errors import HafwError
 from tests.unit.hafw.test_status_rows import raft
 from tests.unit.hafw.test_voter_steps import FOUNDED, acting
@@ -32,7 +33,7 @@ class Cluster:
 
     def ask(self, *arguments: str) -> Result:
         where = ["--node", "gw1", "--config", str(LAB), "--wait", "0"]
-        return CliRunner().invoke(module.voters, [*arguments, *where])
+        return CliRunner().invoke(cli, ["cluster", "voters", *arguments, *where])
 
 
 @pytest.fixture

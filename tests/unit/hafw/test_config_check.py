@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from hafw.cli.check import check
+from hafw.cli.main import cli
 from hafw.config.check import check_file
 
 LAB = Path(__file__).resolve().parents[3] / "hafw/lab"
@@ -68,7 +68,7 @@ def test_a_cluster_file_that_is_named_must_be_there_and_right(
     assert not report.ok
     assert all(str(named) in line for line in report.lines), report.lines
     assert said in report.lines[0]
-    result = CliRunner().invoke(check, [str(lab / "policy.yaml"), "--cluster", str(named)])
+    result = CliRunner().invoke(cli, ["check", str(lab / "policy.yaml"), "--cluster", str(named)])
     assert result.exit_code == 1
     assert "fine" not in result.stdout
 
@@ -107,7 +107,7 @@ def test_notes_on_a_cluster_that_survives_nothing(lab: Path) -> None:
         "one go on alone, and promises less)"
     )
     assert check_file(file).warnings == [warning]
-    result = CliRunner().invoke(check, [str(file)])
+    result = CliRunner().invoke(cli, ["check", str(file)])
     assert result.exit_code == 0
     assert f"hafwctl: warning: {warning}\n" in result.stderr
     assert any("group main has one candidate" in note for note in notes)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from hafw.cli.main import cli
 from hafw.config.load import load_cluster
 from hafw.errors import RefusedError
 from hafw.lab import topology
@@ -47,3 +49,17 @@ def test_the_first_two_are_the_labs_own(tmp_path: Path) -> None:
 def test_no_other_size(gateways: int, groups: int) -> None:
     with pytest.raises(RefusedError, match="a lab has 2 to 8 gateways"):
         draw(gateways, groups)
+
+
+def test_what_somebody_edited_is_not_drawn_over(tmp_path: Path) -> None:
+    folder = tmp_path / "lab"
+    again = ["lab", "draw", str(folder), "--gateways", "3"]
+    assert CliRunner().invoke(cli, again).exit_code == 0
+    assert CliRunner().invoke(cli, again).exit_code == 0, "the same again changes nothing"
+    (folder / "policy.yaml").write_text("mine\n")
+    drawn = (folder / "cluster.yaml").read_text()
+    refused = CliRunner().invoke(cli, ["lab", "draw", str(folder), "--gateways", "4"])
+    words = f"{folder}/cluster.yaml and {folder}/policy.yaml: there already, with other content"
+    assert words in str(refused.exception)
+    assert (folder / "policy.yaml").read_text() == "mine\n"
+    assert (folder / "cluster.yaml").read_text() == drawn
