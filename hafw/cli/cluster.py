@@ -67,7 +67,9 @@ def history(
 ) -> None:
     """Which node took which group when, and why. Oldest first; the newest 200 are kept.
 
-    Every reason but that of a planned move is what the taker heard at that moment.
+    Every reason but that of a planned move is what the taker heard at that moment. `when` is the
+    moment of the record, by the taker's clock: a second after the move, later while Raft has no
+    leader, as at a start of all.
     """
     require_root()
     from cluster.assignment import decode_state
