@@ -3,28 +3,25 @@ then stays where it is; without damping it goes back every time."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-import hafw.lab
 from cluster.assignment import SetGroup
 from hafw.lab.faults import Faults, wait_until
-from hafw.lab.lab import Lab
 from hafw.node.client import Unavailable
 from hafw.node.raft_client import RaftClient
 from hafw.raft_messages import ProposeReply
+from tests.integration.commands import hafwctl
+from tests.integration.own_lab import own_lab
 from tests.integration.running import Running, wait_for
 
 pytestmark = [
     pytest.mark.integration, pytest.mark.alone, pytest.mark.long, pytest.mark.timeout(180),
     pytest.mark.usefixtures("lab_alone"),
 ]  # fmt: skip
-FOLDER = Path(hafw.lab.__file__).parent
 FLAPS = 4
 BACK_S = 10.0
 
@@ -32,20 +29,12 @@ BACK_S = 10.0
 @contextmanager
 def falling_back(folder: Path, damping: str) -> Iterator[Running]:
     """A lab whose group goes back to gw1 once that has been fit for a second."""
-    file = folder / "cluster.yaml"
-    file.write_text((FOLDER / "cluster.yaml").read_text().rstrip() + f"\ndamping: {damping}\n")
-    file.with_name("policy.yaml").write_text((FOLDER / "policy.yaml").read_text())
-    lab = Lab(file)
-    lab.up()
-    try:
-        lab.wait_ready(60)
+    with own_lab(folder, f"damping: {damping}") as lab:
         cluster = Running(lab)
         raft = RaftClient(lab.paths("gw1"))
         wait_for("preempt", lambda: agreed(raft.propose(SetGroup("main", True, 1.0))), 20)
         wait_for("gw1 has it", lambda: cluster.holders() == ["gw1"], 30)
         yield cluster
-    finally:
-        lab.down()
 
 
 def agreed(answer: ProposeReply | Unavailable) -> bool:
@@ -60,16 +49,6 @@ def flap(cluster: Running, faults: Faults) -> bool:
     return wait_until(BACK_S, lambda: cluster.holders() == ["gw1"])
 
 
-def hafwctl(*arguments: str) -> str:
-    program = "from hafw.cli.main import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stdout
-
-
 def test_it_goes_back_a_bounded_number_of_times_until_it_is_said_to_be_mended(
     tmp_path: Path,
 ) -> None:
@@ -77,8 +56,8 @@ def test_it_goes_back_a_bounded_number_of_times_until_it_is_said_to_be_mended(
         faults = Faults(cluster.lab)
         went_back = [flap(cluster, faults) for _ in range(FLAPS)]
         assert went_back == [True] + [False] * (FLAPS - 1)
-        assert " losses (segment lan: no carrier on " in hafwctl("status", "--node", "gw2")
-        assert "damped after 2 losses" in hafwctl("cluster", "history", "--node", "gw2")
+        assert " losses (segment lan: no carrier on " in hafwctl("status", "--node", "gw2").stdout
+        assert "damped after 2 losses" in hafwctl("cluster", "history", "--node", "gw2").stdout
         hafwctl("node", "undamp", "gw1", "--node", "gw2")
         wait_for("it goes back", lambda: cluster.holders() == ["gw1"], 20)
         wait_for("no alarm", lambda: not cluster.leased("gw2").damped)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import pytest
 
 from hafw.instance import running_pid
 from hafw.lab.lab import Lab
+from tests.integration.commands import hafwctl
 from tests.integration.running import Running, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(240)]
@@ -34,16 +34,6 @@ def _healthy(cluster: Running) -> Iterator[None]:
     for node in cluster.lab.config.nodes:
         for pid in cluster.lab.all_pids(node):
             os.kill(pid, signal.SIGCONT)
-
-
-def hafwctl(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Outside all nodes, beside the lab."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("HAFW_NODE", "HAFW_CONFIG")}
-    program = "from hafw.cli.main import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        capture_output=True, text=True, timeout=90, check=False, input=given, env=environment,
-    )  # fmt: skip
 
 
 def status() -> dict[str, Any]:

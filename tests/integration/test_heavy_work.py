@@ -10,30 +10,22 @@ from pathlib import Path
 
 import pytest
 
-import hafw.lab
-from hafw.lab.lab import Lab
+from tests.integration.own_lab import own_lab
 from tests.integration.running import Running, wait_for
 from tests.integration.test_first_light import big_policy
 
 pytestmark = [
     pytest.mark.integration, pytest.mark.alone, pytest.mark.long, pytest.mark.timeout(180),
 ]  # fmt: skip
-FOLDER = Path(hafw.lab.__file__).parent
 LEASE_MS = 40
 RULES = 20_000
 
 
 @pytest.fixture(scope="module")
 def cluster(lab_alone: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    file = tmp_path_factory.mktemp("lab") / "cluster.yaml"
-    profile = f"lease: {{heartbeat_ms: 10, lease_ms: {LEASE_MS}}}\n"
-    file.write_text((FOLDER / "cluster.yaml").read_text().rstrip() + "\n" + profile)
-    file.with_name("policy.yaml").write_text((FOLDER / "policy.yaml").read_text())
-    lab = Lab(file)
-    lab.up()
-    lab.wait_ready(60)
-    yield Running(lab)
-    lab.down()
+    profile = f"lease: {{heartbeat_ms: 10, lease_ms: {LEASE_MS}}}"
+    with own_lab(tmp_path_factory.mktemp("lab"), profile) as lab:
+        yield Running(lab)
 
 
 def test_a_large_policy_on_the_active_node_moves_nothing(cluster: Running, tmp_path: Path) -> None:

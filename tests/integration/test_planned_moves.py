@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +14,7 @@ from cluster.standing import read_standing
 from hafw.lab.drills import run_judged
 from hafw.lab.lab import Lab
 from hafw.paths import NodePaths
+from tests.integration.commands import hafwctl
 from tests.integration.running import Running, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(240)]
@@ -35,17 +34,6 @@ def _healthy(cluster: Running) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
     for node in cluster.gateways:
         well("node", "online", node, "--wait", "20")
-
-
-def hafwctl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k not in ("HAFW_NODE", "HAFW_CONFIG")}
-    program = "from hafw.cli.main import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        capture_output=True, text=True, timeout=90, check=False, env=environment,
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
 
 
 def well(*arguments: str) -> str:

@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-import hafw.lab
 from hafw.lab.faults import Sight, wait_until
 from hafw.lab.lab import Lab
+from tests.integration.own_lab import own_lab
 
 pytestmark = [
     pytest.mark.integration, pytest.mark.alone, pytest.mark.long, pytest.mark.timeout(180),
 ]  # fmt: skip
-FOLDER = Path(hafw.lab.__file__).parent
 CLIENT = "192.0.2.10"
 ALARM = "group 1: the upstream check of segment lan fails"
 LOOK_S = 3.0
@@ -24,15 +22,9 @@ LOOK_S = 3.0
 
 @pytest.fixture(scope="module")
 def lab(lab_alone: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    file = tmp_path_factory.mktemp("lab") / "cluster.yaml"
-    check = f"    upstream: {{lan: {{address: {CLIENT}}}}}\n"
-    file.write_text((FOLDER / "cluster.yaml").read_text().rstrip() + "\n" + check)
-    file.with_name("policy.yaml").write_text((FOLDER / "policy.yaml").read_text())
-    lab = Lab(file)
-    lab.up()
-    lab.wait_ready(30)
-    yield lab
-    lab.down()
+    check = f"    upstream: {{lan: {{address: {CLIENT}}}}}"
+    with own_lab(tmp_path_factory.mktemp("lab"), check) as lab:
+        yield lab
 
 
 def alarmed(sight: Sight, nodes: tuple[str, ...]) -> list[bool]:

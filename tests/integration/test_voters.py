@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 
 from hafw.lab.lab import Lab
 from hafw.node.voters import spare_words
+from tests.integration.commands import hafwctl
 from tests.integration.running import Running, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(240)]
@@ -26,17 +24,6 @@ def cluster(lab_alone: None) -> Running:
     lab.up()
     lab.wait_ready(30)
     return Running(lab)
-
-
-def hafwctl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k not in ("HAFW_NODE", "HAFW_CONFIG")}
-    program = "from hafw.cli.main import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        capture_output=True, text=True, timeout=90, check=False, env=environment,
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
 
 
 def told(*arguments: str) -> str:
