@@ -37,6 +37,8 @@ __all__ = [
     "finish",
     "peers_of",
     "phase",
+    "rotation_alarms",
+    "rotation_notes",
     "step_of",
     "switch",
 ]
@@ -326,3 +328,25 @@ def _print(ring: Keyring, key_id: int) -> str:
 
 def _next(ring: Keyring) -> str:
     return {"accepted": "switch", "switched": "finish"}[phase(ring)]
+
+
+def rotation_notes(syncd: SyncdStatus) -> list[str]:
+    """What `status` says of a rotation that is under way."""
+    step = step_of(syncd.opens_keys, syncd.seals_key)
+    if step == "rest":
+        return []
+    return [
+        f"a rotation of the sync key is under way, {step} here: opens with keys "
+        f"{show_keys(syncd.opens_keys)}, seals with {syncd.seals_key}; see hafwctl key show"
+    ]
+
+
+def rotation_alarms(node: str, syncd: SyncdStatus) -> list[str]:
+    """That two were begun at the same moment."""
+    return [
+        f"two rotations of the sync key were begun: {peer} has another key {key_id} "
+        f"({show_fingerprint(theirs)}) than {node} "
+        f"({show_fingerprint(syncd.opens_keys[key_id])}); abort one: hafwctl key rotate abort"
+        f" --node {node}, or --node {peer}"
+        for peer, key_id, theirs in conflicts(syncd.opens_keys, peers_of(syncd))
+    ]

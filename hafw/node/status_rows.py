@@ -12,7 +12,6 @@ from typing import Any
 
 from hafw.config.model import ClusterConfig
 from hafw.human import format_epoch
-from hafw.keyring import show_fingerprint, show_keys
 from hafw.messages import (
     GroupLeaseStatus,
     LeasedStatus,
@@ -31,7 +30,7 @@ from hafw.node.facts import (
 )
 from hafw.node.names import named
 from hafw.node.raft_rows import assigned_node, member_state, raft_row
-from hafw.node.rotation import conflicts, peers_of, step_of
+from hafw.node.rotation import rotation_alarms, rotation_notes
 from hafw.node.survival import survival_rows
 from hafw.node.verdict import find_problems
 from hafw.node.voters import voters_notes
@@ -333,30 +332,10 @@ def _add_syncd(tables: Tables, config: ClusterConfig, node: str, syncd: SyncdSta
         for peer in syncd.peers
     ]  # fmt: skip
     tables["notes"] += [
-        {"node": node, "source": "syncd", "note": note} for note in _rotation_notes(syncd)
+        {"node": node, "source": "syncd", "note": note} for note in rotation_notes(syncd)
     ]
-    alarms = syncd.alarms + _rotation_alarms(node, syncd)
+    alarms = syncd.alarms + rotation_alarms(node, syncd)
     _add_common(tables, node, "syncd", syncd.counters, alarms)
-
-
-def _rotation_notes(syncd: SyncdStatus) -> list[str]:
-    step = step_of(syncd.opens_keys, syncd.seals_key)
-    if step == "rest":
-        return []
-    return [
-        f"a rotation of the sync key is under way, {step} here: opens with keys "
-        f"{show_keys(syncd.opens_keys)}, seals with {syncd.seals_key}; see hafwctl key show"
-    ]
-
-
-def _rotation_alarms(node: str, syncd: SyncdStatus) -> list[str]:
-    return [
-        f"two rotations of the sync key were begun: {peer} has another key {key_id} "
-        f"({show_fingerprint(theirs)}) than {node} "
-        f"({show_fingerprint(syncd.opens_keys[key_id])}); abort one: hafwctl key rotate abort"
-        f" --node {node}, or --node {peer}"
-        for peer, key_id, theirs in conflicts(syncd.opens_keys, peers_of(syncd))
-    ]
 
 
 def _digest_columns(digest: SyncDigestStatus | None) -> Row:
