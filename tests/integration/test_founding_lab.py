@@ -8,8 +8,9 @@ import shutil
 import pytest
 
 from hafw.lab.lab import Lab
+from tests.integration.commands import hafwctl
 from tests.integration.running import Running, wait_for
-from tests.integration.test_voters import hafwctl, in_force, told
+from tests.integration.test_voters import in_force, told
 
 pytestmark = [
     pytest.mark.integration, pytest.mark.alone, pytest.mark.long, pytest.mark.timeout(240),
