@@ -120,8 +120,6 @@ class LeaseCore:
         """When another set with the number of ours was last named."""
         self._persisting = False
         self._era_retry_ns = now_ns
-        self._next_beat_ns = now_ns
-        self._last_beat_ns = now_ns - params.heartbeat_ns
         self._beats_sent: dict[int, int] = {}
         self._awaiting_era: dict[tuple[int, int], Prepare | Propose] = {}
         self._asks = Asks(self.view, self.groups)
@@ -185,16 +183,17 @@ class LeaseCore:
             effects += group.tick(now_ns)
         if self.view.beat_soon:
             self.view.beat_soon = False
-            soon_ns = self._last_beat_ns + self.params.heartbeat_ns // 4
-            self._next_beat_ns = min(self._next_beat_ns, max(now_ns, soon_ns))
-        if now_ns >= self._next_beat_ns:
+            self.view.pace.soon(now_ns)
+        for node, grant in self.view.pace.owed(now_ns, follows=self._follows()):
+            effects.append(self.view.send(node, grant))
+        if now_ns >= self.view.pace.next_ns:
             effects += self._beat(now_ns)
-        self.view.ticked(now_ns, self._next_beat_ns)
+        self.view.ticked(now_ns, self.view.pace.next_ns)
         return effects + self._raise_era(now_ns)
 
     def deadline(self, *, now_ns: int) -> int:
         """When to tick at the latest. Ask when all effects are carried out."""
-        first_ns = self.view.look_at_ns(now_ns, self._next_beat_ns)
+        first_ns = self.view.look_at_ns(now_ns, self.view.pace.next_ns)
         change_ns = self.voters.deadline()
         if change_ns is not None and change_ns > now_ns:
             first_ns = min(first_ns, change_ns)
@@ -206,6 +205,7 @@ class LeaseCore:
         switched, effects = self.voters.tick(now_ns)
         if switched:
             voters = self.view.voters
+            self.view.pace.forget()
             for group in self.groups.values():
                 group.acceptor.in_set = False  # What was granted is kept, and no memory now.
                 effects += group.proposer.voters_changed(now_ns)
@@ -216,14 +216,14 @@ class LeaseCore:
 
     # ---- heartbeats ---------------------------------------------------------------------------
 
+    def _follows(self) -> bool:
+        """Whether this node may beat when a holder does: it keeps no lease of its own alive."""
+        proposers = [group.proposer for group in self.groups.values()]
+        return self.view.pair is None and not any(p.held or p.claim for p in proposers)
+
     def _beat(self, now_ns: int) -> list[Effect]:
-        view, params = self.view, self.params
-        self._last_beat_ns = now_ns
-        self._next_beat_ns = max(
-            self._next_beat_ns + params.heartbeat_ns, now_ns + params.heartbeat_ns // 4
-        )
-        if self._next_beat_ns > now_ns + params.heartbeat_ns:
-            self._next_beat_ns = now_ns + params.heartbeat_ns
+        view = self.view
+        riding = view.pace.begin(now_ns, follows=self._follows())
         running = {n: group.acceptor.running_for(now_ns) for n, group in self.groups.items()}
         view.flaps.look(running, now_ns)
         current, follows = self.voters.told()
@@ -240,7 +240,7 @@ class LeaseCore:
                 if peer.beat is not None
             ],
         )
-        messages: list[Message] = [beat]
+        messages: list[Message] = [beat, *riding]
         for group in self.groups.values():
             messages += group.repeat(now_ns)
         sent = view.send(0, *messages)

@@ -124,6 +124,9 @@ class GroupCore:
             answer = self.acceptor.propose(sender, ask, era=view.era, now_ns=now_ns)
             if isinstance(answer, Accepted):
                 self._granted_to = view.peers[sender].session
+                if ask.opened:
+                    view.pace.grant(sender, answer)
+                    return []
         if isinstance(answer, Nack):
             view.counters["votes_refused"] += 1
         return [view.send(sender, answer)]

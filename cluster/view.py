@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from cluster.damping import FlapWatch
 from cluster.heartbeat import REASON_CHARS_MAX, Beat, Envelope, GroupBeat, Message, Voters
 from cluster.lease_types import NEWCOMER, GroupParams, LeaseParams, Rng, SegmentsDown, Send
+from cluster.pace import Pace
 from cluster.pair import PairWatch
 from cluster.session import SessionTable, Verdict
 from hafw.config.model import VoterSet
@@ -99,6 +100,7 @@ class NodeView:
         self.stopping = False
         self.heavy_until_ns = 0
         self.beat_soon = False
+        self.pace = Pace(params.heartbeat_ns, now_ns)
         self.act_in(params.voters)
         self.pair = PairWatch(params, now_ns) if params.two_node else None
         self.flaps = FlapWatch(self)
@@ -285,13 +287,8 @@ class NodeView:
     def can_carry(self, node: int, now_ns: int) -> bool:
         if node == self.params.node_id:
             return self.able()
-        peer = self.peers.get(node)
-        return (
-            self.alive(node, now_ns)
-            and peer is not None
-            and peer.beat is not None
-            and peer.beat.able
-        )
+        beat = self.peers[node].beat if self.alive(node, now_ns) else None
+        return beat is not None and beat.able
 
     def synced(self, node: int, group: int, now_ns: int) -> bool:
         """Whether `node` is there and could carry the group without losing flows."""
