@@ -9,7 +9,7 @@ DEBIAN_PACKAGES := python3 python3-venv git nftables iproute2 iputils-ping connt
 
 APT_DOWNLOAD := apt-get download -qq -o APT::Sandbox::User=root
 
-.PHONY: help install debian drill drill-all test test-all check format requirements wheel bench-failover bench-sync churn clean
+.PHONY: help install debian drill drill-all test test-all check format requirements wheel bench-failover bench-sync bench-rest churn clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -103,6 +103,9 @@ bench-failover: install ## 300 power cuts a profile, idle and starved, beside ke
 
 bench-sync: install ## replication beside the kernel's floor and conntrackd, 300,000 to 1,000,000 flows
 	$(BIN)/hafwctl drill bench-sync --json bench-sync.json
+
+bench-rest: install ## CPU time of each daemon at rest, leased's beside a bare loop (3 minutes)
+	$(BIN)/hafwctl drill bench-rest --json bench-rest.json
 
 churn: install ## 1,000,000 flows of churn under loss, both tables compared (some 10 minutes)
 	$(BIN)/hafwctl drill churn

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hafw.cli.drill_failover import bench_failover
+from hafw.cli.drill_rest import bench_rest
 from hafw.cli.drill_sync import bench_sync, churn
 from hafw.cli.measuring import (
     JSON_OPTION,
@@ -107,3 +108,4 @@ def run(
 drill.add_command(bench_failover)
 drill.add_command(churn)
 drill.add_command(bench_sync)
+drill.add_command(bench_rest)
