@@ -3,8 +3,9 @@
 A synced candidate claims by its place in the group's order, one heartbeat apart, so that duels are
 rare and nobody waits for a node that does not answer. An unsynced one claims only after
 `UNSYNCED_LEASES` leases without a holder in which a majority of voters reports that it hears no
-synced candidate: a cold start never leaves nobody in charge, and a dead syncd never loses flows
-while another node has them. A synced candidate that does not claim all the same (deaf, or with a
+synced candidate, and by its place too, a lease apart: a cold start never leaves nobody in charge,
+goes to the first of the order that is there, and a dead syncd never loses flows while another node
+has them. A synced candidate that does not claim all the same (deaf, or with a
 disk that hangs) is waited for `DESPAIR_LEASES` leases in which this node could have claimed.
 """
 
@@ -152,8 +153,12 @@ class Candidacy:
             return max(free_since_ns, retry_ns)
         if self._own in synced:
             return at_ns
-        ripe = [patience.ripe_ns() for patience in (self._patience, self._despair)]
-        ripe_ns = min((due for due in ripe if due is not None), default=None)
+        hopeless_ns, despair_ns = self._patience.ripe_ns(), self._despair.ripe_ns()
+        if hopeless_ns is not None:
+            # Each node's wait began when it heard the others: a heartbeat or a write of the
+            # disk apart, so that a heartbeat a place would not keep the order.
+            hopeless_ns += place * view.params.lease_ns
+        ripe_ns = min((due for due in (hopeless_ns, despair_ns) if due is not None), default=None)
         return None if ripe_ns is None else max(at_ns, ripe_ns)
 
     def _claimable(self, now_ns: int) -> bool:

@@ -251,7 +251,9 @@ def _deaf(lease: LeaseConfig, claim: tuple[Term, ...], trip_ms: float, until: st
     )
 
 
-def _cold_start(lease: LeaseConfig, claim: tuple[Term, ...], fastest_ms: float) -> Fault:
+def _cold_start(config: ClusterConfig, claim: tuple[Term, ...], fastest_ms: float) -> Fault:
+    lease = config.lease
+    better = max(len(group.order) for group in config.groups.values()) - 1
     return Fault(
         "start of the whole cluster",
         (
@@ -259,6 +261,10 @@ def _cold_start(lease: LeaseConfig, claim: tuple[Term, ...], fastest_ms: float) 
             Term(
                 float(UNSYNCED_LEASES * lease.lease_ms),
                 f"{UNSYNCED_LEASES} leases: nobody is synced yet",
+            ),
+            Term(
+                float(better * lease.lease_ms),
+                "a lease for each node before it in the order that is heard",
             ),
             *claim,
         ),
@@ -337,7 +343,7 @@ def worst_cases(config: ClusterConfig, measured: Measured, votes: Votes) -> list
         _PATH_LOST,
         _other_voter_lost(until),
         *(_APART if config.quorum == "two-node" else ()),
-        _cold_start(lease, claim, fastest),
+        _cold_start(config, claim, fastest),
     ]
 
 

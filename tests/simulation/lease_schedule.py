@@ -39,7 +39,8 @@ __all__ = ["HEAL_BOUND_NS", "HELD_LEASES", "LEASE", "Schedule"]
 
 HEAL_BOUND_NS = 2 * RESTART_WAIT_NS + 20 * LEASE_NS
 """Somebody must be ACTIVE this long after everything was mended: M, the five leases an unsynced
-candidate is patient for, and as much again for duels and what was still on its way."""
+candidate is patient for, one for each before it, and as much again for duels and what
+was still on its way."""
 HELD_LEASES = 2
 """Looks, one lease apart, at which somebody must be ACTIVE without a break."""
 KINDS = (

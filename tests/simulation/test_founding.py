@@ -11,7 +11,7 @@ from cluster.lease_types import VoterRecord
 from cluster.voters import VoterChange
 from hafw.config.model import VoterSet
 from tests.simulation.lease_checks import FIRST_SET
-from tests.simulation.lease_node import LEASE_NS, MS, RESTART_WAIT_NS, Node, ViolationError
+from tests.simulation.lease_node import GROUP, LEASE_NS, MS, RESTART_WAIT_NS, Node, ViolationError
 from tests.simulation.lease_world import World
 from tests.simulation.runs import patched
 
@@ -140,6 +140,22 @@ def test_all_at_once_is_all_it_takes(seed: int) -> None:
     pass_time(world, RESTART_WAIT_NS + 20 * LEASE_NS)
     assert in_force(world) == {VoterSet(id=1, members=ALL)}
     assert len(active(world)) == 1
+
+
+@pytest.mark.parametrize("last", [(2,), (1,), (9,), (1, 2), ALL], ids=str)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_first_of_the_order_begins_whoever_came_first(
+    seed: int, last: tuple[int, ...]
+) -> None:
+    world = World(Random(seed), gateways=(1, 2), witnesses=(9,))
+    for machine in world.nodes.values():
+        machine.synced = False
+    for some in (sorted({*ALL} - {*last}), last):
+        for node in some:
+            new(world, world.nodes[node], *ALL)
+        pass_time(world, RESTART_WAIT_NS + 3 * LEASE_NS)
+    pass_time(world, SETTLE_NS)
+    assert [node for _, node, _ in world.lanes[GROUP].takeovers] == [1]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

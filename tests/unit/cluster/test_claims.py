@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from cluster.claims import UNSYNCED_LEASES, Candidacy, Patience, heirs, rank
+from cluster.claims import DESPAIR_LEASES, UNSYNCED_LEASES, Candidacy, Patience, heirs, rank
 from cluster.heartbeat import Beat, GroupBeat, Voters
 from cluster.lease import LeaseCore
 from cluster.lease_types import GroupParams
@@ -144,8 +144,22 @@ def test_nobody_claims_without_a_majority_that_acts_in_the_same_set() -> None:
     assert free.claims_after() == HEARTBEAT
 
 
+def test_an_unsynced_node_gives_each_before_it_a_lease_and_not_for_ever() -> None:
+    """Theirs may begin later than its own, by more than a heartbeat."""
+    assert Free(synced=False).claims_after() == WAIT + T
+    first = Free(synced=False)
+    first.say(1, upstream=False)
+    assert first.claims_after() == WAIT
+    alone = Free(synced=False)
+    del alone.said[1]
+    assert alone.claims_after() == WAIT
+    despairing = Free(synced=False)
+    despairing.say(1, synced=True)
+    despairing.say(9, synced_seen=True)
+    assert despairing.claims_after(2 * DESPAIR_LEASES * T) == DESPAIR_LEASES * T
+
+
 def test_an_unsynced_node_waits_for_as_long_as_a_majority_knows_of_nobody() -> None:
-    assert Free(synced=False).claims_after() == WAIT
     for voters, silent, says in (
         (VOTED, False, {1: {"holder": 1}, 9: {"holder": 1}}),
         (Voters(VOTED.id + 1, VOTED.members), False, {9: {"synced_seen": True}}),
@@ -162,7 +176,7 @@ def test_an_unsynced_node_waits_for_as_long_as_a_majority_knows_of_nobody() -> N
         assert free.claims_after() is None, says
         free.voters[1] = VOTED
         free.say(9, holder=0, synced_seen=False)
-        assert free.claims_after() == WAIT, "it begins anew"
+        assert free.claims_after() == WAIT + T * (not silent), "it begins anew"
 
 
 def test_the_wait_does_not_begin_while_somebody_is_active_or_the_own_voter_counts_a_lease() -> (
@@ -172,7 +186,7 @@ def test_the_wait_does_not_begin_while_somebody_is_active_or_the_own_voter_count
     free.say(active=make_epoch(3, 7, 1))
     assert free.claims_after() is None
     free.say(active=0)
-    assert free.claims_after() == WAIT
+    assert free.claims_after() == WAIT + T
     free = Free(synced=False)
     del free.said[1]  # It held the group, and died.
     free.voter.holder, free.voter.until_ns = 1, free.now + 2 * WAIT
