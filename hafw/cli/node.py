@@ -95,7 +95,12 @@ def maintenance(
     _confirm(scope, member, yes, "goes into maintenance: it hands over")
     _set(scope, member, "draining", why)
     _wait_drained(scope, member, state, wait_s)
-    _set(scope, member, "maintenance", why)
+    try:
+        _set(scope, member, "maintenance", why)
+    except (RefusedError, StateError) as error:
+        words = str(error).removesuffix("; nothing was changed")
+        back = f"hafwctl node online {member.name}"
+        raise type(error)(f"{words}; {member.name} stays drained, until: {back}") from None
     click.echo(f"{member.name} is in maintenance: it claims nothing", err=True)
 
 

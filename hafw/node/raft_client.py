@@ -20,8 +20,11 @@ from cluster.agreed import (
     SetMemberState,
     SetOrder,
     SetVotes,
+    State,
+    decode_state,
     encode,
 )
+from cluster.assignment import apply
 from hafw.node.client import ASK_S, Unavailable
 from hafw.paths import NodePaths
 from hafw.raft_messages import (
@@ -65,18 +68,45 @@ class RaftClient:
 
     def agree(self, command: Command) -> ProposeReply | Unavailable:
         """`propose`, and again for `LEADER_S` while Raft's leader changes: if nothing was changed,
-        and if that is not known of what may be said twice."""
+        or if that is not known, the command may be said twice, and nobody said another since."""
         deadline = time.monotonic() + LEADER_S
+        before = self._agreed()
         known = True
         while True:
             answer = self.propose(command)
             if isinstance(answer, Unavailable):
+                return answer if known else Unavailable("silent", answer.reason)
+            if answer.ok:
                 return answer
-            safe = answer.known or isinstance(command, _TWICE)
-            known = known and answer.known
-            if answer.ok or not (answer.again and safe) or time.monotonic() >= deadline:
-                return answer if answer.ok else msgspec.structs.replace(answer, known=known)
+            if not answer.known:
+                known = False
+                done = self._done(before, command)
+                if done:
+                    return ProposeReply(True)
+                again = done is False and isinstance(command, _TWICE)
+            else:
+                again = answer.again
+            if not again or time.monotonic() >= deadline:
+                return msgspec.structs.replace(answer, known=known)
             time.sleep(POLL_S)
+
+    def _agreed(self) -> State | None:
+        """What operators agree on, as this raftd knows it; nobody else changes that."""
+        answer = self.status()
+        if isinstance(answer, Unavailable):
+            return None
+        return msgspec.structs.replace(decode_state(answer.state), history=(), damped=())
+
+    def _done(self, before: State | None, command: Command) -> bool | None:
+        """Whether the command in doubt was carried out, as far as this raftd knows; None: somebody
+        else changed something meanwhile, or it cannot be told."""
+        now = self._agreed()
+        if now is None or before is None:
+            return None
+        if now == before:
+            return False
+        after, refusal = apply(now, command)
+        return True if after == now and not refusal else None
 
     async def status_async(self) -> RaftStatus | Unavailable:
         return await asyncio.to_thread(self.status)

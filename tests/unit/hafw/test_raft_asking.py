@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from cluster.agreed import Command, Join, SetMemberState
+from cluster.agreed import Command, Join, Member, SetMemberState, State, encode
+from cluster.assignment import apply
 from hafw.cli import raft_asking as module
 from hafw.cli.where import Scope
 from hafw.errors import RefusedError, StateError
@@ -21,6 +22,7 @@ CHANGED = ProposeReply(False, "the Raft leader changed meanwhile", again=True)
 DOUBT = ProposeReply(False, "the Raft leader changed meanwhile", known=False, again=True)
 NO = ProposeReply(False, "gw1 has left")
 ONLINE = SetMemberState("gw1", "online")
+GW2 = Member("gw2", 2, "gateway", {})
 JOIN = Join("gw1", "0" * 64, 1)
 
 
@@ -32,6 +34,8 @@ class Raftd:
         self.statuses: list[RaftStatus | Unavailable] = []
         self.asked = 0
         self.now = 100.0
+        self.carries_out: list[Command] = []
+        self.state = State(members=(Member("gw1", 1, "gateway", {}, state="draining"),))
         monkeypatch.setattr(raft_client.RaftClient, "propose", lambda _, said: self.propose(said))
         monkeypatch.setattr(raft_client.RaftClient, "status", lambda _: self.status())
         monkeypatch.setattr("time.monotonic", lambda: self.now)
@@ -42,9 +46,14 @@ class Raftd:
 
     def propose(self, _command: Command) -> ProposeReply | Unavailable:
         self.asked += 1
+        for said in self.carries_out:
+            self.state, refusal = apply(self.state, said)
+            assert not refusal
         return self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
 
     def status(self) -> RaftStatus | Unavailable:
+        if not self.statuses:
+            return structs.replace(raft("gw1"), state=encode(self.state))
         self.asked += 1
         return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
 
@@ -68,6 +77,28 @@ def test_in_doubt_only_what_may_be_said_twice_is_proposed_again(raftd: Raftd) ->
     with pytest.raises(RefusedError, match=r"meanwhile; whether it is done is not known$"):
         module.propose("gw1", JOIN)
     assert raftd.asked == 1
+
+
+def test_in_doubt_what_was_carried_out_is_done(raftd: Raftd) -> None:
+    raftd.replies = [DOUBT]
+    raftd.carries_out = [ONLINE]
+    module.propose("gw1", ONLINE)
+    assert raftd.asked == 1
+
+
+def test_in_doubt_it_does_not_undo_what_somebody_said_since(raftd: Raftd) -> None:
+    raftd.replies = [DOUBT, DONE]
+    raftd.state = structs.replace(raftd.state, members=(*raftd.state.members, GW2))
+    raftd.carries_out = [ONLINE, SetMemberState("gw1", "draining", "new disk", 7)]
+    with pytest.raises(RefusedError, match="whether it is done is not known"):
+        module.propose("gw1", ONLINE)
+    assert raftd.asked == 1
+
+
+def test_a_doubt_outlives_a_raftd_that_ends(raftd: Raftd) -> None:
+    raftd.replies = [DOUBT, Unavailable("down", "hafw-raftd is not running")]
+    with pytest.raises(StateError, match="not running; whether it is done is not known"):
+        module.propose("gw1", ONLINE)
 
 
 def test_a_refusal_is_the_answer_at_once(raftd: Raftd) -> None:
