@@ -6,6 +6,7 @@ import time
 
 from hafw.errors import StateError
 from hafw.lab.conductor import Conductor
+from hafw.lab.drill_steps import COMMAND_T, UPSTREAM_T
 from hafw.lab.faults import DRILL_GROUP, wait_until
 from hafw.lab.silence import Direction
 
@@ -75,12 +76,16 @@ def segment(conductor: Conductor, variant: str) -> None:
             lambda _: faults.cut(active, [device]),
             takeover="must",
             commanded=True,
+            within_t=UPSTREAM_T,
         )
         alarm = "group 1: the upstream check of segment lan fails"
         conductor.require("an alarm says why", alarm in sight.leased_alarms(active))
         time.sleep(OUT_S)
     else:
-        conductor.fault(f"lan of {active} dead, moved by command", move, "must", commanded=True)
+        conductor.fault(
+            f"lan of {active} dead, moved by command", move, "must", commanded=True,
+            within_t=COMMAND_T,
+        )  # fmt: skip
     taker = sight.holder().node
     faults.heal(active)
     conductor.returned()
@@ -105,11 +110,22 @@ def _check_upstream(conductor: Conductor) -> None:
 
 
 def sync_link(conductor: Conductor, variant: str) -> None:
-    lab, faults = conductor.lab, conductor.faults
-    active = conductor.sight.holder().node
+    lab, sight, faults = conductor.lab, conductor.sight, conductor.faults
+    active = sight.holder().node
+    (backup,) = sight.others(active)
     device = lab.config.nodes[active].links[variant].device
+
+    def heard() -> list[set[str]]:
+        return [sight.heard_over(active, backup), sight.heard_over(backup, active)]
+
+    before = heard()
     conductor.fault(
         f"{variant} of {active} cut", lambda node: faults.cut(node, [device]), takeover="never"
+    )
+    conductor.await_claim(
+        f"both gateways hear each other over all but {variant}",
+        SHOWN_BOUND_S,
+        lambda: all(was - now == {variant} for was, now in zip(before, heard(), strict=True)),
     )
     conductor.expect_replica(f"while {variant} is cut")
     faults.heal(active)
@@ -168,6 +184,13 @@ def one_way(conductor: Conductor, variant: str) -> None:
         lambda _: faults.silence(node, direction),
         takeover="must" if role == "active" else "never",
     )
+    (other,) = sight.others(node)
+    deaf, heard = (other, node) if way == "from" else (node, other)
+    conductor.await_claim(
+        f"{deaf} does not hear {heard}, which hears it",
+        SHOWN_BOUND_S,
+        lambda: not sight.heard_over(deaf, heard) and bool(sight.heard_over(heard, deaf)),
+    )
     time.sleep(OUT_S)
     faults.heal(node)
     conductor.returned()
@@ -178,8 +201,14 @@ def witness(conductor: Conductor, variant: str) -> None:
     name = next((n for n, node in lab.config.nodes.items() if node.role == "witness"), None)
     if name is None:
         raise StateError("this lab has no witness")
+
+    def require_silence() -> None:
+        heard = [node for node in lab.gateways if conductor.sight.heard_over(node, name)]
+        conductor.require(f"no gateway hears {name}", not heard)
+
     if variant == "gone":
         conductor.fault(f"silence of {name}", lambda _: faults.silence(name), takeover="never")
+        require_silence()
         faults.heal(name)
     elif variant == "paused":
         conductor.fault(
@@ -188,6 +217,7 @@ def witness(conductor: Conductor, variant: str) -> None:
             takeover="never",
             hold_s=PAUSE_S,
         )
+        require_silence()
         faults.thaw()
     else:
         conductor.fault(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from hafw.errors import RefusedError
 from hafw.lab import drill_links, drill_machine, drill_moves, drill_processes
 from hafw.lab.conductor import Conductor
+from hafw.lab.drill_steps import COMMAND_T, GIVEN_UP_T, HELD_UP_T, TAKEN_T, UPSTREAM_T
 
 __all__ = ["DRILLS", "DRILLS_BY_NAME", "MOVES", "Drill", "Plan", "Row", "plan_drills", "rows"]
 
@@ -25,7 +26,8 @@ Plan = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One variant of a drill. `outcome`: what must come of `fault`, which the drill checks."""
+    """One variant of a drill. `outcome`: what must come of `fault`, which the drill checks, and
+    within how many leases T (`hafw.lab.drill_steps.allowed_ms`)."""
 
     variant: str
     fault: str
@@ -49,8 +51,11 @@ class Drill:
         return tuple(row.variant for row in self.rows)
 
 
-_TAKES_OVER = "the other takes over when the lease has run out"
-_NOTHING = "nothing moves, no packet is held up"
+_WITHIN = f"within {TAKEN_T} T"
+_TAKES_OVER = f"the other takes over when the lease has run out, {_WITHIN}"
+_FLOWS = f"no packet is held up for {HELD_UP_T} T"
+_NOTHING = f"nothing moves, {_FLOWS}"
+_GIVEN_UP = f"the lease is given up and not waited for, no packet is held up for {GIVEN_UP_T} T"
 
 DRILLS: tuple[Drill, ...] = (
     Drill(
@@ -77,7 +82,7 @@ DRILLS: tuple[Drill, ...] = (
                 "",
                 "every process of the ACTIVE node stopped (SIGSTOP), thawed 1 s after the "
                 "takeover",
-                f"{_TAKES_OVER}; the gate of the thawed node stays shut",
+                f"{_TAKES_OVER}; the gate of the thawed node stays shut, {_FLOWS}",
             ),
         ),
     ),
@@ -88,7 +93,9 @@ DRILLS: tuple[Drill, ...] = (
             Row(
                 "",
                 "SIGKILL of each process in turn: ACTIVE node, BACKUP, witness",
-                "hafw-leased of the ACTIVE node: the other takes over; any other: nothing moves",
+                "hafw-leased of the ACTIVE node: the other takes over, or the node itself in a "
+                f"new epoch, {_WITHIN}; any other: {_NOTHING} (of a syncd or a leased: the ACTIVE "
+                "node may begin a new epoch in place)",
             ),
         ),
     ),
@@ -99,7 +106,7 @@ DRILLS: tuple[Drill, ...] = (
             Row(
                 "",
                 "planned moves to the other node and back, twice, 10 MB a stream in between",
-                "each move is made",
+                f"each move is made: {_GIVEN_UP}",
             ),
         ),
         octets_s=STREAM_OCTETS_S_MOVING,
@@ -111,12 +118,12 @@ DRILLS: tuple[Drill, ...] = (
             Row(
                 "lan",
                 "carrier loss: the ACTIVE node's cable to lan is pulled, and plugged in again",
-                "the other takes over at once, without waiting for the lease; no fail-back",
+                f"the other takes over at once: {_GIVEN_UP}; no fail-back",
             ),
             Row(
                 "wan",
                 "carrier loss: the ACTIVE node's cable to wan is pulled, and plugged in again",
-                "the other takes over at once, without waiting for the lease; no fail-back",
+                f"the other takes over at once: {_GIVEN_UP}; no fail-back",
             ),
         ),
     ),
@@ -128,12 +135,14 @@ DRILLS: tuple[Drill, ...] = (
                 "checked",
                 "loss of one segment behind a live port: no frame crosses the ACTIVE node's lan, "
                 "its carrier stays; an upstream check of lan is configured",
-                "the check fails and the group moves by itself; no fail-back",
+                f"the check fails and the group moves by itself, within {UPSTREAM_T} T; no "
+                "fail-back",
             ),
             Row(
                 "unchecked",
                 "the same without an upstream check",
-                "the silent path is shown by both nodes, and the group moves by command",
+                "the silent path is shown by both nodes, and the group moves by command, within "
+                f"{COMMAND_T} T of the fault",
             ),
         ),
         flows_first=False,
@@ -192,7 +201,7 @@ DRILLS: tuple[Drill, ...] = (
             Row(
                 "slow",
                 "the witness's answers take 40 ms; then a power cut of the ACTIVE node",
-                f"nothing moves; at the power cut {_TAKES_OVER}",
+                f"{_NOTHING}; at the power cut {_TAKES_OVER}",
             ),
             Row("paused", "the witness is stopped for 10 s and goes on", _NOTHING),
         ),
@@ -210,14 +219,15 @@ DRILLS: tuple[Drill, ...] = (
                 "quorum",
                 "Raft without quorum (two hafw-raftd stopped), then SIGKILL of the ACTIVE "
                 "node's hafw-leased",
-                "Raft is read-only and nothing moves; then the other takes over, without Raft",
+                f"Raft is read-only and {_NOTHING}; then the other takes over, without Raft, "
+                f"{_WITHIN}",
             ),
         ),
     ),
     Drill(
         "cpu",
         drill_machine.cpu,
-        (Row("", "CPU starvation: two busy loops a core for 4 s", "nothing moves"),),
+        (Row("", "CPU starvation: two busy loops a core for 4 s", _NOTHING),),
     ),
     Drill(
         "disk",
@@ -226,8 +236,8 @@ DRILLS: tuple[Drill, ...] = (
             Row(
                 "",
                 "full disk on the ACTIVE node; then SIGKILL of its hafw-leased",
-                "full: nothing moves; killed: the other takes over, and the node does not vote "
-                "(alarm) until there is room again",
+                f"full: {_NOTHING}; killed: the other takes over, {_WITHIN}, and the node does "
+                "not vote (alarm) until there is room again",
             ),
         ),
     ),
@@ -269,8 +279,9 @@ DRILLS: tuple[Drill, ...] = (
             Row(
                 "",
                 "the daemons of each node are restarted, one node after another",
-                "the group leaves a node that restarts, and is never without a node that could "
-                "hold it",
+                "the group leaves the ACTIVE node as it restarts, and stays otherwise: each time "
+                f"a synced node holds it; no packet is held up for {GIVEN_UP_T} T, or "
+                f"{HELD_UP_T} T where it stays",
             ),
         ),
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from hafw.lab.conductor import Conductor
-from hafw.lab.drill_steps import NO_NODE
+from hafw.lab.drill_steps import NO_NODE, all_new
 from hafw.lab.probe_loop import now_ns
 
 __all__ = ["clock", "cold_start", "comes_back", "cpu", "disk", "restart_all"]
@@ -26,6 +26,7 @@ def cpu(conductor: Conductor, _variant: str) -> None:
     conductor.fault(
         "two busy loops a core", lambda _: machine.starve(), takeover="never", hold_s=STARVE_S
     )
+    conductor.require("all of the busy loops ran", machine.is_starving())
     machine.feed()
     conductor.returned()
 
@@ -79,7 +80,8 @@ def clock(conductor: Conductor, variant: str) -> None:
     )
     for node in gateways:
         conductor.require(
-            f"{node} looked at its wall clock meanwhile", machine.clock_reads(node) > before[node]
+            f"{node} looked at its wall clock meanwhile, {step_s:+d} s off",
+            machine.clock_reads(node) > before[node] and machine.clock_off_s(node) == step_s,
         )
         machine.step_clock(node, 0)
     conductor.returned()
@@ -88,6 +90,7 @@ def clock(conductor: Conductor, variant: str) -> None:
 def cold_start(conductor: Conductor, _variant: str) -> None:
     lab, faults = conductor.lab, conductor.faults
     nodes = list(lab.config.nodes)
+    old = {node: lab.pids(node) for node in nodes}
 
     def power_returns(_active: str) -> int:
         for node in nodes:
@@ -104,7 +107,7 @@ def cold_start(conductor: Conductor, _variant: str) -> None:
         before=NO_NODE,
         bound_s=COLD_BOUND_S,
     )
-    conductor.returned()
+    conductor.returned(lambda: all(all_new(old[node], lab.pids(node)) for node in nodes))
     conductor.establish()
 
 
@@ -118,6 +121,7 @@ def comes_back(conductor: Conductor, _variant: str) -> None:
         return before_ns
 
     conductor.fault(f"{backup} switched off", switched_off, takeover="never")
+    conductor.require(f"nothing runs on {backup}", not conductor.lab.all_pids(backup))
 
     def switched_on(_active: str) -> int:
         before_ns = now_ns()
@@ -139,9 +143,8 @@ def restart_all(conductor: Conductor, _variant: str) -> None:
             takeover="must" if was_active else "stays",
             commanded=was_active,
         )
-
-        def all_new(node: str = node, old: dict[str, int] = old) -> bool:
-            fresh = lab.pids(node)
-            return set(fresh) == set(old) and not set(fresh.values()) & set(old.values())
-
-        conductor.returned(all_new)
+        holder = sight.holder().node
+        if node in lab.gateways:
+            conductor.require(f"{holder} holds the group, not {node}", holder != node)
+        conductor.require(f"{holder} is synced", sight.is_synced(holder))
+        conductor.returned(lambda node=node, old=old: all_new(old, lab.pids(node)))  # type: ignore[misc]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cluster.agreed import SetMemberState
 from hafw.errors import RefusedError
+from hafw.lab.drill_steps import all_new
 from hafw.lab.faults import wait_until
 from hafw.lab.probe_loop import now_ns
 from hafw.node.client import Unavailable
@@ -68,12 +69,7 @@ def rolling_restart(conductor: Conductor, _variant: str) -> None:
             # It may not move until the next step either, and the node takes seconds to come back.
             hold_s=0.0,
         )
-
-        def all_new(node: str = node, old: dict[str, int] = old) -> bool:
-            fresh = lab.pids(node)
-            return set(fresh) == set(old) and not set(fresh.values()) & set(old.values())
-
-        conductor.returned(all_new)
+        conductor.returned(lambda node=node, old=old: all_new(old, lab.pids(node)))  # type: ignore[misc]
         if node in gateways:
             _agree(conductor, node, "online")
 

@@ -44,13 +44,17 @@ def freeze(conductor: Conductor, _variant: str) -> None:
     active = conductor.sight.holder().node
     conductor.fault(f"SIGSTOP of all of {active}", conductor.faults.freeze, takeover="must")
     time.sleep(THAW_AFTER_S)
-    conductor.faults.thaw()
+    # From here on a gate of the thawed node that opens, for however short, is a move.
+    conductor.fault(
+        f"SIGCONT of all of {active}", lambda _: conductor.faults.thaw(), takeover="never"
+    )
     conductor.returned()
 
 
 def kill(conductor: Conductor, _variant: str) -> None:
-    """leased of the ACTIVE node is back at once and may win the very next epoch itself: `may`.
-    A dead syncd there asks for a new epoch when it is back: `may` as well."""
+    """leased of the ACTIVE node is back at once and may win the very next epoch itself: `anew`.
+    A dead syncd there asks for a new epoch when it is back, and a restarted voter may make one
+    necessary: `stays`."""
     lab, sight = conductor.lab, conductor.sight
     witnesses = [n for n, node in lab.config.nodes.items() if node.role == "witness"]
     daemons = ["leased", "syncd", "raftd", "hafwd"]
@@ -62,9 +66,9 @@ def kill(conductor: Conductor, _variant: str) -> None:
         old = lab.pids(node).get(daemon)
         takeover: Takeover = "never"
         if daemon == "leased":
-            takeover = "may" if role == "ACTIVE" else "stays"
+            takeover = "anew" if role == "ACTIVE" else "stays"
         elif daemon == "syncd" and role == "ACTIVE":
-            takeover = "may"
+            takeover = "stays"
         conductor.fault(
             f"SIGKILL of {daemon} on {node} ({role})",
             lambda _active: conductor.faults.kill(node, daemon),

@@ -8,26 +8,44 @@ from itertools import pairwise
 from typing import Literal
 
 from hafw.lab.faults import Holder
+from hafw.lab.judges import Change
 from hafw.lab.probe_record import FlowReport, outage_ns
 from hafw.lab.probes import Probe
 from hafw.lab.report import ProbeResult, StepResult
 
 __all__ = [
+    "COMMAND_T",
+    "GIVEN_UP_T",
+    "HELD_UP_T",
     "NO_NODE",
+    "TAKEN_T",
+    "UPSTREAM_T",
     "Step",
     "Takeover",
+    "all_new",
+    "allowed_ms",
     "dark_ns",
     "fault_windows",
+    "gave_up",
     "packets_lost",
     "probe_result",
     "step_result",
     "worst_udp_ms",
 ]
 
-Takeover = Literal["must", "may", "stays", "never"]
-"""Whether another node must be ACTIVE after a fault, may, or must not. Never: the epoch stays too.
-Stays: the ACTIVE node may win the next one itself, as it must when its votes were those of voters
-that have restarted since (`cluster.acceptor`)."""
+Takeover = Literal["must", "anew", "stays", "never"]
+"""Whether another node must be ACTIVE after a fault or must not. Anew: some node, also the former
+one, in a new epoch. Never: the epoch stays too. Stays: the ACTIVE node may win the next one
+itself, as it must when its votes were those of voters that have restarted since
+(`cluster.acceptor`)."""
+HELD_UP_T, GIVEN_UP_T, TAKEN_T = 2, 3, 4
+"""For how many leases packets may be held up: where nothing moves, where a lease is given up, and
+where it runs out. Seen are 0.3, 0.8 and 1.8 (with a slow witness) at most; what must not be takes
+longer: an unsynced node waits for five leases before it claims, a restarted voter for M (2 s)."""
+UPSTREAM_T, COMMAND_T = 20, 10
+"""Until an upstream check has failed, and until a command has been given and obeyed."""
+T_MS_MIN = 100
+"""A shorter lease counts as this: the machine's own noise does not get shorter with it."""
 SHOWN_MAX = 6
 NO_NODE = Holder("no node", 0)
 """Who is ACTIVE before a cold start."""
@@ -35,7 +53,8 @@ NO_NODE = Holder("no node", 0)
 
 @dataclass(slots=True)
 class Step:
-    """One fault, until the next one. `notes`: what was found as it should be."""
+    """One fault, until the next one. `notes`: what was found as it should be. `within_ms`: for how
+    long packets may be held up. `commanded`: the ACTIVE node must give its lease up."""
 
     what: str
     fault_ns: int
@@ -43,6 +62,8 @@ class Step:
     after: Holder
     takeover: Takeover
     ready_s: float | None = None
+    within_ms: float | None = None
+    commanded: bool = False
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -52,10 +73,34 @@ def fault_windows(starts_ns: Sequence[int], end_ns: int) -> list[tuple[int, int]
     return list(pairwise([*starts_ns, end_ns]))
 
 
+def allowed_ms(takeover: Takeover, leases: float | None, lease_ms: int, *, given: bool) -> float:
+    """For how long packets may be held up; `leases` if a row says so, `given`: a lease is given
+    up."""
+    if leases is None:
+        moves = GIVEN_UP_T if given else TAKEN_T
+        leases = HELD_UP_T if takeover in ("stays", "never") else moves
+    return leases * max(lease_ms, T_MS_MIN)
+
+
+def all_new(old: Mapping[str, int], fresh: Mapping[str, int]) -> bool:
+    """Of the daemons by name, with their process ids: all run, and none of them did before."""
+    return set(fresh) == set(old) and not set(fresh.values()) & set(old.values())
+
+
+def gave_up(changes: Sequence[Change], after_ns: int) -> bool:
+    """A gateway shut its gate after this moment while its lease was still running."""
+    return any(
+        new.seen_ns > after_ns and old.announce_ns > new.seen_ns >= new.announce_ns
+        for old, new in pairwise(changes)
+    )
+
+
 def step_result(
-    step: Step, window: tuple[int, int], *, began_ns: int, taken_ns: int | None, outage_ms: float
-) -> StepResult:
-    """`taken_ns`: when another gate was first open after the fault, in whichever window."""
+    step: Step, window: tuple[int, int], *, began_ns: int, taken_ns: int | None, outage_ms: float,
+    given: bool = False,
+) -> StepResult:  # fmt: skip
+    """`taken_ns`: when another gate was first open after the fault, in whichever window. `given`:
+    the ACTIVE node gave its lease up."""
     took_ms = None
     if taken_ns is not None and taken_ns < window[1]:
         took_ms = (taken_ns - step.fault_ns) / 1e6
@@ -69,13 +114,22 @@ def step_result(
         takeover_ms=took_ms,
         outage_ms=outage_ms,
         ready_s=step.ready_s,
-        problem="; ".join([*step.problems, *_moved(step, taken_over=took_ms is not None)]),
+        problem="; ".join(
+            [*step.problems, *_moved(step, taken_over=took_ms is not None, given=given)]
+        ),
         note="; ".join(step.notes),
+        within_ms=step.within_ms,
+        # Of a commanded step it counts from when somebody began to bring it about.
+        taken_within_ms=None if step.commanded else step.within_ms,
     )
 
 
-def _moved(step: Step, *, taken_over: bool) -> list[str]:
-    """What moved although nothing might."""
+def _moved(step: Step, *, taken_over: bool, given: bool) -> list[str]:
+    """What moved although nothing might, or otherwise than it had to."""
+    if step.commanded and not given:
+        return [f"{step.before.node} did not give its lease up"]
+    if step.takeover == "anew" and step.after.epoch <= step.before.epoch:
+        return ["nobody is ACTIVE in a new epoch"]
     if step.takeover not in ("stays", "never"):
         return []
     if taken_over or step.after.node != step.before.node:

@@ -129,6 +129,15 @@ class Sight:
         heard = {link.name for link in links if link.alive}
         return bool(heard) and path not in heard
 
+    def heard_over(self, node: str, peer: str) -> set[str]:
+        """Links and segments over which a node hears a peer. Raises StateError."""
+        answer = self._leased(node)
+        if answer is None:
+            raise StateError(f"hafw-leased on {node} does not say whom it hears")
+        peer_id = self._lab.config.nodes[peer].id
+        links = [link for p in answer.peers if p.node_id == peer_id for link in p.links]
+        return {link.name for link in links if link.alive}
+
     def rtt_ms(self, node: str, peer: str) -> float:
         """How long a node's leased waits for an answer of a peer's; 0 if it cannot say."""
         peer_id = self._lab.config.nodes[peer].id
@@ -290,13 +299,15 @@ class Faults:
                 os.kill(pid, signal.SIGSTOP)
                 self._stopped.append((pid, _start_time(pid)))
 
-    def thaw(self) -> None:
+    def thaw(self) -> int:
         """SIGCONT everything that `freeze` and `stop` stopped."""
+        before_ns = now_ns()
         for pid, started in self._stopped:
             with suppress(ProcessLookupError):
                 if _start_time(pid) == started:
                     os.kill(pid, signal.SIGCONT)
         self._stopped = []
+        return before_ns
 
     def kill(self, node: str, daemon: str) -> int:
         """SIGKILL one daemon; returns when the kernel has buried it. Raises StateError."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from hafw.errors import StateError
 from hafw.lab.files import lab_folder
 
-__all__ = ["clock_environment", "clock_reads", "make_clocks", "step_clock"]
+__all__ = ["clock_environment", "clock_off_s", "clock_reads", "make_clocks", "step_clock"]
 
 _PAGE = struct.Struct("=qQ")
 _NS_PER_S = 1_000_000_000
@@ -63,10 +63,16 @@ def step_clock(node: str, step_s: int) -> None:
 
 def clock_reads(node: str) -> int:
     """How often the node's processes have asked for the time. Raises StateError."""
-    return _edit(node, None)
+    return _edit(node, None)[1]
 
 
-def _edit(node: str, offset_ns: int | None) -> int:
+def clock_off_s(node: str) -> int:
+    """How far the node's wall clock is from the machine's. Raises StateError."""
+    return _edit(node, None)[0] // _NS_PER_S
+
+
+def _edit(node: str, offset_ns: int | None) -> tuple[int, int]:
+    """The page's offset and reads."""
     if not clock_environment(node):
         raise StateError(
             "this lab's nodes have no wall clock of their own: it was built without a C compiler "
@@ -75,5 +81,5 @@ def _edit(node: str, offset_ns: int | None) -> int:
     with _page_of(node).open("r+b") as file, mmap.mmap(file.fileno(), _PAGE.size) as page:
         if offset_ns is not None:
             page[:8] = struct.pack("=q", offset_ns)
-        reads: int = _PAGE.unpack_from(page)[1]
-    return reads
+        off_ns, reads = _PAGE.unpack_from(page)
+    return off_ns, reads

@@ -59,6 +59,11 @@ class MachineFaults:
             )
         return before_ns
 
+    def is_starving(self) -> bool:
+        """All of the loops run."""
+        running = sum(loop.poll() is None for loop in self._loops)
+        return running == LOOPS_A_CPU * len(os.sched_getaffinity(0))
+
     def feed(self) -> None:
         for loop in self._loops:
             loop.kill()
@@ -110,6 +115,10 @@ class MachineFaults:
         """The node's wall clock is this far off from now on. Raises StateError."""
         self._stepped.add(node)
         lab_clock.step_clock(node, step_s)
+
+    def clock_off_s(self, node: str) -> int:
+        """How far off the node's wall clock is. Raises StateError."""
+        return lab_clock.clock_off_s(node)
 
     def clock_reads(self, node: str) -> int:
         """How often the node has looked at its wall clock. Raises StateError."""

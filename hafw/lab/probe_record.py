@@ -88,12 +88,13 @@ class Record:
 def outage_ns(report: FlowReport, start_ns: int, end_ns: int) -> int:
     """The longest gap in answers that touches [start_ns, end_ns]; 0 = none above the resolution.
 
-    A gap still open at `end_ns` counts as far as `end_ns`.
+    A gap still open at `end_ns` counts as far as `end_ns`: what comes of a fault began at the last
+    answer before it, and is not the doing of the fault before.
     """
     longest = 0
     for gap_start, gap_end in report.gaps:
         if gap_end > start_ns and gap_start < end_ns:
-            longest = max(longest, gap_end - gap_start)
+            longest = max(longest, min(gap_end, end_ns) - gap_start)
     open_ns = end_ns - report.last_ns
     if report.last_ns and open_ns > report.resolution_ns:
         longest = max(longest, open_ns)

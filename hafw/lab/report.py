@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _NO_VERDICT = "judge (a) could not judge"
+_TOO_LONG = "too long"
 
 
 class ProbeResult(msgspec.Struct, frozen=True):
@@ -53,8 +54,9 @@ class ProbeResult(msgspec.Struct, frozen=True):
 
 class StepResult(msgspec.Struct, frozen=True):
     """One fault (or move) of a drill. `outage_ms`: the worst gap of a 1 kHz UDP probe.
-    `takeover_ms`: from the fault to another gateway's open gate, by judge (a). `note`: what else
-    was found, as it should be."""
+    `takeover_ms`: from the fault to another gateway's open gate, by judge (a). `within_ms` and
+    `taken_within_ms`: what both may be at most (None: anything). `note`: what else was found, as
+    it should be."""
 
     what: str
     at_s: float
@@ -67,6 +69,8 @@ class StepResult(msgspec.Struct, frozen=True):
     ready_s: float | None
     problem: str = ""
     note: str = ""
+    within_ms: float | None = None
+    taken_within_ms: float | None = None
 
 
 class StrictReading(msgspec.Struct, frozen=True):
@@ -125,6 +129,11 @@ def judge_drill(result: DrillResult, problems: Sequence[str] = ()) -> DrillResul
     reasons = list(problems)
     reasons += [f"{step.what}: {step.problem}" for step in result.steps if step.problem]
     reasons += [
+        f"{_TOO_LONG}: {step.what}: {words}"
+        for step in result.steps
+        for words in _too_long(step, result.agent_late_ms)
+    ]
+    reasons += [
         f"flow lost: {probe.name} IPv{probe.family}: {probe.lost}"
         for probe in result.probes
         if probe.lost
@@ -152,14 +161,29 @@ def judge_drill(result: DrillResult, problems: Sequence[str] = ()) -> DrillResul
     return msgspec.structs.replace(result, passed=not reasons, reasons=reasons)
 
 
+def _too_long(step: StepResult, late_ms: float) -> list[str]:
+    """`late_ms`: a probe that ticked late saw gaps of that length itself; as much as the bound is
+    believed at most."""
+    found = []
+    for words, took_ms, within_ms in (
+        ("packets were held up", step.outage_ms, step.within_ms),
+        ("nobody took over", step.takeover_ms, step.taken_within_ms),
+    ):
+        if took_ms is None or within_ms is None:
+            continue
+        if took_ms > within_ms + min(late_ms, within_ms):
+            found.append(f"{words} for {took_ms:.0f} ms, where {within_ms:.0f} are the most")
+    return found
+
+
 def unjudged(result: DrillResult) -> bool:
-    """Nothing is wrong with it but that judge (a) took no sample for half a lease. It takes them
-    on two CPUs at real-time priority, so the machine itself stood still, the leases with it.
-    Neither passed nor failed."""
+    """Nothing is wrong with it but that judge (a) took no sample for half a lease (and something
+    took too long). It takes them on two CPUs at real-time priority, so the machine itself stood
+    still, the leases with it. Neither passed nor failed."""
     return (
         result.gate is not None
         and result.gate.problem.startswith(NO_SAMPLE)
-        and all(reason.startswith(_NO_VERDICT) for reason in result.reasons)
+        and all(reason.startswith((_NO_VERDICT, _TOO_LONG)) for reason in result.reasons)
     )
 
 

@@ -7,6 +7,7 @@ others take longer than a few seconds.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,7 @@ QUICK = frozenset(
         ("cold-start", ""),
     }
 )  # fmt: skip
+HELD_UP_S = 1.0
 IN_TEST_DRILLS = frozenset({"power-cut", "freeze", "kill", "there-and-back"})
 ALL_ROWS = [
     pytest.param(
@@ -95,6 +97,38 @@ def nothing(*_: object, **__: object) -> int:
             "witness", "slow", ("Faults", "slow_down", ""), "wit is heard, 40 ms late",
             id="no-slow-witness", marks=pytest.mark.long,
         ),
+        pytest.param(
+            "sync-link", "sync0", ("Faults", "cut", ""), "over all but sync0",
+            id="no-cut", marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "one-way", "from-backup", ("Faults", "silence", ""), "which hears it",
+            id="no-silence-of-the-backup", marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "one-way", "to-backup", ("Faults", "silence", ""), "which hears it",
+            id="no-deafness-of-the-backup", marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "witness", "gone", ("Faults", "silence", ""), "no gateway hears wit",
+            id="no-silence-of-the-witness",
+        ),
+        pytest.param(
+            "witness", "paused", ("Faults", "freeze", ""), "no gateway hears wit",
+            id="no-pause", marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "cpu", "", ("MachineFaults", "starve", ""), "all of the busy loops ran",
+            id="no-busy-loops", marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "clock", "ahead", ("MachineFaults", "step_clock", ""), "+3600 s off",
+            id="no-step", marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "return", "", ("Faults", "power_off", ""), "nothing runs on",
+            id="never-off", marks=pytest.mark.long,
+        ),
     ],
 )  # fmt: skip
 def test_a_row_can_fail(
@@ -107,9 +141,9 @@ def test_a_row_can_fail(
     owner, name, instead = place
     where = {"Faults": faults.Faults, "MachineFaults": machine_faults.MachineFaults}[owner]
 
-    def act(self: object, node: str, *_: object) -> int:
+    def act(self: object, *words: object) -> int:
         if instead:
-            return int(getattr(self, instead)(node))
+            return int(getattr(self, instead)(words[0]))
         return now_ns()
 
     monkeypatch.setattr(where, name, act)
@@ -118,5 +152,42 @@ def test_a_row_can_fail(
     result = run(lab, drill, variant)
     assert not result.passed
     assert any(words in reason for reason in result.reasons), result.reasons
+    monkeypatch.undo()
+    lab.wait_ready(30)
+
+
+@pytest.mark.parametrize(
+    ("drill", "variant", "what"),
+    [
+        pytest.param("witness", "gone", "silence", id="nothing-moves"),
+        pytest.param("carrier", "lan", "unplug", id="a-move", marks=pytest.mark.long),
+    ],
+)
+def test_a_row_fails_if_packets_are_held_up(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, drill: str, variant: str, what: str
+) -> None:
+    from hafw.lab.faults import Faults
+
+    act = getattr(Faults, what)
+
+    def nft(words: str) -> None:
+        for node in lab.gateways:
+            assert lab.spawn(node, ["nft", words]).wait(HELD_UP_S) == 0
+
+    def act_and_hold_up(self: Faults, node: str, *words: str) -> int:
+        at_ns = int(act(self, node, *words))
+        nft(
+            "table inet held { chain f { type filter hook forward priority -300; policy drop; }; }"
+        )
+        try:
+            time.sleep(HELD_UP_S)
+        finally:
+            nft("delete table inet held")
+        return at_ns
+
+    monkeypatch.setattr(Faults, what, act_and_hold_up)
+    result = run(lab, drill, variant)
+    assert [r.split(":")[0] for r in result.reasons] == ["too long"], result.reasons
+    assert max(step.outage_ms for step in result.steps) >= HELD_UP_S * 1000
     monkeypatch.undo()
     lab.wait_ready(30)

@@ -8,12 +8,15 @@ from hafw.lab.drill_steps import (
     NO_NODE,
     Step,
     Takeover,
+    allowed_ms,
     dark_ns,
     fault_windows,
+    gave_up,
     packets_lost,
     step_result,
 )
 from hafw.lab.faults import Holder
+from hafw.lab.judges import Change
 from hafw.lab.probe_record import FlowReport
 from hafw.lab.probes import Addresses, plan_probes
 
@@ -41,7 +44,9 @@ AGAIN = Holder("gw1", 9)
         ("stays", AGAIN, None, ""),
         ("stays", GW2, 40, "the group left gw1"),
         ("must", GW2, 40, ""),
-        ("may", AGAIN, None, ""),
+        ("anew", AGAIN, None, ""),
+        ("anew", GW2, 40, ""),
+        ("anew", GW1, None, "nobody is ACTIVE in a new epoch"),
     ],
 )
 def test_what_moved_and_must_not(
@@ -57,6 +62,34 @@ def test_a_takeover_after_the_next_fault_is_that_ones() -> None:
     step = Step("a fault", 10, GW1, GW1, "never", notes=["seen"])
     result = step_result(step, (10, 50), began_ns=0, taken_ns=60, outage_ms=1.0)
     assert (result.problem, result.takeover_ms, result.note) == ("", None, "seen")
+
+
+def test_a_commanded_step_in_which_the_lease_ran_out_is_told() -> None:
+    step = Step("a move", 10, GW1, GW2, "must", commanded=True)
+    results = [
+        step_result(step, (10, 50), began_ns=0, taken_ns=40, outage_ms=1.0, given=given)
+        for given in (True, False)
+    ]
+    assert [r.problem for r in results] == ["", "gw1 did not give its lease up"]
+
+
+def test_a_lease_is_given_up_if_the_gate_is_shut_before_its_deadline() -> None:
+    held = [Change(0, 1, 100, 100), Change(20, 21, 120, 120)]
+    assert not gave_up(held, 0)
+    assert gave_up([*held, Change(40, 41, 0, 120)], 30)
+    assert not gave_up([*held, Change(40, 41, 0, 120)], 41), "that was before the fault"
+    assert not gave_up([*held, Change(130, 131, 0, 0)], 30), "it had run out by then"
+
+
+def test_how_long_packets_may_be_held_up() -> None:
+    assert allowed_ms("never", None, 100, given=False) == 200
+    assert allowed_ms("stays", None, 200, given=False) == 400
+    assert allowed_ms("must", None, 100, given=False) == 400
+    assert allowed_ms("anew", None, 100, given=False) == 400
+    assert allowed_ms("must", None, 100, given=True) == 300
+    assert allowed_ms("must", 10, 100, given=True) == 1000
+    # The machine's own noise does not get shorter with the lease.
+    assert allowed_ms("never", None, 20, given=False) == 200
 
 
 def test_only_a_cold_start_is_dark() -> None:

@@ -76,6 +76,7 @@ def test_only_the_first_reason_of_a_wrong_is_kept() -> None:
         ([(500, 600), (700, 900)], 1000, (450, 650), 100),  # The second is another fault's.
         ([(500, 600), (700, 900)], 1000, (450, 1000), 200),
         ([], 700, (650, 1000), 300),  # Still silent at the end.
+        ([(599, 700)], 1000, (450, 600), 1),  # Of the fault at 600, whose last answer was at 599.
     ],
 )
 def test_outage_is_the_longest_gap_that_touches_the_window(

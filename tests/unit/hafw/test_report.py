@@ -82,6 +82,11 @@ BAD = [
     ({"probes": []}, "no probe was running"),
     ({"steps": [changed(STEP, problem="nobody was ACTIVE within 10 s")]},
      "power cut of gw1: nobody was ACTIVE"),
+    ({"steps": [changed(STEP, within_ms=90.0)], "agent_late_ms": 8.0},
+     "too long: power cut of gw1: packets were held up for 98 ms, where 90 are the most"),
+    ({"steps": [changed(STEP, taken_within_ms=90.0)]}, "nobody took over for 97 ms, where 90 are"),
+    ({"steps": [changed(STEP, outage_ms=900.0, within_ms=400.0)], "agent_late_ms": 5000.0},
+     "held up for 900 ms, where 400 are the most"),
     ({"gate": changed(GATE, dual_ms=0.004, spans=[Span(1, 2)])},
      "dual-ACTIVE for 0.004 ms by the gates' deadlines"),
     ({"gate": changed(GATE, problem="nobody looked")}, "judge (a) could not judge: nobody looked"),
@@ -102,6 +107,11 @@ def test_each_of_these_alone_fails_a_drill(changes: dict[str, Any], words: str) 
     assert len(result.reasons) == 1
     assert words in result.reasons[0]
     assert f"FAILED: {result.reasons[0]}" in render_drill(result)
+
+
+def test_a_probe_that_was_late_itself_has_not_seen_that_gap() -> None:
+    late = changed(GOOD, steps=[changed(STEP, within_ms=90.0)], agent_late_ms=9.0)
+    assert judge_drill(late).passed
 
 
 def test_a_blind_judge_still_tells_what_it_saw() -> None:
@@ -182,6 +192,9 @@ def test_a_run_without_a_verdict_is_told_from_one_that_failed() -> None:
     run = judge_drill(changed(GOOD, gate=stood))
     assert unjudged(run)
     assert not run.passed
+    # What stood still was late, too; the next run tells which it was.
+    assert unjudged(judge_drill(changed(GOOD, gate=stood, steps=[changed(STEP, within_ms=9.0)])))
+    assert not unjudged(judge_drill(changed(GOOD, steps=[changed(STEP, within_ms=9.0)])))
     assert not unjudged(judge_drill(GOOD))
     worse: list[dict[str, Any]] = [{"probes": [changed(PROBE, lost="gone")]}, {"strict": []}]
     for changes in worse:
@@ -225,6 +238,7 @@ def test_the_json_keys_are_a_contract() -> None:
     assert set(drill["steps"][0]) == {
         "what", "at_s", "holder_before", "holder_after", "epoch_before", "epoch_after",
         "takeover_ms", "outage_ms", "ready_s", "problem", "note",
+        "within_ms", "taken_within_ms",
     }  # fmt: skip
     assert set(drill["gate"]) == {
         "dual_ms", "possible_ms", "allowed_ms", "unguarded_ms", "samples", "sample_gap_p99_ms",
