@@ -304,14 +304,20 @@ class Judged:
         need disks. So does one that had not written its era then.
         """
         calm_from, network = self.now - CALM_NS, self.network
+        lost = []
+        for lane in self.lanes.values():
+            if any(self.announces(node, lane.index) for node in self.nodes.values()):
+                lane.lost_in = None
+                continue
+            in_play = frozenset(voters.id for voters in self.sets_in_play())
+            lane.lost_in = lane.lost_in or in_play
+            if in_play <= lane.lost_in:  # A set that came later could not have kept it.
+                lost.append(lane)
         if self.network_disturbed_at > calm_from or network.loss or network.slow or network.cut:
             return
-        for lane in self.lanes.values():
+        for lane in lost:
             gates = [node.gates[lane.index] for node in self.nodes.values()]
-            moving = any(gate.shut_at > calm_from for gate in gates)
-            if not moving and not any(
-                self.announces(node, lane.index) for node in self.nodes.values()
-            ):
+            if not any(gate.shut_at > calm_from for gate in gates):
                 self._check_lost(lane, calm_from)
 
     def _check_lost(self, lane: Lane, calm_from: int) -> None:

@@ -71,6 +71,8 @@ class Lane:
     moved_at: int = 0
     """When a move was asked last, of whomever."""
     forced_at: int = -(10**18)
+    lost_in: frozenset[int] | None = None
+    """While nobody holds it: the voter sets in play when the last holder had lost it."""
 
 
 @dataclass(frozen=True, slots=True)
