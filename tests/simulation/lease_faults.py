@@ -58,6 +58,14 @@ class Faults:
         if self.rng.random() < 0.5:
             self._later(4 * LEASE_NS, lambda: self.world.heavy(node, 0))
 
+    def _heavy_and_unheard(self) -> None:
+        """Heavy work begins as nobody hears any more what the holder asks for; it hears what was
+        granted before."""
+        world, holder = self.world, self._holder_or_any()
+        others = (node for node in world.nodes if node != holder.id)
+        self._cut_for({(holder.id, node) for node in others}, 4 * LEASE_NS)
+        world.heavy(holder, 4 * LEASE_NS)
+
     def _kill(self) -> None:
         node = self._holder_or_any()
         self.world.kill(node)

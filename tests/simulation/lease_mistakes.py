@@ -70,6 +70,7 @@ FOCUS: dict[str, tuple[str, ...]] = {
     "upstream_ignored": ("upstream",),
     "long_grant_cut_short": ("heavy", "heavy", "isolate_holder"),
     "long_accept_kept": ("heavy", "heavy", "move"),
+    "long_lease_backdated": ("heavy_and_unheard",),
     "opening_unproven": ("carrier_as_it_opens", "slow_network", "cut_one_way", "power_cut"),
     "release_untold": ("carrier_as_it_opens", "slow_network", "cut_one_way", "move"),
 }
@@ -120,6 +121,11 @@ FOCUS_PACE = {
 
 def _from_receipt(self: Proposer, request: Request, now_ns: int) -> int:
     return now_ns + self._view.params.shorter(LEASE_NS)
+
+
+def _as_asked_now(self: Proposer, request: Request, now_ns: int) -> int:
+    asked_ns = self._view.lease_asked_ns(now_ns, opened=True)
+    return request.sent_ns + self._view.params.shorter(asked_ns)
 
 
 _propose = Acceptor.propose
@@ -292,6 +298,7 @@ MISTAKES: dict[str, str] = {
     "given_to_anybody": "a holder without an upstream gives to nodes that have none either",
     "upstream_ignored": "a holder without an upstream keeps its group",
     "long_grant_cut_short": "a voter counts every grant as a usual lease, long ones too",
+    "long_lease_backdated": "a usual lease that was granted counts as long once the work begins",
     "long_accept_kept": "the accept that a long lease opened outlasts a usual one in a move",
     "opening_unproven": "a release whose epoch nobody heard ACTIVE is no reason to wait",
     "release_untold": "voters do not tell of a release that its target may not have heard",
@@ -311,6 +318,7 @@ def planted(mistake: str | None, world: World | None = None) -> Iterator[None]:
     patches: dict[str, tuple[type, str, object]] = {
         "lease_from_receipt": (Proposer, "deadline_of", _from_receipt),
         "long_grant_cut_short": (Acceptor, "propose", _usual_grant),
+        "long_lease_backdated": (Proposer, "deadline_of", _as_asked_now),
         "long_accept_kept": (HandOver, "_silence", _all_accept_kept),
         "grants_to_another": (Acceptor, "blocks", lambda _self, _node, _now: 0),
         "old_voters_accepted": (LeaseCore, "_same_voters", lambda _self, _envelope: True),
