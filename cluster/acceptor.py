@@ -28,7 +28,7 @@ class Acceptor:
     """What this voter promised and granted in one group."""
 
     def __init__(self, group: int, params: LeaseParams) -> None:
-        self._group = group
+        self.group = group
         self._params = params
         self.promised = 0
         self.accepted_epoch = 0
@@ -65,7 +65,7 @@ class Acceptor:
             return self._nack(ask.epoch, era=era, now_ns=now_ns)
         self.promised = ask.epoch
         return Promise(
-            group=self._group,
+            group=self.group,
             epoch=ask.epoch,
             era=era,
             last_epoch=self.accepted_epoch,
@@ -97,12 +97,12 @@ class Acceptor:
         if self.opened:
             self.given = None
         self.until_ns = until_ns
-        return Accepted(group=self._group, epoch=ask.epoch, request=ask.request)
+        return Accepted(group=self.group, epoch=ask.epoch, request=ask.request)
 
     def refuse(self, epoch: int, *, era: int, now_ns: int) -> Nack:
         """To another process of the holder: the lease runs, and not for it."""
         return Nack(
-            group=self._group,
+            group=self.group,
             epoch=epoch,
             era=era,
             promised=max(self.promised, self._dead_epoch),
@@ -135,7 +135,7 @@ class Acceptor:
     def _nack(self, epoch: int, *, era: int, now_ns: int) -> Nack:
         left_ns = self.blocks(epoch_node(epoch), now_ns)
         return Nack(
-            group=self._group,
+            group=self.group,
             epoch=epoch,
             era=era,
             promised=max(self.promised, self._dead_epoch),

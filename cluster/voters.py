@@ -16,8 +16,9 @@ Theory of operation
        durable. So whoever tells `next` = n + 1 acts in n, and will never again act in a set below.
     2. When a majority of n has told n + 1, no majority of n - 1 is left that could grant: every
        lease of n - 1 was granted before, and has ended M(1+ε) later. That is what is waited for
-       before the first node acts in n + 1; all others may follow it at once. Who acts in a set
-       above n + 1 told nothing by that: its set may descend from a rival (rule 6).
+       before the first node acts in n + 1, and longer, within bounds, if disks keep a holder from
+       following at once, as all others may (`settling`). Who acts in a set above n + 1 told
+       nothing by that: its set may descend from a rival (rule 6).
     3. At the switch claims and requests under way are dropped (grants of two sets must not be
        added up); what the voter granted it keeps, and waits for, as ever.
     4. Who acts in n + 1 has an era above all it granted in, and not below those of the nodes that
@@ -54,25 +55,13 @@ from cluster.acceptor import Acceptor
 from cluster.founding import first_set, founders_missing
 from cluster.heartbeat import Beat, Voters
 from cluster.lease_types import NEWCOMER, NS_PER_MS, Effect, PersistVoters, VoterRecord, is_sound
+from cluster.settling import PATIENCE_WAITS, granted_era, holder_is_held_up, one_step
 from cluster.view import NodeView, PeerView
 from hafw.config.model import VoterSet
-from hafw.human import epoch_era
 
-__all__ = ["VOTERS_MAX", "VoterChange", "one_step"]
+__all__ = ["VoterChange"]
 
 RETRY_MS = 1000
-VOTERS_MAX = 15
-
-
-def one_step(old: VoterSet, new: VoterSet) -> bool:
-    """Whether `new` may follow `old`."""
-    return (
-        old.id > NEWCOMER
-        and is_sound(new)
-        and new.id == old.id + 1
-        and len(set(old.members) ^ set(new.members)) == 1
-        and 0 < len(new.members) <= VOTERS_MAX
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +90,7 @@ class VoterChange:
         self._higher: _Higher | None = None
         self._founds: VoterSet | None = None  # Set 1, once all its nodes found it.
         self._era_floor = 0
+        self._raise_ns = 0  # When the floor may next be raised above what was granted in.
         self._writing = False
         self._retry_ns = 0
         self._idle = False
@@ -248,18 +238,29 @@ class VoterChange:
         if self.settles_ns is None:
             if not self._both_majorities(follows, now_ns):
                 return False
-            self.settles_ns = now_ns + self._wait_ns()
+            self.settles_ns = self._raise_ns = now_ns + self._wait_ns()
             eras = [peer.beat.era for peer in self._tellers(follows, now_ns) if peer.beat]
             self._era_floor = max(view.era, max(eras, default=0)) + 1
-        if now_ns < self.settles_ns:
+        if now_ns < self.settles_ns or self._is_held_up(follows, now_ns):
             # Ahead. What is granted in until then counts only in the end: an era above each
             # promise would make the voters refuse that very claim, and the next, until the end.
+            if now_ns >= self._raise_ns:
+                self._era_floor = max(self._era_floor, granted_era(self._acceptors) + 1)
+                self._raise_ns = now_ns + self._wait_ns()
             view.want_era(self._era_floor)
             return False
         if not self._era_reached(self._era_floor):
             return False
         self._switch(follows)
         return True
+
+    def _is_held_up(self, follows: VoterSet, now_ns: int) -> bool:
+        """Whether a holder would lose its lease now, for a disk that may be written in time."""
+        since_ns = self.settles_ns
+        if since_ns is None or now_ns >= since_ns + PATIENCE_WAITS * self._wait_ns():
+            return False
+        told, floor = self._tellers(follows, now_ns), self._era_floor
+        return holder_is_held_up(self._view, self._acceptors, told, follows, floor, now_ns)
 
     def _wait_ns(self) -> int:
         """M(1+ε): no lease of two sets before runs longer."""
@@ -300,8 +301,7 @@ class VoterChange:
         """Whether the own era, durable, is at least `era` and above all granted in; if not, it
         is raised."""
         view = self._view
-        granted = max((epoch_era(acceptor.promised) for acceptor in self._acceptors), default=0)
-        least = max(era, granted + 1)
+        least = max(era, granted_era(self._acceptors) + 1)
         if view.era_durable and view.era >= least:
             return True
         view.want_era(least)

@@ -47,6 +47,7 @@ FOCUS: dict[str, tuple[str, ...]] = {
     "next_voters_replaced": ("rival_voters", "rival_voters", "isolate", "change_voters"),
     "rival_that_lives_left": ("rival_comes_late",),
     "release_of_another_set_ignored": ("move_between_sets",),
+    "holder_left_behind": ("slow_disk_in_a_change",),
     "rivals_stay": ("rival_voters", "rival_voters", "isolate"),
     "anybody_votes": ("change_voters", "isolate"),
     "voters_told_early": ("leave_behind", "crash_while_writing"),
@@ -80,6 +81,7 @@ VOTER_FOCUS = frozenset(
     (
         "anybody_votes",
         "both_majorities_unasked",
+        "holder_left_behind",
         "restarts_while_changing",
         "loss_of_voters_unnoticed",
         "next_voters_replaced",
@@ -115,6 +117,7 @@ FOCUS_PACE = {
     "given_to_anybody": (2_000 * MS, 400 * MS),
     "upstream_ignored": (2_000 * MS, 800 * MS),
     "release_of_another_set_ignored": (2_000 * MS, 300 * MS),
+    "holder_left_behind": (2_400 * MS, 1_100 * MS),
 }
 """How long the faults of a focus go on, and the mean gap between them."""
 
@@ -289,6 +292,7 @@ MISTAKES: dict[str, str] = {
     "rival_that_lives_left": "a higher rival is stored although ours may have its majority",
     "release_of_another_set_ignored": "a release is acted on in the voter set of its sender alone",
     "rivals_stay": "no node ever leaves the next set that it has stored for a rival",
+    "holder_left_behind": "a voter set comes into force whether its holder can follow or not",
     "anybody_votes": "newcomers vote, and are counted, before their set is in force",
     "voters_told_early": "a next set is told before it is durable",
     "loss_of_voters_unnoticed": "a node without its voters file goes on with the founders",
@@ -343,6 +347,7 @@ def planted(mistake: str | None, world: World | None = None) -> Iterator[None]:
             lambda _self, message: isinstance(message, Beat),
         ),
         "rivals_stay": (VoterChange, "_way_given", lambda _self: None),
+        "holder_left_behind": (VoterChange, "_is_held_up", lambda *_: False),
         "anybody_votes": (NodeView, "counts", lambda _self, _node: True),
         "renewed_in_hand_over": (HandOver, "gate_frozen", property(lambda _self: False)),
         "release_of_all_groups": (LeaseCore, "_on_message", _release_all),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.lease_types import VoterRecord
+from cluster.lease_types import NEWCOMER, VoterRecord
 from hafw.config.model import VoterSet
 from tests.simulation.lease_checks import FIRST_SET
 from tests.simulation.lease_faults import Faults
@@ -104,6 +104,21 @@ class VoterFaults(Faults):
 
         world.at(until, turn)
         world.at(until + RESTART_WAIT_NS + 6 * LEASE_NS, heal)
+
+    def _slow_disk_in_a_change(self) -> None:
+        """Others store the next set long before the holder does, or a voter that it needs."""
+        world, node = self.world, self._holder_or_any()
+        heard = [other for other in world.nodes.values() if other.core is not None]
+        if node.core is None or node.core.view.voters.id == NEWCOMER:
+            return
+        node.disk_least_ns = 2 * RESTART_WAIT_NS
+        node.disk_slow_until = world.now + 1_000 * MS
+        world.ask_voters(self.rng.choice(heard), self._another_set(node.core.view.voters))
+
+        def heal() -> None:
+            node.disk_least_ns = 0
+
+        world.at(world.now + 6 * LEASE_NS, heal)
 
     def _move_between_sets(self) -> None:
         """The target of a move follows to a new set later than the holder, and is told of the

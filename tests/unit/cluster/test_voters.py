@@ -18,7 +18,7 @@ from cluster.lease_types import (
     VotersFailed,
     VotersPersisted,
 )
-from cluster.voters import one_step
+from cluster.settling import one_step
 from hafw.config.model import RESTART_WAIT_MS, VoterSet
 from hafw.human import make_epoch
 from tests.unit.cluster.lease_bench import HEARTBEAT, MS, VOTED, VOTERS, Bench, T, done, sent
